@@ -1,0 +1,46 @@
+"""Where the lab keeps what is expensive to make. Every entry is named by a hash of what it was made from."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def root() -> Path:
+    """The lab's directory. QEMU's own user must be able to walk to it, so it is never below a home directory."""
+    path = Path(os.environ.get("QUIESCE_LAB_DIR", "/var/cache/quiesce-lab"))
+    path.mkdir(parents=True, exist_ok=True, mode=0o755)
+    return path
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock file; a dead holder's lock is free."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def entry(path: Path) -> Iterator[Path | None]:
+    """Yields a directory to fill if the entry `path` does not exist yet, else None.
+
+    The entry appears whole or not at all: it is filled under another name and renamed.
+    """
+    with locked(path.parent / f".{path.name}.lock"):
+        if path.is_dir():
+            yield None
+            return
+        partial = path.with_name(f"{path.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(mode=0o755)
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        partial.rename(path)

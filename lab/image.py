@@ -1,0 +1,155 @@
+"""Builds the guest image: Debian 13 with PostgreSQL 17, qemu-guest-agent and python3, a root disk and a data disk."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import cache
+
+SUITE = "trixie"
+PACKAGES = (
+    "dbus",
+    "e2fsprogs",
+    "initramfs-tools",
+    "kmod",
+    "linux-image-cloud-amd64",
+    "postgresql-17",
+    "procps",
+    "psmisc",
+    "python3",
+    "python3-psycopg2",
+    "qemu-guest-agent",
+    "systemd-sysv",
+    "udev",
+    "zstd",
+)
+
+CUSTOMIZE = r"""
+set -eu
+cd "$1"
+echo quiesce-lab >etc/hostname
+printf '%s\n' 'LABEL=root / ext4 defaults 0 0' 'LABEL=data /var/lib/postgresql ext4 defaults 0 0' >etc/fstab
+printf '%s\n' virtio_pci virtio_blk ext4 crc32c >etc/initramfs-tools/modules
+sed -i -e 's/^MODULES=.*/MODULES=list/' -e 's/^COMPRESS=.*/COMPRESS=zstd/' etc/initramfs-tools/initramfs.conf
+chroot . update-initramfs -u -k all
+for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
+    systemd-pcrphase.service getty@tty1.service serial-getty@ttyS0.service systemd-networkd.service \
+    systemd-networkd-wait-online.service systemd-resolved.service systemd-timesyncd.service; do
+    ln -sf /dev/null "etc/systemd/system/$unit"
+done
+mkdir -p etc/systemd/journald.conf.d var/log/journal
+printf '[Journal]\nStorage=persistent\nForwardToConsole=no\n' >etc/systemd/journald.conf.d/lab.conf
+cat >>etc/postgresql/17/main/postgresql.conf <<PG
+shared_buffers = 64MB
+log_checkpoints = on
+log_line_prefix = '%m [%p] '
+PG
+rm -rf var/cache/apt/* var/lib/apt/lists/* usr/share/doc/* usr/share/man/* usr/share/locale/*
+"""
+
+ROOT_MIB = 1800
+DATA_MIB = 1200
+
+
+@dataclass(frozen=True)
+class Image:
+    """The cached guest image. Its files are never written again; machines run on overlays of them."""
+
+    directory: Path
+
+    @property
+    def disks(self) -> dict[str, Path]:
+        return {"vda": self.directory / "root.qcow2", "vdb": self.directory / "data.qcow2"}
+
+    @property
+    def kernel(self) -> Path:
+        return self.directory / "vmlinuz"
+
+    @property
+    def initrd(self) -> Path:
+        return self.directory / "initrd.img"
+
+    @property
+    def key(self) -> str:
+        return self.directory.name
+
+
+def build() -> Image:
+    """The guest image, from the cache or built in one to three minutes. Raises subprocess.CalledProcessError."""
+    recipe = "\0".join((SUITE, *PACKAGES, CUSTOMIZE, str(ROOT_MIB), str(DATA_MIB)))
+    path = cache.root() / f"image-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    with cache.entry(path) as directory:
+        if directory is not None:
+            print("lab: building the Debian 13 guest image (once, one to three minutes)", file=sys.stderr, flush=True)
+            _build_into(directory)
+    return Image(path)
+
+
+def _build_into(directory: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="quiesce-lab-", dir="/var/tmp") as scratch_name:  # noqa: S108
+        scratch = Path(scratch_name)
+        tree = scratch / "tree"
+        customize = scratch / "customize"
+        customize.write_text(f"#!/bin/sh\n{CUSTOMIZE}")
+        customize.chmod(0o755)
+        _mmdebstrap(tree, customize)
+        shutil.copy(next((tree / "boot").glob("vmlinuz-*")), directory / "vmlinuz")
+        shutil.copy(next((tree / "boot").glob("initrd.img-*")), directory / "initrd.img")
+        data = scratch / "data"
+        (tree / "var/lib/postgresql").rename(data)
+        (tree / "var/lib/postgresql").mkdir()
+        owner = data.stat()
+        shutil.chown(tree / "var/lib/postgresql", owner.st_uid, owner.st_gid)
+        for name, source, size in (("root", tree, ROOT_MIB), ("data", data, DATA_MIB)):
+            raw = scratch / f"{name}.raw"
+            _run("mke2fs", "-q", "-t", "ext4", "-L", name, "-d", source, raw, f"{size}M")
+            _run("qemu-img", "convert", "-O", "qcow2", raw, directory / f"{name}.qcow2")
+            raw.unlink()
+    for file in directory.iterdir():
+        file.chmod(0o644)
+
+
+def _mmdebstrap(tree: Path, customize: Path) -> None:
+    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    sources = "".join(f"deb [signed-by={keyring}] {_mirror()} {suite} main\n" for suite in (SUITE, f"{SUITE}-updates"))
+    options = [f"--aptopt={line}" for line in _apt_acquire_options()]
+    log = tree.parent / "mmdebstrap.log"
+    with log.open("wb") as output:
+        result = subprocess.run(
+            ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(PACKAGES)}", *options,
+             f"--customize-hook={shlex.quote(str(customize))} \"$1\"", SUITE, str(tree), "-"],
+            input=sources.encode(), stdout=output, stderr=subprocess.STDOUT, check=False, timeout=1500,
+        )  # fmt: skip
+    if result.returncode:
+        sys.stderr.write(log.read_text(errors="replace")[-8000:])
+        result.check_returncode()
+
+
+def _mirror() -> str:
+    """The Debian mirror this machine's apt already uses."""
+    listing = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(LABEL) $(RELEASE)", "Created-By: Packages"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for line in listing.splitlines():
+        uri, label, release = line.rsplit(" ", 2)
+        if label == "Debian" and "backports" not in release:
+            return uri
+    raise RuntimeError("found no Debian mirror in this machine's apt sources")
+
+
+def _apt_acquire_options() -> list[str]:
+    """This machine's own Acquire settings (proxies, validity checks), which mmdebstrap does not read by itself."""
+    dump = subprocess.run(["apt-config", "dump", "Acquire"], capture_output=True, text=True, check=True).stdout
+    return [line for line in dump.splitlines() if not line.endswith('"";')]
+
+
+def _run(*command: str | Path) -> None:
+    subprocess.run([str(word) for word in command], check=True, timeout=600, stdout=subprocess.DEVNULL)

@@ -1,0 +1,337 @@
+"""Virtual machines as context managers.
+
+    with Machine(build()) as machine:            # boots: 30 to 60 s without KVM
+        machine.run("psql -c 'SELECT 1'")
+    with Machine(image, start_from=saved_machine) as machine:   # resumes a saved RAM image: about 2 s
+
+A machine's directory carries a lock held by its owner, so that whatever a killed owner left is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import struct
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import libvirt
+import libvirt_qemu
+
+from lab import cache
+from lab.image import Image
+
+PREFIX = "quiesce-lab-"
+MEMORY_MIB = 640
+URI = "qemu:///system"
+
+
+def kvm_works() -> bool:
+    """/dev/kvm may open and still be unable to run an ordinary kernel; the processor's own flags tell."""
+    flags = Path("/proc/cpuinfo").read_text()
+    return os.access("/dev/kvm", os.W_OK) and (" vmx" in flags or " svm" in flags)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a command in the guest ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class GuestCommandError(Exception):
+    def __init__(self, command: str, finished: Finished) -> None:
+        super().__init__(f"{command!r} ended with {finished.returncode}: {finished.stderr.strip()[-2000:]}")
+        self.finished = finished
+
+
+@dataclass(frozen=True)
+class SavedMachine:
+    """A running machine's memory and disks, from which any number of machines can be resumed, one at a time."""
+
+    directory: Path
+
+    @property
+    def ram(self) -> Path:
+        return self.directory / "ram"
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The name, UUID and directory its RAM image was saved with; all machines' have the same lengths."""
+        return dict(json.loads((self.directory / "identity.json").read_text()))
+
+
+def saved(name: str, image: Image, prepare: Callable[[Machine], None], start_from: SavedMachine | None = None) -> SavedMachine:
+    """The machine `prepare` makes, from the cache or booted, prepared and saved now. `name` must tell what went into it."""
+    path = cache.root() / f"saved-{image.key.removeprefix('image-')}-{name}"
+    with cache.entry(path) as directory:
+        if directory is not None:
+            print(f"lab: booting a machine to be resumed by later tests ({name})", file=sys.stderr, flush=True)
+            with Machine(image, start_from=start_from) as machine:
+                prepare(machine)
+                machine.save_to(directory)
+    return SavedMachine(path)
+
+
+class Machine:
+    """One virtual machine. Entering it starts it; leaving it removes it, its definition and its files."""
+
+    def __init__(
+        self,
+        image: Image,
+        *,
+        start_from: SavedMachine | None = None,
+        customize: Callable[[str], str] = lambda xml: xml,
+        boot: bool = True,
+    ) -> None:
+        self.image = image
+        self.name = PREFIX + secrets.token_hex(4)
+        self.uuid = str(uuid.uuid4())
+        self.directory = cache.root() / "machines" / self.name
+        self._start_from = start_from
+        self._customize = customize
+        self._boot = boot
+
+    def __enter__(self) -> Self:
+        self._stack = contextlib.ExitStack()
+        with self._stack:
+            self.directory.parent.mkdir(exist_ok=True)
+            remove_abandoned()
+            self.directory.mkdir(mode=0o755)
+            lock = self._stack.enter_context((self.directory / "owner.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
+            self.connection = libvirt.open(URI)
+            self._stack.callback(self.connection.close)
+            self._stack.callback(_remove_domain, self.name)
+            base = self._start_from.directory if self._start_from else None
+            for target, file in self.image.disks.items():
+                _overlay(base / f"{target}.qcow2" if base else file, self.disk(target))
+            self.domain = self.connection.defineXML(self._customize(self._xml()))
+            if self._start_from:
+                self._resume(self._start_from)
+            elif self._boot:
+                self.domain.create()
+            if self._start_from or self._boot:
+                self.wait_for_guest()
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            print(f"--- console of {self.name} ---\n{self.console()[-3000:]}", file=sys.stderr)
+        self._stack.close()
+
+    def disk(self, target: str) -> Path:
+        return self.directory / f"{target}.qcow2"
+
+    def console(self) -> str:
+        try:
+            return (self.directory / "console.log").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    # -- the guest, through qemu-guest-agent
+
+    def wait_for_guest(self, timeout: float = 240) -> None:
+        """Until qemu-guest-agent answers. Raises TimeoutError."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                self._guest_agent("guest-ping", timeout=5)
+            except libvirt.libvirtError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{self.name} did not come up in {timeout:g} s") from None
+                time.sleep(0.2)
+            else:
+                return
+
+    def run(self, command: str, *, timeout: float = 60, check: bool = True, stdin: bytes | None = None) -> Finished:
+        """Runs a shell command as root in the guest and waits for it."""
+        pid = self.spawn(command, stdin=stdin, capture=True)
+        deadline = time.monotonic() + timeout
+        pause = 0.01
+        while True:
+            status = self._guest_agent("guest-exec-status", pid=pid)
+            if status["exited"]:
+                break
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{command!r} runs longer than {timeout:g} s")
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.3)
+        finished = Finished(
+            status.get("exitcode", -status.get("signal", 0)),
+            base64.b64decode(status.get("out-data", "")).decode(errors="replace"),
+            base64.b64decode(status.get("err-data", "")).decode(errors="replace"),
+        )
+        if check and finished.returncode:
+            raise GuestCommandError(command, finished)
+        return finished
+
+    def spawn(self, command: str, *, stdin: bytes | None = None, capture: bool = False) -> int:
+        """Starts a shell command as root in the guest; returns its process id there."""
+        arguments: dict[str, Any] = {"path": "/bin/sh", "arg": ["-c", command], "capture-output": capture}
+        if stdin is not None:
+            arguments["input-data"] = base64.b64encode(stdin).decode()
+        return int(self._guest_agent("guest-exec", **arguments)["pid"])
+
+    def sql(self, statement: str, *, database: str = "postgres", timeout: float = 60) -> str:
+        """Runs SQL as postgres with psql and returns its unaligned rows."""
+        command = f"runuser -u postgres -- psql -X -q -A -t -v ON_ERROR_STOP=1 -d {database} -f -"
+        return self.run(command, stdin=statement.encode(), timeout=timeout).stdout.strip()
+
+    def write_file(self, path: str, content: bytes) -> None:
+        handle = self._guest_agent("guest-file-open", path=path, mode="w")
+        for start in range(0, len(content), 48 * 1024):
+            piece = base64.b64encode(content[start : start + 48 * 1024]).decode()
+            self._guest_agent("guest-file-write", handle=handle, **{"buf-b64": piece})
+        self._guest_agent("guest-file-close", handle=handle)
+
+    def wait_for_postgresql(self, timeout: float = 120) -> None:
+        deadline = time.monotonic() + timeout
+        while self.run("runuser -u postgres -- psql -X -q -c 'SELECT 1'", check=False).returncode:
+            if time.monotonic() > deadline:
+                raise TimeoutError("PostgreSQL did not come up in the guest")
+            time.sleep(0.3)
+
+    def _guest_agent(self, command: str, *, timeout: int = 30, **arguments: Any) -> Any:
+        request = json.dumps({"execute": command, "arguments": arguments})
+        return json.loads(libvirt_qemu.qemuAgentCommand(self.domain, request, timeout, 0))["return"]
+
+    # -- saving and resuming
+
+    def save_to(self, directory: Path) -> None:
+        """Stops the machine and leaves its memory and disks in `directory`."""
+        self.run("sync")
+        self.domain.save(str(directory / "ram"))
+        for target in self.image.disks:
+            shutil.move(self.disk(target), directory / f"{target}.qcow2")
+        for file in directory.iterdir():
+            file.chmod(0o644)
+            shutil.chown(file, "root", "root")
+        identity = {"name": self.name, "uuid": self.uuid}
+        (directory / "identity.json").write_text(json.dumps(identity))
+
+    def _resume(self, source: SavedMachine) -> None:
+        with cache.locked(source.directory / "resume.lock"):
+            _rename_in_ram_image(source.ram, source.identity, {"name": self.name, "uuid": self.uuid})
+            (source.directory / "identity.json").write_text(json.dumps({"name": self.name, "uuid": self.uuid}))
+            self.connection.restore(str(source.ram))
+        self.domain = self.connection.lookupByName(self.name)
+
+    def _xml(self) -> str:
+        disks = "".join(
+            f"<disk type='file' device='disk'><driver name='qemu' type='qcow2' discard='unmap'/>"
+            f"<source file='{self.disk(target)}'/><target dev='{target}' bus='virtio'/></disk>"
+            for target in self.image.disks
+        )
+        kind = "kvm" if kvm_works() else "qemu"
+        return f"""
+<domain type='{kind}'>
+  <name>{self.name}</name><uuid>{self.uuid}</uuid><genid/>
+  <memory unit='MiB'>{MEMORY_MIB}</memory><vcpu>2</vcpu>
+  <os><type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>{self.image.kernel}</kernel><initrd>{self.image.initrd}</initrd>
+    <cmdline>root=/dev/vda rw console=ttyS0 quiet loglevel=3 systemd.show_status=0 mitigations=off</cmdline></os>
+  <features><acpi/></features><cpu mode='maximum'/><clock offset='utc'/>
+  <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash>
+  <devices>
+    {disks}
+    <controller type='virtio-serial' index='0'/><controller type='usb' model='none'/><memballoon model='none'/>
+    <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <serial type='file'><source path='{self.directory}/console.log'/><target port='0'/></serial>
+  </devices>
+</domain>"""
+
+
+def remove_abandoned() -> None:
+    """Removes machines whose owner died."""
+    for directory in (cache.root() / "machines").glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError), (directory / "owner.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_domain(directory.name)
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def left_behind() -> list[str]:
+    """Domains and files of machines that are still there; a test suite asserts that there are none."""
+    connection = libvirt.open(URI)
+    try:
+        domains = [domain.name() for domain in connection.listAllDomains() if domain.name().startswith(PREFIX)]
+        pools = [pool.name() for pool in connection.listAllStoragePools() if "quiesce" in pool.name()]
+    finally:
+        connection.close()
+    return domains + pools + [str(path) for path in (cache.root() / "machines").glob("*")]
+
+
+def _remove_domain(name: str) -> None:
+    """On a connection of its own: a test may have killed the daemon the machine's own connection led to."""
+    with contextlib.suppress(libvirt.libvirtError):
+        connection = libvirt.open(URI)
+        try:
+            domain = connection.lookupByName(name)
+            with contextlib.suppress(libvirt.libvirtError):
+                domain.destroy()
+            flags = libvirt.VIR_DOMAIN_UNDEFINE_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            with contextlib.suppress(libvirt.libvirtError):
+                domain.undefineFlags(flags | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+        finally:
+            connection.close()
+
+
+def _overlay(base: Path, path: Path) -> None:
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(path)],
+        check=True, timeout=60,
+    )  # fmt: skip
+
+
+_SAVE_HEADER = struct.Struct("=16sII")
+"""magic, version, length of the XML that follows at offset 92: libvirt, src/qemu/qemu_saveimage.h."""
+_SAVE_XML_OFFSET = 92
+
+
+def _rename_in_ram_image(ram: Path, old: dict[str, str], new: dict[str, str]) -> None:
+    """Gives a libvirt save file another name and UUID, in place.
+
+    Names, UUIDs and hence directories all have one length, so nothing in the file moves. libvirt offers no way to do this:
+    it refuses a changed name as another machine.
+    """
+    with ram.open("r+b") as file:
+        magic, _version, length = _SAVE_HEADER.unpack(file.read(_SAVE_HEADER.size))
+        if magic != b"LibvirtQemudSave":
+            raise ValueError(f"{ram} is not a libvirt save file")
+        file.seek(_SAVE_XML_OFFSET)
+        data = file.read(length)
+        for key, value in old.items():
+            assert len(value) == len(new[key])
+            data = data.replace(value.encode(), new[key].encode())
+        file.seek(_SAVE_XML_OFFSET)
+        file.write(data)
+
+
+@contextlib.contextmanager
+def removed_afterwards(path: Path) -> Iterator[Path]:
+    """A directory that does not outlive the block."""
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,201 @@
+"""One connected host: reads requests, keeps their order, answers. Any byte from the host is checked like a stranger's."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import platform
+import select
+import time
+from typing import Any, Callable, Dict, Optional, Tuple
+
+from quiesce import __version__
+from quiesce.agent import deadman, filesystems, writers
+from quiesce.agent.attempt import Attempt, AttemptError
+from quiesce.wire import framing, messages
+from quiesce.wire.framing import ProtocolError
+from quiesce.wire.messages import ErrorCode, Op, Request, State
+from quiesce.wire.schema import to_wire
+
+CAPABILITIES = ("freeze", "dead-man", "postgresql")
+WRITE_TIMEOUT_MS = 5000
+"""A host that does not read for this long is taken for gone, in milliseconds."""
+
+ALLOWED: Dict[Op, Tuple[State, ...]] = {
+    Op.PREPARE: (State.IDLE,),
+    Op.HOLD: (State.PREPARED, State.HELD),
+    Op.FREEZE: (State.PREPARED, State.HELD),
+    Op.THAW: (State.FROZEN,),
+    Op.RELEASE: (State.HELD, State.THAWED),
+    Op.ABORT: tuple(State),
+    Op.HELLO: (State.IDLE,),
+    Op.IDENTIFY: (State.IDLE,),
+    Op.STATUS: tuple(State),
+}
+"""The states each request may come in."""
+
+
+class Conversation:
+    """From the host's first byte to its hanging up, which aborts whatever attempt is under way."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._splitter = framing.LineSplitter()
+        self._attempt: Optional[Attempt] = None
+        self._expired = False
+
+    def run(self) -> None:
+        try:
+            while self._wait():
+                try:
+                    data = os.read(self._port, 65536)
+                except BlockingIOError:
+                    continue
+                if not data:
+                    return
+                for line in self._splitter.feed(data):
+                    self._write(framing.encode(self.answer(line)))
+        finally:
+            self._drop_attempt()
+
+    def answer(self, line: Optional[bytes]) -> Dict[str, Any]:
+        """The reply to one line, whatever it holds. Never raises for what the line says."""
+        request_id = 0
+        try:
+            if line is None:
+                raise ProtocolError(f"a line of more than {framing.MAX_LINE} bytes")
+            message = framing.decode(line)
+            if isinstance(message.get("id"), int):
+                request_id = message["id"]
+            request = messages.parse_request(message)
+            return {"id": request.id, "result": to_wire(self._perform(request))}
+        except ProtocolError as error:
+            return _error(request_id, ErrorCode.BAD_REQUEST, str(error))
+        except AttemptError as error:
+            return _error(request_id, error.code, str(error), error.writers)
+        except Exception as error:  # noqa: BLE001 - an answer is owed, and the guest must come out of the window
+            self._drop_attempt()
+            return _error(request_id, ErrorCode.FAILED, f"{type(error).__name__}: {error}")
+
+    def _perform(self, request: Request) -> Any:
+        state = self._attempt.state if self._attempt else State.IDLE
+        attempt = self._attempt
+        if attempt and request.op not in (Op.STATUS, Op.HELLO, Op.IDENTIFY):
+            if not hmac.compare_digest(attempt.token.encode(), request.token.encode()):
+                raise AttemptError(ErrorCode.WRONG_TOKEN, "this attempt has another token")
+        if state not in ALLOWED[request.op]:
+            if self._expired and not attempt:
+                raise AttemptError(ErrorCode.DEADLINE, "the deadline passed; the guest has released everything")
+            raise AttemptError(ErrorCode.WRONG_STATE, f"{request.op.value} is not possible while {state.value}")
+        deadline_ns = time.monotonic_ns() + request.deadline_ms * 1_000_000
+        try:
+            return self._handlers()[request.op](request, deadline_ns)
+        except AttemptError:
+            self._drop_attempt()
+            raise
+
+    def _handlers(self) -> Dict[Op, Callable[[Request, int], Any]]:
+        return {
+            Op.HELLO: self._hello,
+            Op.IDENTIFY: self._identify,
+            Op.PREPARE: self._prepare,
+            Op.HOLD: lambda request, deadline: self._current.hold(request.args.level, deadline),
+            Op.FREEZE: lambda request, deadline: self._current.freeze(deadline),
+            Op.THAW: lambda request, deadline: self._current.thaw(),
+            Op.RELEASE: self._release,
+            Op.ABORT: self._abort,
+            Op.STATUS: lambda request, deadline: self._status(),
+        }
+
+    @property
+    def _current(self) -> Attempt:
+        assert self._attempt is not None  # noqa: S101 - ALLOWED asks for a state only an attempt has
+        return self._attempt
+
+    def _hello(self, request: Request, deadline_ns: int) -> messages.HelloReply:
+        with open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123
+            boot_id = file.read().strip()
+        return messages.HelloReply(
+            request.args.nonce, messages.PROTOCOL, __version__, CAPABILITIES, boot_id, platform.python_version()
+        )
+
+    def _identify(self, request: Request, deadline_ns: int) -> messages.Inventory:
+        found = writers.discover()
+        try:
+            return messages.Inventory(tuple(writer.identify() for writer in found), filesystems.inventory())
+        finally:
+            for writer in found:
+                writer.abort()
+
+    def _prepare(self, request: Request, deadline_ns: int) -> messages.Inventory:
+        if not request.token:
+            raise AttemptError(ErrorCode.BAD_REQUEST, "an attempt needs a token")
+        if not 0 < request.args.window_ms <= messages.MAX_WINDOW_MS:
+            raise AttemptError(ErrorCode.BAD_REQUEST, f"window_ms must be from 1 to {messages.MAX_WINDOW_MS}")
+        self._expired = False
+        self._attempt = Attempt(request.token, request.args.window_ms, request.args.insist)
+        return self._attempt.prepare(deadline_ns)
+
+    def _release(self, request: Request, deadline_ns: int) -> messages.Released:
+        released = self._current.release(request.args.level)
+        if self._current.finished:
+            self._drop_attempt()
+        return released
+
+    def _abort(self, request: Request, deadline_ns: int) -> messages.Status:
+        self._drop_attempt()
+        return self._status()
+
+    def _status(self) -> messages.Status:
+        attempt = self._attempt
+        return messages.Status(
+            attempt.state if attempt else State.IDLE,
+            attempt.left_ms() if attempt else None,
+            deadman.last_rescue(),
+            _resident_kib(os.getppid()),
+        )
+
+    def _drop_attempt(self) -> None:
+        attempt, self._attempt = self._attempt, None
+        if attempt:
+            attempt.abort()
+
+    def _wait(self) -> bool:
+        """Waits for input or the attempt's deadline, which it enforces. False when the host hung up."""
+        poll = select.poll()
+        poll.register(self._port, select.POLLIN)
+        left = self._attempt.left_ms() if self._attempt else None
+        events = poll.poll(left)
+        if not events:
+            self._expired = True
+            self._drop_attempt()
+            return True
+        # What a host wrote before it hung up is not acted on: nobody waits for the answer.
+        return not events[0][1] & select.POLLHUP
+
+    def _write(self, data: bytes) -> None:
+        poll = select.poll()
+        poll.register(self._port, select.POLLOUT)
+        while data:
+            try:
+                data = data[os.write(self._port, data) :]
+            except BlockingIOError:
+                if not poll.poll(WRITE_TIMEOUT_MS):
+                    raise TimeoutError("the host does not read its answer") from None
+
+
+def _error(
+    request_id: int, code: ErrorCode, message: str, found: Tuple[messages.Writer, ...] = ()
+) -> Dict[str, Any]:
+    return {"id": request_id, "error": to_wire(messages.Error(code, message[:1000], found))}
+
+
+def _resident_kib(pid: int) -> Optional[int]:
+    try:
+        with open(f"/proc/{pid}/status") as file:  # noqa: PTH123
+            for line in file:
+                if line.startswith("VmRSS:"):
+                    return int(line.split()[1])
+    except OSError:
+        pass
+    return None

@@ -1,0 +1,1 @@
+"""What things are: names, grades, the checkpoint tree, errors, events. Pure; imports nothing of ours."""

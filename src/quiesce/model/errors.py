@@ -1,0 +1,71 @@
+"""The errors of quiesce. Each class has an exit code; each error a message and, where there is one, a hint.
+
+    QuiesceError ........................ 1   something failed that has no code of its own
+    ├── UsageError ...................... 2   the command line does not make sense
+    ├── NotFoundError ................... 3   no such VM, checkpoint
+    ├── RefusedError .................... 4   the VM, as it is, cannot be checkpointed, restored, ...
+    │   ├── NameTakenError .............. 4
+    │   └── NoSpaceError ................ 7   not enough room for the differencing disks
+    ├── AgentError ...................... 5   no guest agent, one that is too old, or one that does not answer rightly
+    ├── ConsistencyError ................ 6   the required consistency could not be had; nothing was kept
+    ├── HypervisorError ................. 8   libvirt failed or cannot be reached
+    └── BusyError ....................... 9   another operation holds the VM
+
+The codes are an interface: docs/exit-codes.md, tests/unit/test_errors.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class QuiesceError(Exception):
+    """Base of all errors a user may see. After any of them the guest runs, unless the message says otherwise."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None, details: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.details = details or {}
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__.removesuffix("Error").lower() or "error"
+
+
+class UsageError(QuiesceError):
+    exit_code = 2
+
+
+class NotFoundError(QuiesceError):
+    exit_code = 3
+
+
+class RefusedError(QuiesceError):
+    exit_code = 4
+
+
+class NameTakenError(RefusedError):
+    pass
+
+
+class NoSpaceError(RefusedError):
+    exit_code = 7
+
+
+class AgentError(QuiesceError):
+    exit_code = 5
+
+
+class ConsistencyError(QuiesceError):
+    exit_code = 6
+
+
+class HypervisorError(QuiesceError):
+    exit_code = 8
+
+
+class BusyError(QuiesceError):
+    exit_code = 9

@@ -1,0 +1,104 @@
+"""One JSON object a line, of bounded size. The bytes come from a party that is not trusted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Iterator
+
+MAX_LINE = 256 * 1024
+"""Longest line accepted by either side, in bytes, without its newline. The largest honest message (a guest with hundreds
+of filesystems and databases) is below 64 KiB."""
+
+MAX_DEPTH = 16
+"""Deepest nesting accepted; checked before parsing, as the parser itself recurses."""
+
+
+class ProtocolError(Exception):
+    """The peer sent something this protocol does not have. The message never quotes more than a few of its bytes."""
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """One line. ASCII only, so that no byte of a message is ever a control character but its final newline."""
+    line = json.dumps(message, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+    if len(line) > MAX_LINE:
+        raise ProtocolError(f"a message of {len(line)} bytes is over the limit of {MAX_LINE}")
+    return line + b"\n"
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """The object in one line.
+
+    Raises ProtocolError for anything but one JSON object of bounded depth without NaN, Infinity or duplicate keys.
+    """
+    if len(line) > MAX_LINE:
+        raise ProtocolError(f"a line of more than {MAX_LINE} bytes")
+    if _depth_bound(line) > MAX_DEPTH:
+        raise ProtocolError(f"a message nested deeper than {MAX_DEPTH}")
+    try:
+        value = json.loads(line.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"not a JSON message: {type(error).__name__}") from None
+    if not isinstance(value, dict):
+        raise ProtocolError(f"a message must be an object, not a {type(value).__name__}")
+    return value
+
+
+class LineSplitter:
+    """Cuts a byte stream into lines, keeping at most MAX_LINE bytes.
+
+    A longer line is dropped to its end and reported once as None, so that the reader stays in step with the stream.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._dropping = False
+
+    def feed(self, data: bytes) -> Iterator[bytes | None]:
+        start = 0
+        while start < len(data):
+            end = data.find(b"\n", start)
+            piece = data[start:] if end < 0 else data[start:end]
+            if not self._dropping:
+                self._buffer += piece
+                if len(self._buffer) > MAX_LINE:
+                    self._buffer.clear()
+                    self._dropping = True
+            if end < 0:
+                return
+            start = end + 1
+            if self._dropping:
+                self._dropping = False
+                yield None
+            else:
+                line = bytes(self._buffer)
+                self._buffer.clear()
+                if line.strip():
+                    yield line
+
+    def reset(self) -> None:
+        self._buffer.clear()
+        self._dropping = False
+
+
+def _depth_bound(line: bytes) -> int:
+    """An upper bound of the nesting: brackets inside strings count too, which no honest message has many of."""
+    depth = deepest = 0
+    for byte in line:
+        if byte in b"[{":
+            depth += 1
+            if depth > deepest:
+                deepest = depth
+        elif byte in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("duplicate key")
+    return result

@@ -1,0 +1,260 @@
+"""What host and agent say to each other.
+
+The host sends one request at a time and waits for its reply:
+
+    {"id": 7, "op": "freeze", "token": "5f0c...", "deadline_ms": 2000, "args": {}}
+    {"id": 7, "result": {...}}    or    {"id": 7, "error": {"code": "refused", "message": "..."}}
+
+`token` names the attempt. It is chosen by the host in `prepare`; the agent refuses every later step with another one, and
+every step out of order. `deadline_ms` is how long the requester will wait; the agent gives up by itself when it passes.
+There is no request that runs a command, reads or writes a file of the requester's choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Dict, Optional, Tuple, Type
+
+from quiesce.model.grades import Grade, Level
+from quiesce.wire.framing import ProtocolError
+from quiesce.wire.schema import from_wire
+
+PROTOCOL = 1
+PORT_NAME = "io.quiesce.agent.0"
+DEVICE = "/dev/virtio-ports/" + PORT_NAME
+MAX_WINDOW_MS = 60_000
+"""Longest window an agent agrees to: VSS's own bound from freeze to thaw (notes: hyperv-vss 2.3)."""
+
+
+class Op(str, Enum):
+    HELLO = "hello"
+    IDENTIFY = "identify"
+    PREPARE = "prepare"
+    HOLD = "hold"
+    FREEZE = "freeze"
+    THAW = "thaw"
+    RELEASE = "release"
+    ABORT = "abort"
+    STATUS = "status"
+
+
+class State(str, Enum):
+    """Where an attempt is. It only moves forward; `abort` leads back to idle from anywhere."""
+
+    IDLE = "idle"
+    PREPARED = "prepared"
+    HELD = "held"
+    FROZEN = "frozen"
+    THAWED = "thawed"
+
+
+class ErrorCode(str, Enum):
+    BAD_REQUEST = "bad-request"
+    WRONG_TOKEN = "wrong-token"  # noqa: S105
+    WRONG_STATE = "wrong-state"
+    DEADLINE = "deadline"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+class FreezeState(str, Enum):
+    FREEZABLE = "freezable"
+    FROZEN = "frozen"
+    THAWED = "thawed"
+    FLUSHED = "flushed"
+    """It has no freeze (vfat, ...): it was flushed, and may have been written to since."""
+    SKIPPED = "skipped"
+    """Nothing of it is on this VM's disks (tmpfs, network), or it is read-only, or another filesystem carries it."""
+
+
+@dataclass(frozen=True)
+class Request:
+    id: int
+    op: Op
+    token: str = ""
+    deadline_ms: int = 0
+    args: Any = None
+
+
+@dataclass(frozen=True)
+class Hello:
+    nonce: str
+    protocol: int
+    software: str
+
+
+@dataclass(frozen=True)
+class HelloReply:
+    nonce: str
+    protocol: int
+    software: str
+    capabilities: Tuple[str, ...]
+    boot_id: str
+    python: str
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No arguments."""
+
+
+@dataclass(frozen=True)
+class Filesystem:
+    mountpoint: str
+    fstype: str
+    source: str
+    state: FreezeState
+    reason: Optional[str] = None
+    freeze_us: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One application as its writer sees it now."""
+
+    id: str
+    """Stable within the guest, as `postgresql:17/main`."""
+    application: str
+    version: str
+    level: Level
+    grade: Grade
+    """While identified or prepared: the best grade to be expected. After release: the grade earned."""
+    reason: Optional[str] = None
+    role: Optional[str] = None
+    position: Dict[str, str] = field(default_factory=dict)
+    """Names the state held, in the application's own terms."""
+    data_directory: Optional[str] = None
+    warnings: Tuple[str, ...] = ()
+    timings_us: Dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Reply to identify and prepare: everything found, in the order it would be held and frozen."""
+
+    writers: Tuple[Writer, ...]
+    filesystems: Tuple[Filesystem, ...]
+
+
+@dataclass(frozen=True)
+class Prepare:
+    window_ms: int
+    """The guest's own deadline: from the first hold, everything is released by then whatever happens."""
+    insist: bool
+    """A writer that cannot be held fails the attempt. Otherwise it is let go and graded as what it then is: a crash image."""
+
+
+@dataclass(frozen=True)
+class AtLevel:
+    level: Level
+
+
+@dataclass(frozen=True)
+class Held:
+    writers: Tuple[Writer, ...]
+    monotonic_ns: int
+    """The guest's CLOCK_MONOTONIC when the last writer of this level held."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    freeze_token: str
+    filesystems: Tuple[Filesystem, ...]
+
+
+@dataclass(frozen=True)
+class Thawed:
+    freeze_token: str
+    unbroken: bool
+    """Every filesystem was still frozen by this freeze when it was thawed."""
+    filesystems: Tuple[Filesystem, ...]
+
+
+@dataclass(frozen=True)
+class Released:
+    writers: Tuple[Writer, ...]
+    monotonic_ns: int
+    """The guest's CLOCK_MONOTONIC just before the first writer of this level was released."""
+    window_us: int
+    """Guest time from the start of the first hold to the end of this release."""
+
+
+@dataclass(frozen=True)
+class Status:
+    state: State
+    deadline_left_ms: Optional[int] = None
+    last_rescue: Optional[str] = None
+    """What the dead-man did the last time it had to act since the guest booted."""
+    agent_rss_kib: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Error:
+    code: ErrorCode
+    message: str
+    writers: Tuple[Writer, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reply:
+    id: int
+    result: Any = None
+    error: Optional[Error] = None
+
+
+ARGUMENTS: Dict[Op, Type[Any]] = {
+    Op.HELLO: Hello,
+    Op.IDENTIFY: Nothing,
+    Op.PREPARE: Prepare,
+    Op.HOLD: AtLevel,
+    Op.FREEZE: Nothing,
+    Op.THAW: Nothing,
+    Op.RELEASE: AtLevel,
+    Op.ABORT: Nothing,
+    Op.STATUS: Nothing,
+}
+
+RESULTS: Dict[Op, Type[Any]] = {
+    Op.HELLO: HelloReply,
+    Op.IDENTIFY: Inventory,
+    Op.PREPARE: Inventory,
+    Op.HOLD: Held,
+    Op.FREEZE: Frozen,
+    Op.THAW: Thawed,
+    Op.RELEASE: Released,
+    Op.ABORT: Status,
+    Op.STATUS: Status,
+}
+
+_ID = "id"
+
+
+def parse_request(message: Dict[str, Any]) -> Request:
+    """A request with its arguments as their dataclass. Raises ProtocolError."""
+    if message.keys() - {_ID, "op", "token", "deadline_ms", "args"}:
+        raise ProtocolError("request: unknown field(s)")
+    envelope = from_wire(_Envelope, {key: value for key, value in message.items() if key != "args"})
+    if not 0 <= envelope.deadline_ms <= 3_600_000:
+        raise ProtocolError("request: deadline_ms out of range")
+    arguments = from_wire(ARGUMENTS[envelope.op], message.get("args", {}))
+    return Request(envelope.id, envelope.op, envelope.token, envelope.deadline_ms, arguments)
+
+
+def parse_reply(message: Dict[str, Any], op: Op) -> Reply:
+    """A reply to `op`. Raises ProtocolError."""
+    if message.keys() - {_ID, "result", "error"} or not isinstance(message.get(_ID), int):
+        raise ProtocolError("reply: not an answer to a request")
+    if ("result" in message) == ("error" in message):
+        raise ProtocolError("reply: needs a result or an error")
+    if "error" in message:
+        return Reply(message[_ID], error=from_wire(Error, message["error"]))
+    return Reply(message[_ID], result=from_wire(RESULTS[op], message["result"]))
+
+
+@dataclass(frozen=True)
+class _Envelope:
+    id: int
+    op: Op
+    token: str = ""
+    deadline_ms: int = 0

@@ -1,0 +1,139 @@
+"""The host's end of the conversation: sends a request, waits for its reply, believes nothing it did not check."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol, Tuple
+
+from quiesce.model.grades import Level
+from quiesce.wire import framing, messages
+from quiesce.wire.framing import ProtocolError
+from quiesce.wire.messages import Op
+from quiesce.wire.schema import to_wire
+
+
+class Transport(Protocol):
+    """A two-way byte stream to one guest."""
+
+    def send(self, data: bytes, timeout: float) -> None:
+        """Sends all of `data`. Raises TimeoutError after `timeout` seconds, ConnectionError when the stream is gone."""
+
+    def receive(self, timeout: float) -> bytes:
+        """Some bytes. Raises TimeoutError after `timeout` seconds, ConnectionError when the stream is gone."""
+
+    def close(self) -> None:
+        """Idempotent; never raises."""
+
+
+class AgentRefusal(Exception):
+    """The agent answered with an error. `error.writers` tells which writer refused, where it was one."""
+
+    def __init__(self, error: messages.Error) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What the handshake established."""
+
+    software: str
+    capabilities: Tuple[str, ...]
+    boot_id: str
+
+
+GRACE_S = 1.0
+"""How much longer than the agent's own deadline the requester waits for its answer, in seconds."""
+
+
+class Requester:
+    """One conversation. Not thread-safe: one request at a time.
+
+    After any exception but AgentRefusal the stream's state is unknown: close it. The guest then releases by itself.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._splitter = framing.LineSplitter()
+        self._lines: list[bytes | None] = []
+        self._next_id = 1
+        self.token = secrets.token_hex(16)
+
+    def hello(self, software: str, timeout: float) -> Greeting:
+        """Shakes hands, passing over whatever an earlier conversation left in the stream.
+
+        Raises TimeoutError if no agent answers, ProtocolError if its protocol is not ours.
+        """
+        nonce = secrets.token_hex(16)
+        self._transport.send(b"\n", timeout)
+        reply = self._call(Op.HELLO, messages.Hello(nonce, messages.PROTOCOL, software), timeout, stale_allowed=nonce)
+        if reply.protocol != messages.PROTOCOL:
+            raise ProtocolError(f"the agent speaks protocol {reply.protocol}, this host {messages.PROTOCOL}")
+        return Greeting(reply.software, reply.capabilities, reply.boot_id)
+
+    def identify(self, timeout: float) -> messages.Inventory:
+        return self._call(Op.IDENTIFY, messages.Nothing(), timeout)
+
+    def prepare(self, window_ms: int, insist: bool, timeout: float) -> messages.Inventory:
+        return self._call(Op.PREPARE, messages.Prepare(window_ms, insist), timeout)
+
+    def hold(self, level: Level, timeout: float) -> messages.Held:
+        return self._call(Op.HOLD, messages.AtLevel(level), timeout)
+
+    def freeze(self, timeout: float) -> messages.Frozen:
+        return self._call(Op.FREEZE, messages.Nothing(), timeout)
+
+    def thaw(self, timeout: float) -> messages.Thawed:
+        return self._call(Op.THAW, messages.Nothing(), timeout)
+
+    def release(self, level: Level, timeout: float) -> messages.Released:
+        return self._call(Op.RELEASE, messages.AtLevel(level), timeout)
+
+    def abort(self, timeout: float) -> messages.Status:
+        return self._call(Op.ABORT, messages.Nothing(), timeout)
+
+    def status(self, timeout: float) -> messages.Status:
+        return self._call(Op.STATUS, messages.Nothing(), timeout)
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def _call(self, op: Op, arguments: Any, timeout: float, stale_allowed: str | None = None) -> Any:
+        request_id = self._next_id
+        self._next_id += 1
+        deadline = time.monotonic() + timeout + (0 if op is Op.HELLO else GRACE_S)
+        request = {
+            "id": request_id,
+            "op": op.value,
+            "token": self.token,
+            "deadline_ms": int(timeout * 1000),
+            "args": to_wire(arguments),
+        }
+        self._transport.send(framing.encode(request), timeout)
+        while True:
+            line = self._receive_line(deadline)
+            try:
+                if line is None:
+                    raise ProtocolError(f"a line of more than {framing.MAX_LINE} bytes")
+                reply = messages.parse_reply(framing.decode(line), op)
+                if reply.id != request_id:
+                    raise ProtocolError("an answer to another request")
+                if stale_allowed and reply.result is not None and reply.result.nonce != stale_allowed:
+                    raise ProtocolError("an answer to an earlier handshake")
+            except ProtocolError:
+                if stale_allowed:
+                    continue
+                raise
+            if reply.error is not None:
+                raise AgentRefusal(reply.error)
+            return reply.result
+
+    def _receive_line(self, deadline: float) -> bytes | None:
+        while not self._lines:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the guest agent does not answer")
+            self._lines.extend(self._splitter.feed(self._transport.receive(left)))
+        return self._lines.pop(0)
