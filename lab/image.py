@@ -93,7 +93,7 @@ def build() -> Image:
 
 
 def _build_into(directory: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="quiesce-lab-", dir="/var/tmp") as scratch_name:  # noqa: S108
+    with tempfile.TemporaryDirectory(prefix="quiesce-lab-", dir="/var/tmp") as scratch_name:
         scratch = Path(scratch_name)
         tree = scratch / "tree"
         customize = scratch / "customize"

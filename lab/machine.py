@@ -37,6 +37,8 @@ PREFIX = "quiesce-lab-"
 MEMORY_MIB = 640
 URI = "qemu:///system"
 
+libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised; they need not be printed as well
+
 
 def kvm_works() -> bool:
     """/dev/kvm may open and still be unable to run an ordinary kernel; the processor's own flags tell."""
@@ -131,9 +133,7 @@ class Machine:
             self._stack = self._stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if error is not None:
             print(f"--- console of {self.name} ---\n{self.console()[-3000:]}", file=sys.stderr)
         self._stack.close()
@@ -186,9 +186,9 @@ class Machine:
 
     def spawn(self, command: str, *, stdin: bytes | None = None, capture: bool = False) -> int:
         """Starts a shell command as root in the guest; returns its process id there."""
-        arguments: dict[str, Any] = {"path": "/bin/sh", "arg": ["-c", command], "capture-output": capture}
+        arguments: dict[str, Any] = {"path": "/bin/sh", "arg": ["-c", command], "capture_output": capture}
         if stdin is not None:
-            arguments["input-data"] = base64.b64encode(stdin).decode()
+            arguments["input_data"] = base64.b64encode(stdin).decode()
         return int(self._guest_agent("guest-exec", **arguments)["pid"])
 
     def sql(self, statement: str, *, database: str = "postgres", timeout: float = 60) -> str:
@@ -200,7 +200,7 @@ class Machine:
         handle = self._guest_agent("guest-file-open", path=path, mode="w")
         for start in range(0, len(content), 48 * 1024):
             piece = base64.b64encode(content[start : start + 48 * 1024]).decode()
-            self._guest_agent("guest-file-write", handle=handle, **{"buf-b64": piece})
+            self._guest_agent("guest-file-write", handle=handle, buf_b64=piece)
         self._guest_agent("guest-file-close", handle=handle)
 
     def wait_for_postgresql(self, timeout: float = 120) -> None:
@@ -211,7 +211,8 @@ class Machine:
             time.sleep(0.3)
 
     def _guest_agent(self, command: str, *, timeout: int = 30, **arguments: Any) -> Any:
-        request = json.dumps({"execute": command, "arguments": arguments})
+        named = {name.replace("_", "-"): value for name, value in arguments.items()}
+        request = json.dumps({"execute": command, "arguments": named})
         return json.loads(libvirt_qemu.qemuAgentCommand(self.domain, request, timeout, 0))["return"]
 
     # -- saving and resuming

@@ -7,11 +7,12 @@ import os
 import platform
 import select
 import time
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Optional
 
 from quiesce import __version__
 from quiesce.agent import deadman, filesystems, writers
 from quiesce.agent.attempt import Attempt, AttemptError
+from quiesce.model.reports import Writer
 from quiesce.wire import framing, messages
 from quiesce.wire.framing import ProtocolError
 from quiesce.wire.messages import ErrorCode, Op, Request, State
@@ -21,7 +22,7 @@ CAPABILITIES = ("freeze", "dead-man", "postgresql")
 WRITE_TIMEOUT_MS = 5000
 """A host that does not read for this long is taken for gone, in milliseconds."""
 
-ALLOWED: Dict[Op, Tuple[State, ...]] = {
+ALLOWED: dict[Op, tuple[State, ...]] = {
     Op.PREPARE: (State.IDLE,),
     Op.HOLD: (State.PREPARED, State.HELD),
     Op.FREEZE: (State.PREPARED, State.HELD),
@@ -58,7 +59,7 @@ class Conversation:
         finally:
             self._drop_attempt()
 
-    def answer(self, line: Optional[bytes]) -> Dict[str, Any]:
+    def answer(self, line: Optional[bytes]) -> dict[str, Any]:
         """The reply to one line, whatever it holds. Never raises for what the line says."""
         request_id = 0
         try:
@@ -80,21 +81,24 @@ class Conversation:
     def _perform(self, request: Request) -> Any:
         state = self._attempt.state if self._attempt else State.IDLE
         attempt = self._attempt
-        if attempt and request.op not in (Op.STATUS, Op.HELLO, Op.IDENTIFY):
-            if not hmac.compare_digest(attempt.token.encode(), request.token.encode()):
-                raise AttemptError(ErrorCode.WRONG_TOKEN, "this attempt has another token")
+        guarded = attempt and request.op not in (Op.STATUS, Op.HELLO, Op.IDENTIFY)
+        if guarded and not hmac.compare_digest(attempt.token.encode(), request.token.encode()):
+            raise AttemptError(ErrorCode.WRONG_TOKEN, "this attempt has another token")
         if state not in ALLOWED[request.op]:
             if self._expired and not attempt:
                 raise AttemptError(ErrorCode.DEADLINE, "the deadline passed; the guest has released everything")
             raise AttemptError(ErrorCode.WRONG_STATE, f"{request.op.value} is not possible while {state.value}")
         deadline_ns = time.monotonic_ns() + request.deadline_ms * 1_000_000
         try:
-            return self._handlers()[request.op](request, deadline_ns)
+            result = self._handlers()[request.op](request, deadline_ns)
         except AttemptError:
             self._drop_attempt()
             raise
+        if self._attempt and self._attempt.finished:
+            self._drop_attempt()
+        return result
 
-    def _handlers(self) -> Dict[Op, Callable[[Request, int], Any]]:
+    def _handlers(self) -> dict[Op, Callable[[Request, int], Any]]:
         return {
             Op.HELLO: self._hello,
             Op.IDENTIFY: self._identify,
@@ -102,18 +106,18 @@ class Conversation:
             Op.HOLD: lambda request, deadline: self._current.hold(request.args.level, deadline),
             Op.FREEZE: lambda request, deadline: self._current.freeze(deadline),
             Op.THAW: lambda request, deadline: self._current.thaw(),
-            Op.RELEASE: self._release,
+            Op.RELEASE: lambda request, deadline: self._current.release(request.args.level),
             Op.ABORT: self._abort,
             Op.STATUS: lambda request, deadline: self._status(),
         }
 
     @property
     def _current(self) -> Attempt:
-        assert self._attempt is not None  # noqa: S101 - ALLOWED asks for a state only an attempt has
+        assert self._attempt is not None  # ALLOWED asks for a state only an attempt has
         return self._attempt
 
     def _hello(self, request: Request, deadline_ns: int) -> messages.HelloReply:
-        with open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123
+        with open("/proc/sys/kernel/random/boot_id") as file:
             boot_id = file.read().strip()
         return messages.HelloReply(
             request.args.nonce, messages.PROTOCOL, __version__, CAPABILITIES, boot_id, platform.python_version()
@@ -135,12 +139,6 @@ class Conversation:
         self._expired = False
         self._attempt = Attempt(request.token, request.args.window_ms, request.args.insist)
         return self._attempt.prepare(deadline_ns)
-
-    def _release(self, request: Request, deadline_ns: int) -> messages.Released:
-        released = self._current.release(request.args.level)
-        if self._current.finished:
-            self._drop_attempt()
-        return released
 
     def _abort(self, request: Request, deadline_ns: int) -> messages.Status:
         self._drop_attempt()
@@ -184,15 +182,13 @@ class Conversation:
                     raise TimeoutError("the host does not read its answer") from None
 
 
-def _error(
-    request_id: int, code: ErrorCode, message: str, found: Tuple[messages.Writer, ...] = ()
-) -> Dict[str, Any]:
+def _error(request_id: int, code: ErrorCode, message: str, found: tuple[Writer, ...] = ()) -> dict[str, Any]:
     return {"id": request_id, "error": to_wire(messages.Error(code, message[:1000], found))}
 
 
 def _resident_kib(pid: int) -> Optional[int]:
     try:
-        with open(f"/proc/{pid}/status") as file:  # noqa: PTH123
+        with open(f"/proc/{pid}/status") as file:
             for line in file:
                 if line.startswith("VmRSS:"):
                     return int(line.split()[1])

@@ -5,8 +5,8 @@ Also read inside guests, so it keeps to Python 3.9 and the standard library.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
-from typing import Iterable
 
 
 class Level(str, Enum):

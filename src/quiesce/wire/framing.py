@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 MAX_LINE = 256 * 1024
 """Longest line accepted by either side, in bytes, without its newline. The largest honest message (a guest with hundreds

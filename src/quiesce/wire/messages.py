@@ -12,11 +12,12 @@ There is no request that runs a command, reads or writes a file of the requester
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Dict, Optional, Tuple, Type
+from typing import Any, Optional
 
-from quiesce.model.grades import Grade, Level
+from quiesce.model.grades import Level
+from quiesce.model.reports import Filesystem, Writer
 from quiesce.wire.framing import ProtocolError
 from quiesce.wire.schema import from_wire
 
@@ -58,16 +59,6 @@ class ErrorCode(str, Enum):
     FAILED = "failed"
 
 
-class FreezeState(str, Enum):
-    FREEZABLE = "freezable"
-    FROZEN = "frozen"
-    THAWED = "thawed"
-    FLUSHED = "flushed"
-    """It has no freeze (vfat, ...): it was flushed, and may have been written to since."""
-    SKIPPED = "skipped"
-    """Nothing of it is on this VM's disks (tmpfs, network), or it is read-only, or another filesystem carries it."""
-
-
 @dataclass(frozen=True)
 class Request:
     id: int
@@ -89,7 +80,7 @@ class HelloReply:
     nonce: str
     protocol: int
     software: str
-    capabilities: Tuple[str, ...]
+    capabilities: tuple[str, ...]
     boot_id: str
     python: str
 
@@ -100,41 +91,11 @@ class Nothing:
 
 
 @dataclass(frozen=True)
-class Filesystem:
-    mountpoint: str
-    fstype: str
-    source: str
-    state: FreezeState
-    reason: Optional[str] = None
-    freeze_us: Optional[int] = None
-
-
-@dataclass(frozen=True)
-class Writer:
-    """One application as its writer sees it now."""
-
-    id: str
-    """Stable within the guest, as `postgresql:17/main`."""
-    application: str
-    version: str
-    level: Level
-    grade: Grade
-    """While identified or prepared: the best grade to be expected. After release: the grade earned."""
-    reason: Optional[str] = None
-    role: Optional[str] = None
-    position: Dict[str, str] = field(default_factory=dict)
-    """Names the state held, in the application's own terms."""
-    data_directory: Optional[str] = None
-    warnings: Tuple[str, ...] = ()
-    timings_us: Dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Inventory:
     """Reply to identify and prepare: everything found, in the order it would be held and frozen."""
 
-    writers: Tuple[Writer, ...]
-    filesystems: Tuple[Filesystem, ...]
+    writers: tuple[Writer, ...]
+    filesystems: tuple[Filesystem, ...]
 
 
 @dataclass(frozen=True)
@@ -152,7 +113,7 @@ class AtLevel:
 
 @dataclass(frozen=True)
 class Held:
-    writers: Tuple[Writer, ...]
+    writers: tuple[Writer, ...]
     monotonic_ns: int
     """The guest's CLOCK_MONOTONIC when the last writer of this level held."""
 
@@ -160,7 +121,7 @@ class Held:
 @dataclass(frozen=True)
 class Frozen:
     freeze_token: str
-    filesystems: Tuple[Filesystem, ...]
+    filesystems: tuple[Filesystem, ...]
 
 
 @dataclass(frozen=True)
@@ -168,12 +129,14 @@ class Thawed:
     freeze_token: str
     unbroken: bool
     """Every filesystem was still frozen by this freeze when it was thawed."""
-    filesystems: Tuple[Filesystem, ...]
+    filesystems: tuple[Filesystem, ...]
+    window_us: int
+    """Guest time from the start of the first hold (or of the freeze, with nothing to hold) to the end of the thaw."""
 
 
 @dataclass(frozen=True)
 class Released:
-    writers: Tuple[Writer, ...]
+    writers: tuple[Writer, ...]
     monotonic_ns: int
     """The guest's CLOCK_MONOTONIC just before the first writer of this level was released."""
     window_us: int
@@ -193,7 +156,7 @@ class Status:
 class Error:
     code: ErrorCode
     message: str
-    writers: Tuple[Writer, ...] = ()
+    writers: tuple[Writer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -203,7 +166,7 @@ class Reply:
     error: Optional[Error] = None
 
 
-ARGUMENTS: Dict[Op, Type[Any]] = {
+ARGUMENTS: dict[Op, type[Any]] = {
     Op.HELLO: Hello,
     Op.IDENTIFY: Nothing,
     Op.PREPARE: Prepare,
@@ -215,7 +178,7 @@ ARGUMENTS: Dict[Op, Type[Any]] = {
     Op.STATUS: Nothing,
 }
 
-RESULTS: Dict[Op, Type[Any]] = {
+RESULTS: dict[Op, type[Any]] = {
     Op.HELLO: HelloReply,
     Op.IDENTIFY: Inventory,
     Op.PREPARE: Inventory,
@@ -230,7 +193,7 @@ RESULTS: Dict[Op, Type[Any]] = {
 _ID = "id"
 
 
-def parse_request(message: Dict[str, Any]) -> Request:
+def parse_request(message: dict[str, Any]) -> Request:
     """A request with its arguments as their dataclass. Raises ProtocolError."""
     if message.keys() - {_ID, "op", "token", "deadline_ms", "args"}:
         raise ProtocolError("request: unknown field(s)")
@@ -241,7 +204,7 @@ def parse_request(message: Dict[str, Any]) -> Request:
     return Request(envelope.id, envelope.op, envelope.token, envelope.deadline_ms, arguments)
 
 
-def parse_reply(message: Dict[str, Any], op: Op) -> Reply:
+def parse_reply(message: dict[str, Any], op: Op) -> Reply:
     """A reply to `op`. Raises ProtocolError."""
     if message.keys() - {_ID, "result", "error"} or not isinstance(message.get(_ID), int):
         raise ProtocolError("reply: not an answer to a request")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass
-from typing import Any, Protocol, Tuple
+from typing import Any, Protocol
 
 from quiesce.model.grades import Level
 from quiesce.wire import framing, messages
@@ -27,7 +27,7 @@ class Transport(Protocol):
         """Idempotent; never raises."""
 
 
-class AgentRefusal(Exception):
+class AgentRefusedError(Exception):
     """The agent answered with an error. `error.writers` tells which writer refused, where it was one."""
 
     def __init__(self, error: messages.Error) -> None:
@@ -40,7 +40,7 @@ class Greeting:
     """What the handshake established."""
 
     software: str
-    capabilities: Tuple[str, ...]
+    capabilities: tuple[str, ...]
     boot_id: str
 
 
@@ -51,7 +51,7 @@ GRACE_S = 1.0
 class Requester:
     """One conversation. Not thread-safe: one request at a time.
 
-    After any exception but AgentRefusal the stream's state is unknown: close it. The guest then releases by itself.
+    After any exception but AgentRefusedError the stream's state is unknown: close it. The guest then releases by itself.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -127,7 +127,7 @@ class Requester:
                     continue
                 raise
             if reply.error is not None:
-                raise AgentRefusal(reply.error)
+                raise AgentRefusedError(reply.error)
             return reply.result
 
     def _receive_line(self, deadline: float) -> bytes | None:

@@ -7,9 +7,10 @@ int, bool, enums of strings, `Optional`, `Tuple[X, ...]`, `Dict[str, X]` and oth
 from __future__ import annotations
 
 import dataclasses
+import types
 from enum import Enum
-from functools import lru_cache
-from typing import Any, Dict, Type, TypeVar, Union, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from quiesce.wire.framing import ProtocolError
 
@@ -17,10 +18,12 @@ MAX_STRING = 4096
 MAX_ITEMS = 4096
 MAX_INT = 2**63 - 1
 
+_UNIONS = (Union, getattr(types, "UnionType", Union))  # `X | None` is the latter, from 3.10 on
+
 T = TypeVar("T")
 
 
-def to_wire(message: Any) -> Dict[str, Any]:
+def to_wire(message: Any) -> dict[str, Any]:
     """The JSON object for a dataclass; None fields are left out."""
     return {
         field.name: _encode(value)
@@ -29,7 +32,7 @@ def to_wire(message: Any) -> Dict[str, Any]:
     }
 
 
-def from_wire(cls: Type[T], value: Any) -> T:
+def from_wire(cls: type[T], value: Any) -> T:
     """A `cls` from a JSON object. Raises ProtocolError naming the field that does not fit, never quoting its content."""
     return _decode_dataclass(cls, value, cls.__name__)
 
@@ -46,19 +49,19 @@ def _encode(value: Any) -> Any:
     return value
 
 
-@lru_cache(maxsize=None)
-def _hints(cls: type) -> Dict[str, Any]:
+@cache
+def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
-def _decode_dataclass(cls: Type[T], value: Any, where: str) -> T:
+def _decode_dataclass(cls: type[T], value: Any, where: str) -> T:
     if not isinstance(value, dict):
         raise ProtocolError(f"{where}: not an object")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = len(value.keys() - fields.keys())
     if unknown:
         raise ProtocolError(f"{where}: {unknown} unknown field(s)")
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     arguments = {}
     for name, field in fields.items():
         if name in value:
@@ -82,7 +85,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             raise ProtocolError(f"{where}: not true or false")
         return value
     origin = get_origin(kind)
-    if origin is Union:
+    if origin in _UNIONS:
         inner = next(argument for argument in get_args(kind) if argument is not type(None))
         return None if value is None else _decode(inner, value, where)
     if origin is tuple:
@@ -93,8 +96,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict) or len(value) > MAX_ITEMS:
             raise ProtocolError(f"{where}: not an object of at most {MAX_ITEMS} entries")
         return {
-            _decode(str, key, f"{where} key"): _decode(get_args(kind)[1], item, f"{where} value")
-            for key, item in value.items()
+            _decode(str, key, f"{where} key"): _decode(get_args(kind)[1], item, f"{where} value") for key, item in value.items()
         }
     if isinstance(kind, type) and issubclass(kind, Enum):
         try:

@@ -1,0 +1,180 @@
+"""One attempt at a checkpoint inside the guest: prepare, hold, freeze, thaw, release; abort from anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from typing import Optional
+
+from quiesce.agent import filesystems, writers
+from quiesce.agent.deadman import DeadMan, DeadManError
+from quiesce.model.grades import LEVELS, Grade, Level
+from quiesce.model.reports import Writer
+from quiesce.wire.messages import (
+    ErrorCode,
+    Frozen,
+    Held,
+    Inventory,
+    Released,
+    State,
+    Thawed,
+)
+
+DEADMAN_GRACE_NS = 250_000_000
+"""How long after the deadline the dead-man waits for this process to have done it itself, in nanoseconds."""
+
+
+class AttemptError(Exception):
+    """A step that failed or was refused. The attempt is over and everything is released when this reaches the host,
+    unless the code is wrong-token or wrong-state."""
+
+    def __init__(self, code: ErrorCode, message: str, found: tuple[Writer, ...] = ()) -> None:
+        super().__init__(message)
+        self.code = code
+        self.writers = found
+
+
+class Attempt:
+    """Holds, freezes and lets go; the order of the calls is the conversation's business."""
+
+    def __init__(self, token: str, window_ms: int, insist: bool) -> None:
+        self.token = token
+        self.state = State.IDLE
+        self.finished = False
+        self._window_ns = window_ms * 1_000_000
+        self._insist = insist
+        self._deadline_ns: Optional[int] = None
+        self._started_ns: Optional[int] = None
+        self._writers: list[writers.ApplicationWriter] = []
+        self._held: list[writers.ApplicationWriter] = []
+        self._freezer: Optional[filesystems.Freezer] = None
+        self._deadman: Optional[DeadMan] = None
+        self._freeze_token = ""
+
+    def left_ms(self) -> Optional[int]:
+        """Milliseconds to the deadline, at least 0; None before the first hold."""
+        if self._deadline_ns is None:
+            return None
+        return max(0, (self._deadline_ns - time.monotonic_ns()) // 1_000_000)
+
+    def prepare(self, deadline_ns: int) -> Inventory:
+        """The long part, while the applications run: sessions, database checkpoints, flushing of dirty pages.
+
+        Raises AttemptError if the guest cannot be quiesced as required; nothing was held then.
+        """
+        self._freezer = filesystems.Freezer()
+        # Before any session is opened: a copy of a session's socket in the dead-man would keep it alive.
+        try:
+            self._deadman = DeadMan.start(self._freezer.descriptors)
+        except DeadManError as error:
+            raise AttemptError(ErrorCode.FAILED, f"no dead-man: {error}") from None
+        self._writers = writers.discover()
+        for writer in self._writers:
+            writer.prepare(deadline_ns, self._window_ns // 1_000_000)
+        found = self._identify()
+        refused = [writer for writer in found if not writer.grade.vouched]
+        if self._insist and refused:
+            raise AttemptError(ErrorCode.REFUSED, _explain(refused), found)
+        self._freezer.flush()
+        self.state = State.PREPARED
+        return Inventory(found, self._freezer.report())
+
+    def hold(self, level: Level, deadline_ns: int) -> Held:
+        """Every writer of this level at rest at a boundary of its own. Raises AttemptError if one cannot be had."""
+        deadline_ns = self._start_window(deadline_ns)
+        at_level = self._at(level)
+        for writer in at_level:
+            self._held.append(writer)
+            try:
+                writer.hold(deadline_ns)
+            except writers.HoldError as error:
+                if self._insist:
+                    failed = dataclasses.replace(writer.identify(), grade=Grade.REFUSED, reason=str(error))
+                    raise AttemptError(ErrorCode.REFUSED, _explain([failed]), (failed,)) from None
+                writer.forgo(str(error))
+        self.state = State.HELD
+        return Held(tuple(writer.identify() for writer in at_level), time.monotonic_ns())
+
+    def freeze(self, deadline_ns: int) -> Frozen:
+        """Every filesystem frozen by us, `/` last. Raises AttemptError; then none is frozen by us any more."""
+        deadline_ns = self._start_window(deadline_ns)
+        freezer, deadman = self._parts()
+        try:
+            freezer.freeze(deadline_ns, deadman)
+        except filesystems.FreezeError as error:
+            raise AttemptError(ErrorCode.FAILED, str(error)) from None
+        self._freeze_token = secrets.token_hex(16)
+        self.state = State.FROZEN
+        return Frozen(self._freeze_token, freezer.report())
+
+    def thaw(self) -> Thawed:
+        freezer, deadman = self._parts()
+        unbroken = freezer.thaw(deadman)
+        self.state = State.THAWED
+        if not self._held:
+            deadman.disarm()
+            self.finished = True
+        return Thawed(self._freeze_token, unbroken, freezer.report(), self._window_us())
+
+    def release(self, level: Level) -> Released:
+        """Lets the writers of this level go, each after it looked whether it really held to the end."""
+        if self._freezer and self._freezer.frozen:
+            raise AttemptError(ErrorCode.WRONG_STATE, "release comes after thaw")
+        at_level = [writer for writer in self._at(level) if writer in self._held]
+        before = time.monotonic_ns()
+        for writer in reversed(at_level):
+            writer.release()
+            self._held.remove(writer)
+        window_us = self._window_us()
+        if not self._held and self._deadman:
+            self._deadman.disarm()
+            self.finished = True
+        return Released(tuple(writer.identify() for writer in at_level), before, window_us)
+
+    def abort(self) -> None:
+        """Thaws and releases whatever is frozen or held. Idempotent; never raises."""
+        if self._freezer:
+            if self._deadman:
+                self._freezer.thaw(self._deadman)
+            self._freezer.close()
+        for writer in reversed(self._writers):
+            writer.abort()
+        self._held.clear()
+        if self._deadman:
+            self._deadman.disarm()
+            self._deadman = None
+        for writer in self._writers:
+            writer.remember()
+        self.state = State.IDLE
+
+    def _start_window(self, step_deadline_ns: int) -> int:
+        """Arms the dead-man at the window's first step. Returns when the step must be done."""
+        now = time.monotonic_ns()
+        if self._deadline_ns is None:
+            self._started_ns = now
+            self._deadline_ns = now + self._window_ns
+            self._parts()[1].arm(self._deadline_ns + DEADMAN_GRACE_NS)
+        deadline_ns = min(step_deadline_ns, self._deadline_ns)
+        if now >= deadline_ns:
+            raise AttemptError(ErrorCode.DEADLINE, "the deadline passed before this step")
+        return deadline_ns
+
+    def _window_us(self) -> int:
+        return (time.monotonic_ns() - (self._started_ns or time.monotonic_ns())) // 1000
+
+    def _at(self, level: Level) -> list[writers.ApplicationWriter]:
+        return [writer for writer in self._writers if writer.level is level]
+
+    def _identify(self) -> tuple[Writer, ...]:
+        found = [writer.identify() for writer in self._writers]
+        return tuple(sorted(found, key=lambda writer: LEVELS.index(writer.level)))
+
+    def _parts(self) -> tuple[filesystems.Freezer, DeadMan]:
+        assert self._freezer is not None  # made by prepare, which every other step follows
+        assert self._deadman is not None
+        return self._freezer, self._deadman
+
+
+def _explain(refused: list[Writer]) -> str:
+    return "; ".join(f"{writer.id}: {writer.reason or writer.grade.value}" for writer in refused)

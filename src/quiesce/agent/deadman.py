@@ -1,0 +1,236 @@
+"""A process of its own, locked in memory, that thaws when the deadline passes or the conversation dies.
+
+The conversation tells it over a pipe what it is about to do, before it does it. What the dead-man may have to undo is all
+in file descriptors it was born with: it opens nothing, runs nothing, imports nothing. Killing the conversation closes the
+writers' sessions, and each application lets go of what a closed session held.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import select
+import signal
+import time
+from typing import Optional
+
+from quiesce.agent import linux
+
+RCU_EXPEDITED = "/sys/kernel/rcu_expedited"
+RESCUE_NOTE = "/run/quiesce/last-rescue"
+RETRY_MS = 20
+"""How often a filesystem whose freeze may still be completing is thawed again, in milliseconds."""
+
+_ARM, _FREEZING, _NOT_OURS, _THAWED, _RCU_SET, _RCU_BACK, _DISARM = b"AFNTSBD"
+
+
+class DeadManError(Exception):
+    """The dead-man could not be set up."""
+
+
+class DeadMan:
+    """The conversation's end of the pipe. A write that fails means the dead-man is dead: no window without it."""
+
+    def __init__(self, pipe: int, pid: int) -> None:
+        self._pipe = pipe
+        self._pid = pid
+
+    @classmethod
+    def start(cls, filesystems: list[int]) -> DeadMan:
+        """Forks the dead-man, which is locked in memory when this returns. Raises DeadManError.
+
+        `filesystems`: descriptors, by whose position the other methods name them.
+        """
+        receive, send = os.pipe()
+        ready_receive, ready_send = os.pipe()
+        rcu = _open_rcu_expedited()
+        conversation = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _keep_only([receive, ready_send, *filesystems] + ([rcu] if rcu is not None else []))
+                _Watch(receive, filesystems, rcu, conversation).run(ready_send)
+            finally:
+                os._exit(0)
+        os.close(receive)
+        os.close(ready_send)
+        if rcu is not None:
+            os.close(rcu)
+        answer = os.read(ready_receive, 200)
+        os.close(ready_receive)
+        if answer != b"ready":
+            os.close(send)
+            os.waitpid(pid, 0)
+            raise DeadManError(answer.decode(errors="replace") or "it died while starting")
+        return cls(send, pid)
+
+    def arm(self, deadline_ns: int) -> None:
+        """Thaw at this CLOCK_MONOTONIC time, unless disarmed. Raises DeadManError if nobody listens."""
+        self._tell(_ARM, deadline_ns)
+
+    def freezing(self, index: int) -> None:
+        """Said before FIFREEZE, so that there is no moment in which a filesystem is frozen and nobody knows."""
+        self._tell(_FREEZING, index)
+
+    def not_ours(self, index: int) -> None:
+        self._tell(_NOT_OURS, index)
+
+    def thawed(self, index: int) -> None:
+        self._tell(_THAWED, index)
+
+    def rcu_set(self, previous: int) -> None:
+        self._tell(_RCU_SET, previous)
+
+    def rcu_back(self) -> None:
+        self._tell(_RCU_BACK, 0)
+
+    def disarm(self) -> None:
+        """Ends the dead-man. Never raises."""
+        try:
+            self._tell(_DISARM, 0)
+        except DeadManError:
+            pass
+        try:
+            os.close(self._pipe)
+            os.waitpid(self._pid, 0)
+        except OSError:
+            pass
+
+    def _tell(self, what: int, value: int) -> None:
+        try:
+            os.write(self._pipe, b"%c%d\n" % (what, value))
+        except OSError as error:
+            raise DeadManError(f"it is gone ({error.strerror})") from None
+
+
+def last_rescue() -> Optional[str]:
+    """What the dead-man did the last time it had to act since the guest booted, or None."""
+    try:
+        with open(RESCUE_NOTE) as file:
+            return file.read(500).strip()
+    except OSError:
+        return None
+
+
+class _Watch:
+    """The dead-man's own side."""
+
+    def __init__(self, pipe: int, filesystems: list[int], rcu: Optional[int], conversation: int) -> None:
+        self._pipe = pipe
+        self._filesystems = filesystems
+        self._rcu = rcu
+        self._conversation = conversation
+        self._deadline_ns: Optional[int] = None
+        self._maybe_frozen: dict[int, bool] = {}
+        self._rcu_previous: Optional[int] = None
+        self._partial = b""
+
+    def run(self, ready: int) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        try:
+            os.setsid()
+            gc.disable()
+            linux.lock_memory()
+            _never_kill_for_memory()
+        except OSError as error:
+            os.write(ready, str(error).encode())
+            return
+        os.write(ready, b"ready")
+        os.close(ready)
+        poll = select.poll()
+        poll.register(self._pipe, select.POLLIN)
+        while True:
+            timeout = None
+            if self._deadline_ns is not None:
+                timeout = max(0, -(-(self._deadline_ns - time.monotonic_ns()) // 1_000_000))
+            if not poll.poll(timeout):
+                self._rescue("the deadline passed", alive=True)
+                return
+            data = os.read(self._pipe, 4096)
+            if not data:
+                self._rescue("the agent died", alive=False)
+                return
+            if self._heed(data):
+                return
+
+    def _heed(self, data: bytes) -> bool:
+        """Takes in messages; True when there is nothing left to watch."""
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for line in lines:
+            what, value = line[0], int(line[1:])
+            if what == _ARM:
+                self._deadline_ns = value
+            elif what == _FREEZING:
+                self._maybe_frozen[value] = True
+            elif what in (_NOT_OURS, _THAWED):
+                self._maybe_frozen.pop(value, None)
+            elif what == _RCU_SET:
+                self._rcu_previous = value
+            elif what == _RCU_BACK:
+                self._rcu_previous = None
+            elif what == _DISARM:
+                self._thaw()
+                self._put_rcu_back()
+                return True
+        return False
+
+    def _rescue(self, why: str, *, alive: bool) -> None:
+        thawed = self._thaw()
+        self._put_rcu_back()
+        if alive:
+            # It may be stopped, or stuck in a freeze that completes only now; killed, it also drops its sessions.
+            os.kill(self._conversation, signal.SIGKILL)
+            poll = select.poll()
+            poll.register(self._pipe, 0)
+            while not poll.poll(RETRY_MS):
+                thawed += self._thaw()
+            while os.read(self._pipe, 4096):
+                pass
+            thawed += self._thaw()
+        if self._deadline_ns is not None:
+            _leave_note(f"{why}; {thawed} filesystem(s) thawed")
+
+    def _thaw(self) -> int:
+        count = 0
+        for index in reversed(list(self._maybe_frozen)):
+            try:
+                fcntl.ioctl(self._filesystems[index], linux.FITHAW, 0)
+                count += 1
+            except OSError:
+                pass  # not frozen (any more, or yet)
+        return count
+
+    def _put_rcu_back(self) -> None:
+        if self._rcu is not None and self._rcu_previous is not None:
+            try:
+                os.write(self._rcu, b"%d" % self._rcu_previous)
+            except OSError:
+                pass
+
+
+def _open_rcu_expedited() -> Optional[int]:
+    try:
+        return os.open(RCU_EXPEDITED, os.O_WRONLY)
+    except OSError:
+        return None
+
+
+def _keep_only(descriptors: list[int]) -> None:
+    keep = sorted({0, 1, 2, *descriptors})
+    for low, high in zip(keep, [*keep[1:], os.sysconf("SC_OPEN_MAX")]):
+        os.closerange(low + 1, high)
+
+
+def _never_kill_for_memory() -> None:
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("-1000")
+
+
+def _leave_note(text: str) -> None:
+    try:
+        with open(RESCUE_NOTE, "w") as file:
+            file.write(text)
+    except OSError:
+        pass

@@ -1,0 +1,596 @@
+"""PostgreSQL 13 and later: every database held at a commit boundary, its log proved to end at a checkpoint.
+
+How: in one session a database, every table is locked in SHARE mode, which waits for the transactions that wrote and keeps
+new ones from writing; then a CHECKPOINT. What a recovery would replay is then only the checkpoint's own records ("nil redo"):
+read from the log itself, under the hold and once more before it is given up.
+
+The locks are taken one after another, and a table at which we were made to wait too long, or would have deadlocked, is
+moved to the front of the next try: so the application's own lock order is learned (8 to 52 ms until held under load, where
+a fixed order took seconds; notes/writers.md 17). The session's `idle_in_transaction_session_timeout` is the server's own
+dead-man: locks vanish with the session.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from quiesce.agent.writers import ApplicationWriter, HoldError, wal
+from quiesce.model.grades import Grade, Level
+from quiesce.model.reports import Writer
+
+HOLD_BUDGET_MS = 5000
+"""Longest time spent on getting the locks, in milliseconds, and never more than half of what is left to the deadline."""
+LOCK_TIMEOUT_MS = 700
+"""Longest wait for one lock; while we wait, writers queue behind us."""
+DEADLOCK_TIMEOUT_MS = 10
+"""Short, so that of two sessions in a deadlock we are the one to give up, and autovacuum steps aside at once."""
+CHUNK = 64
+"""Tables locked by one statement, where no conflict is expected."""
+MAX_CHECKPOINTS = 3
+SOCKET_TIMEOUT_S = 60
+
+_RETRY = {"55P03": "lock time-out", "40P01": "deadlock", "57014": "statement time-out"}
+_MEMORY = "/run/quiesce/postgresql-lock-order.json"
+
+_TABLES = """
+SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
+  AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' ORDER BY c.oid
+"""
+_WRITING = """
+SELECT pid, usename::text, coalesce(application_name, ''), extract(epoch FROM now() - xact_start)::int
+FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 3
+"""
+_POSITION = """
+SELECT s.system_identifier::text, c.timeline_id, c.checkpoint_lsn::text, c.redo_lsn::text, c.next_xid::text,
+       pg_current_wal_insert_lsn()::text
+FROM pg_control_checkpoint() c, pg_control_system() s
+"""
+_CONTROL_STATES = {1: "shut down", 2: "shut down in recovery"}
+
+
+def discover() -> list[ApplicationWriter]:
+    """Every cluster of this machine, running or down."""
+    running = list(_running())
+    directories = {os.path.realpath(cluster.directory) for cluster in running}
+    found: list[ApplicationWriter] = [Cluster(cluster) for cluster in running]
+    found += [Stopped(directory) for directory in sorted(_data_directories()) if os.path.realpath(directory) not in directories]
+    return found
+
+
+@dataclass(frozen=True)
+class _Postmaster:
+    pid: int
+    uid: int
+    directory: str
+    port: int
+    socket_directory: str
+    container: bool
+
+
+@dataclass
+class _Session:
+    """One database: its connection and its tables, those known to need an early lock first."""
+
+    database: str
+    connection: Any
+    tables: list[str]
+    learned: list[str] = field(default_factory=list)
+
+
+class Cluster:
+    """A running cluster."""
+
+    level = Level.BACK_END
+
+    def __init__(self, postmaster: _Postmaster) -> None:
+        self._postmaster = postmaster
+        self._id = _cluster_id(postmaster.directory)
+        self._version = _read_first_line(os.path.join(postmaster.directory, "PG_VERSION"))
+        self._role: Optional[str] = None
+        self._grade = Grade.REFUSED
+        self._reason: Optional[str] = None
+        self._position: dict[str, str] = {}
+        self._warnings: list[str] = []
+        self._timings: dict[str, int] = {}
+        self._control: Any = None
+        self._sessions: list[_Session] = []
+        self._segment_size = 0
+        self._insert_lsn = ""
+        self._learned_now: dict[str, list[str]] = {}
+        self._holding = False
+        self._looked = False
+
+    # -- what it says of itself
+
+    def identify(self) -> Writer:
+        if not self._looked:
+            self._look(deadline_ns=time.monotonic_ns() + 10_000_000_000)
+        return Writer(
+            id=self._id,
+            application="postgresql",
+            version=self._version,
+            level=self.level,
+            grade=self._grade,
+            reason=self._reason,
+            role=self._role,
+            position=dict(self._position),
+            data_directory=self._postmaster.directory,
+            warnings=tuple(self._warnings),
+            timings_us=dict(self._timings),
+        )
+
+    def _look(self, deadline_ns: int) -> bool:
+        """Connects and finds out whether this cluster can be held. True if so."""
+        self._looked = True
+        if self._postmaster.container:
+            return self._refuse("it runs in a container; its writer cannot reach it yet")
+        try:
+            self._control = self._connect(self._maintenance_database(), deadline_ns)
+            version, recovery, superuser, segment_size, version_number = self._control.run(
+                "SELECT current_setting('server_version'), pg_is_in_recovery(),"
+                " (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),"
+                " (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'),"
+                " current_setting('server_version_num')::int"
+            )[0]
+            self._version, self._segment_size = version.split(" ")[0], segment_size
+            if version_number < 130000:
+                return self._refuse(f"PostgreSQL {self._version} is older than 13")
+            if recovery:
+                return self._see_standby()
+            self._role = "primary"
+            if not superuser:
+                return self._refuse(f"the role {self._user()} is not a superuser; CHECKPOINT and locks need one")
+            if self._refuse_prepared_transactions():
+                return False
+        except Exception as error:  # noqa: BLE001 - whatever the server or the library says is the reason
+            return self._refuse(_say(error))
+        self._grade, self._reason = Grade.NIL_REDO, None
+        return True
+
+    def _see_standby(self) -> bool:
+        self._role = "standby"
+        self._grade = Grade.CRASH
+        self._reason = (
+            "a standby: it always starts with recovery, from its last restart point, and follows its primary again;"
+            " checkpoint the primary for an application-consistent image"
+        )
+        system, timeline, replayed = self._control.run(
+            "SELECT s.system_identifier::text, c.timeline_id, pg_last_wal_replay_lsn()::text"
+            " FROM pg_control_system() s, pg_control_checkpoint() c"
+        )[0]
+        self._position = {"system_identifier": system, "timeline": str(timeline), "replay_lsn": replayed or "0/0"}
+        return False
+
+    def _refuse_prepared_transactions(self) -> bool:
+        prepared = self._control.run(
+            "SELECT gid, database, extract(epoch FROM now() - prepared)::int FROM pg_prepared_xacts ORDER BY prepared"
+        )
+        if not prepared:
+            return False
+        gid, database, age = prepared[0]
+        more = f" and {len(prepared) - 1} more" if len(prepared) > 1 else ""
+        self._refuse(
+            f"prepared transaction {gid!r} in database {database!r}, {age} s old{more}, holds its locks until it is"
+            " committed or rolled back (COMMIT PREPARED, ROLLBACK PREPARED)"
+        )
+        return True
+
+    def _refuse(self, reason: str) -> bool:
+        self._grade, self._reason = Grade.REFUSED, reason
+        return False
+
+    # -- the attempt
+
+    def prepare(self, deadline_ns: int, window_ms: int) -> None:
+        if not self._look(deadline_ns):
+            return
+        try:
+            learned = _recall().get(self._postmaster.directory, {})
+            for (database,) in self._control.run("SELECT datname::text FROM pg_database WHERE datallowconn"):
+                connection = self._connect(database, deadline_ns)
+                tables = [name for (name,) in connection.run(_TABLES)]
+                if not tables:
+                    connection.close()
+                    continue
+                connection.run(f"SET idle_in_transaction_session_timeout = {window_ms}")
+                connection.run(f"SET deadlock_timeout = {DEADLOCK_TIMEOUT_MS}")
+                known = set(tables)
+                order = [table for table in learned.get(database, []) if table in known]
+                self._sessions.append(_Session(database, connection, tables, order))
+            started = time.monotonic_ns()
+            # Twice: the first writes the mass of dirty pages, the second what was dirtied meanwhile.
+            self._control.run("CHECKPOINT")
+            self._control.run("CHECKPOINT")
+            self._time("prepare_checkpoint", started)
+        except Exception as error:  # noqa: BLE001
+            self._refuse(_say(error))
+
+    def hold(self, deadline_ns: int) -> None:
+        if self._grade is not Grade.NIL_REDO:
+            return
+        self._holding = True
+        try:
+            started = time.monotonic_ns()
+            self._lock_all(min(deadline_ns, started + min(HOLD_BUDGET_MS * 1_000_000, (deadline_ns - started) // 2)))
+            self._time("lock", started)
+            started = time.monotonic_ns()
+            self._settle(deadline_ns)
+            self._time("checkpoint", started)
+        except HoldError:
+            self._let_go()
+            raise
+        except Exception as error:  # noqa: BLE001
+            self._let_go()
+            raise HoldError(_say(error)) from None
+
+    def _lock_all(self, deadline_ns: int) -> None:
+        """Holds every table of every database in SHARE mode, and no transaction open that wrote. Raises HoldError."""
+        tries = 0
+        obstacle = ""
+        while True:
+            left_ms = (deadline_ns - time.monotonic_ns()) // 1_000_000
+            if left_ms <= 0:
+                raise HoldError(f"its writers could not be held in time: {obstacle or 'no time was left'}")
+            tries += 1
+            self._timings["lock_tries"] = tries
+            failed = next((session for session in self._sessions if not self._lock_database(session, left_ms)), None)
+            if failed is None:
+                writing = self._control.run(_WRITING)
+                if not writing:
+                    return
+                obstacle = _describe_writing(writing)
+            else:
+                obstacle = _describe_writing(self._control.run(_WRITING)) or f"locks in database {failed.database!r}"
+            for session in self._sessions:
+                session.connection.run("ROLLBACK")
+            time.sleep(min(0.002 * tries, 0.05))
+
+    def _lock_database(self, session: _Session, left_ms: int) -> bool:
+        """One try. On a conflict the table it was about is put first for the next try."""
+        timeout = max(1, min(LOCK_TIMEOUT_MS, left_ms))
+        session.connection.run(f"BEGIN; SET LOCAL lock_timeout = {timeout}; SET LOCAL statement_timeout = {max(1, left_ms)}")
+        learned = set(session.learned)
+        rest = [table for table in session.tables if table not in learned]
+        # One by one while the order is being learned, so that a conflict names its table; many at once where none is expected.
+        size = 1 if len(session.tables) <= CHUNK else CHUNK
+        batches = [[table] for table in session.learned]
+        batches += [rest[start : start + size] for start in range(0, len(rest), size)]
+        for batch in batches:
+            try:
+                session.connection.run(f"LOCK TABLE {', '.join(batch)} IN SHARE MODE")
+            except Exception as error:
+                code = _code(error)
+                if code == "42P01":  # dropped since prepare
+                    session.tables = [name for (name,) in _fresh(session.connection, _TABLES)]
+                    session.learned = [table for table in session.learned if table in set(session.tables)]
+                    return False
+                if code not in _RETRY:
+                    raise
+                session.learned = batch + [table for table in session.learned if table not in batch]
+                self._learned_now[session.database] = session.learned[: 8 * CHUNK]
+                return False
+        return True
+
+    def _settle(self, deadline_ns: int) -> None:
+        """Checkpoints until the log ends with a checkpoint's own records. Raises HoldError."""
+        last = ""
+        for _ in range(MAX_CHECKPOINTS):
+            left_ms = (deadline_ns - time.monotonic_ns()) // 1_000_000
+            if left_ms <= 0:
+                raise HoldError("the deadline passed during its checkpoint")
+            self._control.run(f"SET statement_timeout = {left_ms}")
+            self._control.run("CHECKPOINT")
+            last = self._read_position()
+            if not last:
+                return
+        raise HoldError(f"its log does not come to rest: {last}")
+
+    def _read_position(self) -> str:
+        """Records where the log ends. Returns what a recovery would replay beyond bookkeeping, or the empty string."""
+        system, timeline, checkpoint, redo, next_xid, insert = self._control.run(_POSITION)[0]
+        self._insert_lsn = insert
+        self._position = {
+            "system_identifier": system,
+            "timeline": str(timeline),
+            "checkpoint_lsn": checkpoint,
+            "redo_lsn": redo,
+            "insert_lsn": insert,
+            "next_xid": next_xid,
+        }
+        return self._beyond_bookkeeping(insert)
+
+    def _beyond_bookkeeping(self, end: str) -> str:
+        directory = os.path.join(self._postmaster.directory, "pg_wal")
+        start, timeline = wal.parse_lsn(self._position["redo_lsn"]), int(self._position["timeline"])
+        try:
+            found = wal.records(directory, timeline, self._segment_size, start, wal.parse_lsn(end))
+        except (wal.WalError, OSError) as error:
+            return f"its log from {self._position['redo_lsn']} to {end}: {error}"
+        self._position["redo_records"] = ",".join(name for _, name in found)
+        self._position["redo_bytes"] = str(wal.parse_lsn(end) - start)
+        return ", ".join(f"{name} at {at:X}" for at, name in found if name not in wal.NAMES.values())
+
+    def forgo(self, reason: str) -> None:
+        self._let_go()
+        self._grade, self._reason = Grade.CRASH, f"not held: {reason}"
+
+    def release(self) -> None:
+        if not self._holding:
+            return
+        try:
+            insert = self._control.run("SELECT pg_current_wal_insert_lsn()::text")[0][0]
+            moved = self._beyond_bookkeeping(insert) if insert != self._insert_lsn else ""
+            lost = [session.database for session in self._sessions if not _still_holds(session.connection)]
+            if moved:
+                self._grade, self._reason = Grade.CRASH, f"its log moved during the window: {moved}"
+            if lost:
+                self._grade, self._reason = Grade.CRASH, f"the hold of database {lost[0]!r} was lost during the window"
+        except Exception as error:  # noqa: BLE001
+            self._grade, self._reason = Grade.CRASH, f"the hold could not be verified: {_say(error)}"
+        self._let_go()
+
+    def abort(self) -> None:
+        self._holding = False
+        for session in self._sessions:
+            _close(session.connection)
+        self._sessions = []
+        _close(self._control)
+        self._control = None
+
+    def remember(self) -> None:
+        if not self._learned_now:
+            return
+        with suppress(OSError):
+            memory = _recall()
+            memory.setdefault(self._postmaster.directory, {}).update(self._learned_now)
+            with open(_MEMORY, "w") as file:
+                json.dump(memory, file)
+
+    def _let_go(self) -> None:
+        self._holding = False
+        for session in self._sessions:
+            try:
+                session.connection.run("ROLLBACK")
+            except Exception:  # noqa: BLE001 - a session that cannot even roll back is closed
+                _close(session.connection)
+
+    # -- connections
+
+    def _user(self) -> str:
+        import pwd
+
+        return pwd.getpwuid(self._postmaster.uid).pw_name
+
+    def _maintenance_database(self) -> str:
+        return "postgres"
+
+    def _connect(self, database: str, deadline_ns: int) -> Any:
+        """A session as the cluster's own user, which peer authentication lets in. It writes nothing to the server's log:
+        inside the window a line of log would wait for the frozen disk."""
+        from pg8000.native import Connection
+
+        left = max(1.0, min(SOCKET_TIMEOUT_S, (deadline_ns - time.monotonic_ns()) / 1e9))
+        socket = f"{self._postmaster.socket_directory}/.s.PGSQL.{self._postmaster.port}"
+        with _as_user(self._postmaster.uid):
+            connection = Connection(self._user(), database=database, unix_sock=socket, timeout=left, application_name="quiesce")
+        for setting in (
+            "log_min_messages = panic",
+            "log_min_error_statement = panic",
+            "log_statement = 'none'",
+            "log_duration = off",
+            "log_lock_waits = off",
+            "log_min_duration_statement = -1",
+        ):
+            with suppress(Exception):  # not a superuser: `_look` says so
+                connection.run(f"SET {setting}")
+        return connection
+
+    def _time(self, what: str, started_ns: int) -> None:
+        self._timings[what] = (time.monotonic_ns() - started_ns) // 1000
+
+
+class Stopped:
+    """A cluster that is not running: there is nothing to hold, and its control file says how it will start."""
+
+    level = Level.BACK_END
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._before: Optional[tuple[int, int, int, int]] = None
+        self._grade = Grade.REFUSED
+        self._reason: Optional[str] = None
+        self._look()
+
+    def _look(self) -> None:
+        try:
+            control = read_control_file(self._directory)
+        except (OSError, struct.error) as error:
+            self._grade, self._reason = Grade.REFUSED, f"it is down and its control file cannot be read: {error}"
+            return
+        state = control[1]
+        if self._before is not None and control != self._before:
+            self._grade, self._reason = Grade.CRASH, "it was down, and was started during the attempt"
+        elif state in _CONTROL_STATES:
+            self._grade, self._reason = Grade.CLEAN, f"it is down; it was {_CONTROL_STATES[state]} cleanly"
+        else:
+            self._grade, self._reason = (
+                Grade.CRASH,
+                "it is down and was not shut down cleanly; it will recover when started",
+            )
+        self._before = self._before or control
+
+    def identify(self) -> Writer:
+        system, _state, checkpoint, redo = self._before or (0, 0, 0, 0)
+        position = {
+            "system_identifier": str(system),
+            "checkpoint_lsn": _format_lsn(checkpoint),
+            "redo_lsn": _format_lsn(redo),
+        }
+        return Writer(
+            id=_cluster_id(self._directory),
+            application="postgresql",
+            version=_read_first_line(os.path.join(self._directory, "PG_VERSION")),
+            level=self.level,
+            grade=self._grade,
+            reason=self._reason,
+            role="down",
+            position=position,
+            data_directory=self._directory,
+        )
+
+    def prepare(self, deadline_ns: int, window_ms: int) -> None:
+        self._look()
+
+    def hold(self, deadline_ns: int) -> None:
+        self._look()
+        if not self._grade.vouched:
+            raise HoldError(self._reason or "it changed")
+
+    def forgo(self, reason: str) -> None:
+        self._grade, self._reason = Grade.CRASH, reason
+
+    def release(self) -> None:
+        self._look()
+
+    def abort(self) -> None:
+        pass
+
+    def remember(self) -> None:
+        pass
+
+
+def read_control_file(directory: str) -> tuple[int, int, int, int]:
+    """(system identifier, state, checkpoint LSN, redo LSN); catalog/pg_control.h, this part unchanged since 11."""
+    with open(os.path.join(directory, "global", "pg_control"), "rb") as file:
+        data = file.read(48)
+    system, _control_version, _catalog_version, state = struct.unpack_from("=QIIi", data)
+    checkpoint, redo = struct.unpack_from("=QQ", data, 32)
+    return system, state, checkpoint, redo
+
+
+def _running() -> Iterator[_Postmaster]:
+    """Postmasters: a server process whose working directory's postmaster.pid names it."""
+    own_root = os.stat("/proc/self/root")
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/comm") as file:
+                if file.read().strip() not in ("postgres", "postmaster"):
+                    continue
+            root = os.stat(f"/proc/{pid}/root")
+            directory = os.readlink(f"/proc/{pid}/cwd")
+            with open(f"/proc/{pid}/cwd/postmaster.pid") as file:
+                lines = file.read().splitlines()
+            container = (root.st_dev, root.st_ino) != (own_root.st_dev, own_root.st_ino)
+            if not container and lines[0].strip() != pid:
+                continue
+            if container and _parent_is_server(pid):
+                continue
+            uid = os.stat(f"/proc/{pid}").st_uid
+            sockets = [path for path in lines[4].split(",") if path] or ["/tmp"]  # noqa: S108 - PostgreSQL's default
+            yield _Postmaster(int(pid), uid, directory, int(lines[3]), sockets[0], container)
+        except (OSError, ValueError, IndexError):
+            continue  # it ended, or is none
+
+
+def _parent_is_server(pid: str) -> bool:
+    with open(f"/proc/{pid}/stat") as file:
+        parent = file.read().rpartition(")")[2].split()[1]
+    try:
+        with open(f"/proc/{parent}/comm") as file:
+            return file.read().strip() in ("postgres", "postmaster")
+    except OSError:
+        return False
+
+
+def _data_directories() -> Iterator[str]:
+    """Where the distributions put clusters, and where Debian's configuration says they are."""
+    for pattern in ("/var/lib/postgresql/*/*", "/var/lib/pgsql/*/data", "/var/lib/pgsql/data"):
+        for directory in glob.glob(pattern):
+            if os.path.exists(os.path.join(directory, "global", "pg_control")):
+                yield directory
+    for path in glob.glob("/etc/postgresql/*/*/postgresql.conf"):
+        with suppress(OSError), open(path, errors="replace") as file:
+            match = re.search(r"^\s*data_directory\s*=\s*'([^']+)'", file.read(), re.MULTILINE)
+            directory = match.group(1) if match else "/var/lib/postgresql/"
+            elsewhere = not directory.startswith("/var/lib/postgresql/")
+            if elsewhere and os.path.exists(os.path.join(directory, "global", "pg_control")):
+                yield directory
+
+
+def _cluster_id(directory: str) -> str:
+    """Debian's `17/main` where the directory has that form, else the directory itself."""
+    match = re.fullmatch(r"/var/lib/postgresql/([0-9.]+/[^/]+)", directory)
+    return f"postgresql:{match.group(1) if match else directory}"
+
+
+@contextmanager
+def _as_user(uid: int) -> Iterator[None]:
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def _recall() -> dict[str, dict[str, list[str]]]:
+    try:
+        with open(_MEMORY) as file:
+            return dict(json.load(file))
+    except (OSError, ValueError):
+        return {}
+
+
+def _fresh(connection: Any, statement: str) -> list[list[Any]]:
+    connection.run("ROLLBACK")
+    return list(connection.run(statement))
+
+
+def _still_holds(connection: Any) -> bool:
+    """Whether the session's transaction is open and unharmed, which its locks depend on."""
+    return bool(connection.run("SELECT count(*) > 0 FROM pg_locks WHERE pid = pg_backend_pid() AND mode = 'ShareLock'")[0][0])
+
+
+def _describe_writing(rows: list[list[Any]]) -> str:
+    return "; ".join(
+        f"process {pid} of user {user!r} ({application or 'no application name'}) is in a writing transaction for {age} s"
+        for pid, user, application, age in rows
+    )
+
+
+def _code(error: Exception) -> str:
+    detail = error.args[0] if error.args else None
+    return str(detail.get("C", "")) if isinstance(detail, dict) else ""
+
+
+def _say(error: Exception) -> str:
+    detail = error.args[0] if error.args else None
+    if isinstance(detail, dict):
+        return str(detail.get("M", "an error without a message"))
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _close(connection: Any) -> None:
+    with suppress(Exception):
+        connection.close()
+
+
+def _format_lsn(value: int) -> str:
+    return f"{value >> 32:X}/{value & 0xFFFFFFFF:X}"
+
+
+def _read_first_line(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.readline().strip()
+    except OSError:
+        return "unknown"

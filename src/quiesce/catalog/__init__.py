@@ -1,0 +1,1 @@
+"""What checkpoints there are, what is being done to them, and the manifests beside the images."""

@@ -1,0 +1,67 @@
+"""What several verbs take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quiesce.catalog.store import Catalog
+from quiesce.hypervisor.connection import Host
+from quiesce.model.errors import QuiesceError
+from quiesce.operations.context import default_uri
+
+
+def _complete_vm(incomplete: str) -> list[str]:
+    try:
+        host = Host(default_uri())
+    except QuiesceError:
+        return []
+    try:
+        return [name for domain in host.domains() if (name := str(domain.name())).startswith(incomplete)]
+    finally:
+        host.close()
+
+
+def _complete_reference(incomplete: str) -> list[str]:
+    vm, separator, _ = incomplete.partition("@")
+    if not separator:
+        return [f"{name}@" for name in _complete_vm(vm)]
+    try:
+        host = Host(default_uri())
+        try:
+            uuid = str(host.domain(vm).UUIDString())
+            nodes = Catalog().tree(host.name, uuid).checkpoints
+        finally:
+            host.close()
+    except QuiesceError:
+        return []
+    return [reference for node in nodes if (reference := f"{vm}@{node.name}").startswith(incomplete)]
+
+
+Vm = Annotated[str, typer.Argument(metavar="VM", help="Name or UUID of the VM.", autocompletion=_complete_vm)]
+Reference = Annotated[
+    str,
+    typer.Argument(metavar="VM@CHECKPOINT", help="A checkpoint by name or id.", autocompletion=_complete_reference),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; progress goes to standard error.")]
+Connect = Annotated[
+    str | None,
+    typer.Option("--connect", "-c", metavar="URI", help="libvirt URI. [env: LIBVIRT_DEFAULT_URI; default: qemu:///system]"),
+]
+CatalogUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--catalog",
+        metavar="URL",
+        help="Catalog: a database URL or the path of an SQLite file. [env: QUIESCE_CATALOG; default:"
+        " /var/lib/quiesce/catalog.db for root]",
+    ),
+]
+
+
+def catalog(url: str | None) -> Catalog:
+    if url is None or "://" in url:
+        return Catalog(url)
+    return Catalog(f"sqlite:///{Path(url).absolute()}")

@@ -1,0 +1,74 @@
+"""How things look, on a terminal and as JSON. Text from guests was made printable when it was read; markup is escaped here."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from quiesce.model.grades import Consistency, Grade
+from quiesce.model.reports import Filesystem, FreezeState, Writer
+from quiesce.model.tree import Checkpoint, Kind
+from quiesce.wire.schema import to_wire
+
+COLOURS = {Consistency.APPLICATION: "green", Consistency.FILESYSTEM: "yellow", Consistency.CRASH: "red"}
+GRADE_COLOURS = {Grade.CLEAN: "green", Grade.NIL_REDO: "green", Grade.CRASH: "yellow", Grade.REFUSED: "red"}
+
+
+def checkpoint_json(node: Checkpoint) -> dict[str, Any]:
+    value = to_wire(node)
+    value["stall_ms"] = round(node.stall_us / 1000, 1)
+    return value
+
+
+def label(consistency: Consistency) -> str:
+    return f"[{COLOURS[consistency]}]{consistency.value}[/]"
+
+
+def grade(writer: Writer) -> str:
+    return f"[{GRADE_COLOURS[writer.grade]}]{writer.grade.value}[/]"
+
+
+def local_time(created: str) -> str:
+    return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def writers_table(writers: tuple[Writer, ...]) -> Table:
+    table = Table("writer", "version", "role", "grade", "position", box=None, pad_edge=False, header_style="bold")
+    for writer in writers:
+        table.add_row(
+            escape(writer.id),
+            escape(writer.version),
+            escape(writer.role or "-"),
+            grade(writer),
+            escape(position(writer)),
+        )
+        if writer.reason:
+            table.add_row("", "", "", "", f"[dim]{escape(writer.reason)}[/]")
+    return table
+
+
+def position(writer: Writer) -> str:
+    known = ("timeline", "checkpoint_lsn", "redo_lsn", "insert_lsn", "replay_lsn")
+    return " ".join(f"{key.removesuffix('_lsn')} {writer.position[key]}" for key in known if key in writer.position) or "-"
+
+
+def filesystems_table(filesystems: tuple[Filesystem, ...]) -> Table:
+    table = Table("filesystem", "type", "state", "freeze", box=None, pad_edge=False, header_style="bold")
+    for item in filesystems:
+        colour = "dim" if item.state is FreezeState.SKIPPED else "default"
+        freeze = f"{item.freeze_us / 1000:.1f} ms" if item.freeze_us is not None else "-"
+        state = item.state.value + (f": {item.reason}" if item.reason else "")
+        table.add_row(escape(item.mountpoint), escape(item.fstype), f"[{colour}]{escape(state)}[/]", freeze)
+    return table
+
+
+def node_line(node: Checkpoint) -> Text:
+    stall = f"  stall {node.stall_us / 1000:.0f} ms" if node.stall_us else ""
+    safety = "  (safety)" if node.kind is Kind.SAFETY else ""
+    return Text.from_markup(
+        f"[bold]{escape(node.name)}[/]  {label(node.consistency)}  {local_time(node.created)}{stall}{safety}"
+    )

@@ -1,0 +1,98 @@
+"""The agent's virtio-serial port as a byte stream, through libvirt: the same for local and remote hosts."""
+
+from __future__ import annotations
+
+import queue
+import time
+from contextlib import suppress
+from typing import Any
+
+import libvirt
+
+from quiesce.hypervisor.vm import Vm
+from quiesce.model.errors import AgentError, BusyError, HypervisorError
+from quiesce.wire.messages import PORT_NAME
+
+MAX_UNREAD = 1024 * 1024
+"""Bytes a guest may send unasked before it is cut off."""
+
+
+class ChannelTransport:
+    """A quiesce.wire.requester.Transport. The stream is served by libvirt's event thread."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._received: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._unread = 0
+        self._reason = "the guest agent's port was closed"
+        try:
+            self._stream = vm.host.connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
+            vm.domain.openChannel(PORT_NAME, self._stream, 0)
+            events = libvirt.VIR_STREAM_EVENT_READABLE | libvirt.VIR_STREAM_EVENT_HANGUP | libvirt.VIR_STREAM_EVENT_ERROR
+            self._stream.eventAddCallback(events, self._on_event, None)
+        except libvirt.libvirtError as error:
+            message = error.get_error_message() or str(error)
+            if "Active channel stream" in message:
+                raise BusyError(
+                    f"another quiesce is talking to the agent of {vm.name}", hint="wait for it to finish"
+                ) from error
+            if "find channel" in message:
+                raise AgentError(
+                    f"{vm.name} has no port for the guest agent", hint=f"quiesce guest install {vm.name}"
+                ) from error
+            raise HypervisorError(f"opening the agent's port of {vm.name}: {message}") from error
+
+    def send(self, data: bytes, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while data:
+            try:
+                sent = self._stream.send(data)
+            except libvirt.libvirtError as error:
+                raise ConnectionError(error.get_error_message() or self._reason) from None
+            if sent == -2:  # would block
+                if time.monotonic() > deadline:
+                    raise TimeoutError("the guest agent does not read")
+                time.sleep(0.001)
+            else:
+                data = data[sent:]
+
+    def receive(self, timeout: float) -> bytes:
+        try:
+            data = self._received.get(timeout=timeout)
+        except queue.Empty:
+            raise TimeoutError("the guest agent does not answer") from None
+        if data is None:
+            self._received.put(None)
+            raise ConnectionError(self._reason)
+        self._unread -= len(data)
+        return data
+
+    def close(self) -> None:
+        with suppress(libvirt.libvirtError):
+            self._stream.eventRemoveCallback()
+        with suppress(libvirt.libvirtError):
+            self._stream.abort()
+
+    def _on_event(self, stream: libvirt.virStream, events: int, _opaque: Any) -> None:
+        """In libvirt's event thread."""
+        if events & libvirt.VIR_STREAM_EVENT_READABLE:
+            try:
+                data = stream.recv(65536)
+            except libvirt.libvirtError as error:
+                self._end(error.get_error_message() or self._reason)
+                return
+            if data == -2:
+                return
+            if data:
+                self._unread += len(data)
+                if self._unread > MAX_UNREAD:
+                    self._end("the guest agent sends far more than it was asked for")
+                else:
+                    self._received.put(data)
+                return
+        self._end(self._reason)
+
+    def _end(self, reason: str) -> None:
+        self._reason = reason
+        with suppress(libvirt.libvirtError):
+            self._stream.eventRemoveCallback()
+        self._received.put(None)

@@ -1,0 +1,176 @@
+"""One virtual machine, through libvirt."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import libvirt
+
+from quiesce.hypervisor import domain_xml
+from quiesce.hypervisor.connection import Host, translated
+from quiesce.model.errors import HypervisorError
+
+
+class PowerState(enum.Enum):
+    RUNNING = "running"
+    PAUSED = "paused"
+    OFF = "off"
+    OTHER = "other"
+
+
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: PowerState.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: PowerState.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTOFF: PowerState.OFF,
+    libvirt.VIR_DOMAIN_CRASHED: PowerState.OFF,
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What libvirt says of a VM at one moment."""
+
+    name: str
+    uuid: str
+    power: PowerState
+    persistent: bool
+    disks: tuple[domain_xml.Disk, ...]
+    channels: Mapping[str, domain_xml.Channel]
+    passthrough: tuple[str, ...]
+    snapshots: int
+    """Snapshots libvirt itself keeps of it."""
+    job: str | None
+    """A job that would be in the way: a block job, a backup, a migration."""
+    managed_save: bool
+
+
+class Vm:
+    """A domain on its own connection, which `close` ends."""
+
+    def __init__(self, uri: str, name: str) -> None:
+        self.host = Host(uri)
+        try:
+            self.domain = self.host.domain(name)
+            self.name: str = self.domain.name()
+            self.uuid: str = self.domain.UUIDString()
+        except BaseException:
+            self.host.close()
+            raise
+
+    def close(self) -> None:
+        self.host.close()
+
+    def facts(self) -> Facts:
+        with translated(f"reading the state of {self.name}"):
+            power = _STATES.get(self.domain.state()[0], PowerState.OTHER)
+            xml = self.domain.XMLDesc(0)
+            found = domain_xml.disks(xml)
+            return Facts(
+                name=self.domain.name(),
+                uuid=self.uuid,
+                power=power,
+                persistent=bool(self.domain.isPersistent()),
+                disks=found,
+                channels=domain_xml.channels(xml),
+                passthrough=domain_xml.passthrough_devices(xml),
+                snapshots=self.domain.snapshotNum(),
+                job=self._job(found) if power in (PowerState.RUNNING, PowerState.PAUSED) else None,
+                managed_save=bool(self.domain.hasManagedSaveImage()),
+            )
+
+    def _job(self, disks: tuple[domain_xml.Disk, ...]) -> str | None:
+        for disk in disks:
+            if disk.path and self.domain.blockJobInfo(disk.target, 0):
+                return f"a block job on disk {disk.target}"
+        kind = self.domain.jobStats().get("type", libvirt.VIR_DOMAIN_JOB_NONE)
+        return "a job (backup, migration, dump or save)" if kind != libvirt.VIR_DOMAIN_JOB_NONE else None
+
+    def definition(self) -> str:
+        """The persistent definition, which a later start will use."""
+        with translated(f"reading the definition of {self.name}"):
+            return str(self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
+
+    def sources(self) -> dict[str, str]:
+        """The image each disk writes now."""
+        with translated(f"reading the disks of {self.name}"):
+            return {disk.target: disk.path for disk in domain_xml.disks(self.domain.XMLDesc(0)) if disk.path}
+
+    def capacity(self, target: str) -> int:
+        """Virtual size of a disk of the running VM, in bytes."""
+        with translated(f"reading the size of disk {target}"):
+            return int(self.domain.blockInfo(target, 0)[0])
+
+    def switch(self, overlays: Mapping[str, str]) -> None:
+        """All disks in one transaction: from now on the VM writes to the prepared overlays.
+
+        After a failure no disk has switched (QEMU's transaction is atomic), unless the connection was lost on the way:
+        `sources` tells. Never QUIESCE: the guest is in our own hands.
+        """
+        others = tuple(disk for disk in self.sources() if disk not in overlays)
+        flags = (
+            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
+            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+        )
+        with translated("switching to the differencing disks"):
+            self.domain.snapshotCreateXML(domain_xml.snapshot(overlays, others), flags)
+
+    def commit_into_base(self, target: str, base: str, *, progress: Callable[[int, int], None] = lambda *_: None) -> None:
+        """Merges what the running VM writes on a disk into the image `base` below it, and lets the VM write there.
+
+        `progress` gets bytes done and in all. When this returns the overlays above `base` are no longer in use. After an
+        error the VM still writes where it did before, on a good chain. Source: notes/libvirt-qemu.md 2.1.
+        """
+        with translated(f"merging disk {target}"):
+            self.domain.blockCommit(target, base, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
+            try:
+                self._pivot_when_ready(target, progress)
+            except BaseException:
+                if self.domain.blockJobInfo(target, 0):
+                    self.domain.blockJobAbort(target, 0)
+                raise
+        if self.sources().get(target) != base:
+            raise HypervisorError(f"disk {target} did not come to rest on {base} after its merge")
+
+    def _pivot_when_ready(self, target: str, progress: Callable[[int, int], None]) -> None:
+        while True:
+            info = self.domain.blockJobInfo(target, 0)
+            if not info:
+                raise HypervisorError(f"the merge of disk {target} ended before it was complete")
+            progress(info["cur"], info["end"])
+            if (info["cur"] == info["end"] and info["end"] > 0) or info["end"] == 0:
+                # cur == end alone also holds just after the start; libvirt refuses to pivot until the mirror is ready.
+                try:
+                    self.domain.blockJobAbort(target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+                except libvirt.libvirtError as error:
+                    if error.get_error_code() != libvirt.VIR_ERR_BLOCK_COPY_ACTIVE:
+                        raise
+                else:
+                    return
+            time.sleep(0.02)
+
+    def power_off(self) -> None:
+        """Ends the VM at once, as a power failure would. Nothing happens if it is off."""
+        with translated(f"stopping {self.name}"):
+            if self.domain.isActive():
+                self.domain.destroy()
+
+    def redefine(self, xml: str) -> None:
+        with translated(f"defining {self.name}"):
+            self.domain = self.host.connection.defineXML(xml)
+
+    def start(self) -> None:
+        with translated(f"starting {self.name}"):
+            self.domain.create()
+
+    def attach(self, device_xml: str) -> None:
+        """Adds a device to the running VM and to its definition."""
+        with translated(f"adding a device to {self.name}"):
+            flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG
+            if self.domain.isActive():
+                flags |= libvirt.VIR_DOMAIN_AFFECT_LIVE
+            self.domain.attachDeviceFlags(device_xml, flags)

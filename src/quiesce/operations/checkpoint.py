@@ -1,0 +1,363 @@
+"""Takes a checkpoint: plan, prepare, window, judge, record."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from quiesce.catalog import manifest
+from quiesce.catalog.journal import Journal
+from quiesce.hypervisor import volumes
+from quiesce.hypervisor.domain_xml import Disk
+from quiesce.hypervisor.vm import Vm
+from quiesce.model.errors import (
+    AgentError,
+    ConsistencyError,
+    HypervisorError,
+    NameTakenError,
+    NotFoundError,
+    QuiesceError,
+)
+from quiesce.model.events import Warned
+from quiesce.model.grades import LEVELS, Consistency, Grade, Level, judge
+from quiesce.model.names import check_checkpoint_name, default_checkpoint_name
+from quiesce.model.reports import Filesystem, FreezeState, Writer
+from quiesce.model.tree import Checkpoint, DiskImage, Kind
+from quiesce.operations import guest, plan
+from quiesce.operations.context import Context
+from quiesce.window.driver import WindowExpiredError, WindowReport, drive
+from quiesce.window.machine import Action, Member, Step
+from quiesce.wire.messages import Frozen, Held, Inventory, Released, Thawed
+from quiesce.wire.requester import AgentRefusedError, Requester
+
+DEFAULT_WINDOW_S = 10.0
+"""VSS's own limit for holding writes."""
+PREPARE_TIMEOUT_S = 600.0
+"""Longest preparation, in seconds; applications run meanwhile."""
+SETTLE_TIMEOUT_S = 60.0
+
+
+def checkpoint(
+    context: Context,
+    vm_name: str,
+    *,
+    name: str | None = None,
+    required: Consistency = Consistency.APPLICATION,
+    window_s: float = DEFAULT_WINDOW_S,
+    kind: Kind = Kind.PRODUCTION,
+) -> Checkpoint:
+    """Takes a checkpoint of the running VM and returns it.
+
+    Its label is at least `required`. If that cannot be had, a QuiesceError is raised, the guest runs, and nothing is left
+    behind. Killed at any moment, the guest releases itself within `window_s`.
+    """
+    name = check_checkpoint_name(name) if name is not None else default_checkpoint_name(datetime.now(UTC))
+    with context.vm(vm_name) as vm, contextlib.ExitStack() as stack:
+        with context.phase("plan"):
+            facts = vm.facts()
+            plan.require_running(facts)
+            plan.require_nothing_in_the_way(facts)
+            disks = plan.disks_to_switch(facts)
+            tree = context.catalog.tree(vm.host.name, vm.uuid)
+            if tree.has_name(name):
+                raise NameTakenError(f"{vm.name} has a checkpoint named {name!r} already", hint="choose another --name")
+            plan.require_known_chain(disks, tree, context.emit)
+            requester = _open_agent(context, vm, required, stack)
+        attempt = _Attempt(context, vm, disks, required, window_s)
+        with attempt.overlays() as overlays:
+            inventory = attempt.prepare(requester) if requester else None
+            verdict = attempt.run_window(requester, inventory, overlays)
+            node = Checkpoint(
+                id=attempt.id,
+                host=vm.host.name,
+                vm_uuid=vm.uuid,
+                vm_name=vm.name,
+                name=name,
+                created=attempt.created.isoformat(timespec="milliseconds"),
+                kind=kind,
+                consistency=verdict.consistency,
+                required=required,
+                disks=tuple(DiskImage(disk.target, str(disk.path), disk.format) for disk in disks),
+                parent=tree.head_parent,
+                stall_us=verdict.stall_us,
+                writers=verdict.writers,
+                filesystems=verdict.filesystems,
+                phases_us=verdict.phases_us,
+                guest_clock_ns=verdict.guest_clock_ns,
+                warnings=tuple(verdict.warnings),
+            )
+            with context.phase("record"):
+                attempt.record(node)
+        for warning in node.warnings:
+            context.emit(Warned(warning))
+        return node
+
+
+def _open_agent(context: Context, vm: Vm, required: Consistency, stack: contextlib.ExitStack) -> Requester | None:
+    """The agent, or None where the user is content with a crash-consistent checkpoint and there is none."""
+    try:
+        guest.require_agent_port(vm.facts())
+        return stack.enter_context(guest.agent(vm))[0]
+    except AgentError as error:
+        if required is not Consistency.CRASH:
+            raise
+        context.emit(Warned(f"{error.message}; the guest is not asked to come to rest"))
+        return None
+
+
+@dataclass
+class _Verdict:
+    consistency: Consistency
+    stall_us: int = 0
+    writers: tuple[Writer, ...] = ()
+    filesystems: tuple[Filesystem, ...] = ()
+    phases_us: dict[str, int] = field(default_factory=dict)
+    guest_clock_ns: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+class _Attempt:
+    """One attempt and what must be undone if it fails."""
+
+    def __init__(self, context: Context, vm: Vm, disks: tuple[Disk, ...], required: Consistency, window_s: float) -> None:
+        self.id = uuid.uuid4().hex
+        self.created = datetime.now(UTC)
+        self._context = context
+        self._vm = vm
+        self._disks = disks
+        self._required = required
+        self._window_s = window_s
+        self._journal = Journal(context.catalog, vm.host.name, vm.uuid, "checkpoint")
+        self._overlays: dict[str, str] = {}
+        self._recorded = False
+
+    @contextlib.contextmanager
+    def overlays(self) -> Iterator[dict[str, str]]:
+        """Differencing disks for all disks. Unless the attempt was recorded, none is left, in use or lying about."""
+        try:
+            with self._context.phase("make differencing disks"):
+                for disk in self._disks:
+                    self._overlays[disk.target] = self._make_overlay(disk)
+            yield self._overlays
+        except BaseException:
+            if not self._recorded:
+                self._undo()
+            raise
+        self._journal.finish("done")
+
+    def _make_overlay(self, disk: Disk) -> str:
+        directory, _ = volumes.split(str(disk.path))
+        name = overlay_name(self._vm.name, disk.target)
+        with self._journal.step("make-overlay", target=disk.target, path=f"{directory}/{name}"):
+            with volumes.directory(self._vm.host, directory) as pool:
+                return pool.create_overlay(name, self._vm.capacity(disk.target), str(disk.path), disk.format)
+
+    def prepare(self, requester: Requester) -> Inventory:
+        insist = self._required is Consistency.APPLICATION
+        with self._context.phase("prepare"):
+            try:
+                with guest.translated(self._vm.name):
+                    try:
+                        return requester.prepare(int(self._window_s * 1000), insist, PREPARE_TIMEOUT_S)
+                    except AgentRefusedError as refusal:
+                        raise self._inconsistent(refusal) from refusal
+            except (TimeoutError, ConnectionError) as error:
+                raise AgentError(str(error)) from error
+
+    def run_window(self, requester: Requester | None, inventory: Inventory | None, overlays: dict[str, str]) -> _Verdict:
+        """The window and the judgement. Raises QuiesceError if the label is not what is required."""
+        levels = frozenset(writer.level for writer in inventory.writers) if inventory else frozenset()
+        member = Member(self._vm.name, levels, quiesced=requester is not None)
+        participant = _Participant(self._vm, requester, overlays)
+        number = self._journal.intend("switch", overlays=overlays)
+        report = anyio.run(drive, [member], {member.name: participant}, self._window_s, self._context.emit)
+        participant.settle()
+        verdict = self._judge(report, inventory, participant)
+        if not participant.switched:
+            raise self._explain(report)
+        self._journal.done(number)
+        if not verdict.consistency.satisfies(self._required):
+            raise self._fell_short(report, verdict)
+        return verdict
+
+    def record(self, node: Checkpoint) -> None:
+        xml = self._vm.definition()
+        directory, _ = volumes.split(node.disks[0].path)
+        with (
+            self._journal.step("record", checkpoint=node.id),
+            volumes.directory(self._vm.host, directory) as pool,
+        ):
+            self._context.catalog.add(node, xml, head_parent=node.id)
+            # From here on the overlays are the VM's disks for good, whatever happens to the manifest.
+            self._recorded = True
+            pool.write(manifest.name(node.id), manifest.dump(node, xml))
+
+    def _judge(self, report: WindowReport, inventory: Inventory | None, participant: _Participant) -> _Verdict:
+        outcome, name = report.outcome, self._vm.name
+        verdict = _Verdict(Consistency.CRASH, phases_us=dict(report.phases_us))
+        frozen: Frozen | None = outcome.value(Action.FREEZE, name)
+        thawed: Thawed | None = outcome.value(Action.THAW, name)
+        released: list[Released] = [
+            value for level in LEVELS if (value := outcome.value(Action.RELEASE, name, level)) is not None
+        ]
+        held: list[Held] = [value for level in LEVELS if (value := outcome.value(Action.HOLD, name, level)) is not None]
+        if inventory:
+            latest = {writer.id: writer for writer in inventory.writers}
+            told = [writer for answer in held for writer in answer.writers]
+            told += [writer for answer in released for writer in answer.writers]
+            latest |= {writer.id: writer for writer in told}
+            verdict.writers = tuple(latest.values())
+        if outcome.failure or frozen is None or thawed is None:
+            verdict.writers = tuple(_as_crash(writer) for writer in verdict.writers)
+            return verdict
+        verdict.filesystems = thawed.filesystems
+        verdict.warnings += [
+            f"{item.mountpoint}: {item.reason}" for item in thawed.filesystems if item.state is FreezeState.FLUSHED
+        ]
+        verdict.warnings += [f"{writer.id}: {warning}" for writer in verdict.writers for warning in writer.warnings]
+        unbroken = thawed.unbroken and thawed.freeze_token == frozen.freeze_token and participant.switched
+        verdict.consistency = judge(frozen_unbroken=unbroken, writer_grades=[writer.grade for writer in verdict.writers])
+        verdict.stall_us = max([thawed.window_us, *(reply.window_us for reply in released)])
+        if held and released:
+            verdict.guest_clock_ns = {
+                "held": max(reply.monotonic_ns for reply in held),
+                "released": min(reply.monotonic_ns for reply in released),
+            }
+        return verdict
+
+    def _explain(self, report: WindowReport) -> QuiesceError:
+        failure = report.outcome.failure
+        step = report.outcome.failed_step
+        assert failure is not None  # noqa: S101 - nothing was switched, so something failed
+        what = step.action.value if step else "checkpoint"
+        if isinstance(failure, AgentRefusedError):
+            return self._inconsistent(failure)
+        if isinstance(failure, HypervisorError):
+            return failure
+        return ConsistencyError(
+            f"{self._vm.name} could not {what} in time: {failure}",
+            hint="nothing was kept, and the guest has been released",
+            details={"step": what},
+        )
+
+    def _inconsistent(self, refusal: AgentRefusedError) -> ConsistencyError:
+        return ConsistencyError(
+            f"{self._vm.name} cannot be made {self._required.value}-consistent: {refusal}",
+            hint="nothing was kept, and the guest runs; a lower label can be had with --require filesystem or crash",
+            details={"writers": [_brief(writer) for writer in refusal.error.writers]},
+        )
+
+    def _fell_short(self, report: WindowReport, verdict: _Verdict) -> ConsistencyError:
+        reasons = [f"{writer.id}: {writer.reason}" for writer in verdict.writers if not writer.grade.vouched]
+        if report.outcome.failure:
+            reasons.insert(0, f"{report.outcome.failed_step.action.value if report.outcome.failed_step else ''} failed:"
+                              f" {report.outcome.failure}")  # fmt: skip
+        return ConsistencyError(
+            f"the checkpoint of {self._vm.name} would only be {verdict.consistency.value}-consistent,"
+            f" {self._required.value} is required: {'; '.join(reasons) or 'a freeze was broken from outside'}",
+            hint="nothing was kept, and the guest runs; try again, or ask for less with --require",
+            details={"writers": [_brief(writer) for writer in verdict.writers]},
+        )
+
+    def _undo(self) -> None:
+        """Brings the VM back onto its old images and removes the overlays. What cannot be undone stays journalled."""
+        try:
+            in_use = set(self._vm.sources().values())
+            for disk in self._disks:
+                overlay = self._overlays.get(disk.target)
+                if overlay in in_use:
+                    with self._journal.step("merge-back", target=disk.target, base=disk.path):
+                        self._vm.commit_into_base(disk.target, str(disk.path))
+            in_use = set(self._vm.sources().values())
+            for overlay in self._overlays.values():
+                if overlay not in in_use:
+                    remove_image(self._vm, overlay)
+        except QuiesceError as error:
+            self._context.emit(Warned(f"the failed attempt could not be undone: {error.message}"))
+            self._journal.finish("failed, not undone")
+        else:
+            self._journal.finish("undone")
+
+
+class _Participant:
+    """One VM in the window."""
+
+    def __init__(self, vm: Vm, requester: Requester | None, overlays: dict[str, str]) -> None:
+        self._vm = vm
+        self._requester = requester
+        self._overlays = overlays
+        self._switch_ended = threading.Event()
+        self._switch_started = False
+
+    async def perform(self, step: Step, timeout: float) -> Any:
+        if step.action is Action.SWITCH:
+            return await self._perform_switch(timeout)
+        return await anyio.to_thread.run_sync(self._ask, step, timeout)
+
+    def _ask(self, step: Step, timeout: float) -> Any:
+        requester = self._requester
+        assert requester is not None  # noqa: S101 - the machine asks nothing of a member without an agent
+        match step:
+            case Step(Action.HOLD, _, Level() as level):
+                return requester.hold(level, timeout)
+            case Step(Action.FREEZE):
+                return requester.freeze(timeout)
+            case Step(Action.THAW):
+                return requester.thaw(timeout)
+            case Step(Action.RELEASE, _, Level() as level):
+                return requester.release(level, timeout)
+            case Step(Action.ABORT):
+                return requester.abort(timeout)
+        raise AssertionError(step)
+
+    async def _perform_switch(self, timeout: float) -> None:
+        self._switch_started = True
+        with anyio.move_on_after(timeout):
+            return await anyio.to_thread.run_sync(self._switch, abandon_on_cancel=True)
+        raise WindowExpiredError("libvirt did not return from the switch in time")
+
+    def _switch(self) -> None:
+        try:
+            self._vm.switch(self._overlays)
+        finally:
+            self._switch_ended.set()
+
+    def settle(self) -> None:
+        """Waits for a switch that was given up on, and finds out whether the VM writes to its overlays."""
+        self.switched = False
+        if not self._switch_started:
+            return
+        if not self._switch_ended.wait(SETTLE_TIMEOUT_S):
+            raise HypervisorError(f"libvirt has not returned from switching {self._vm.name} for {SETTLE_TIMEOUT_S:g} s")
+        sources = self._vm.sources()
+        self.switched = all(sources.get(target) == path for target, path in self._overlays.items())
+
+
+def overlay_name(vm_name: str, target: str) -> str:
+    """A file name that says where it came from to a person; to us it means nothing."""
+    return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', vm_name)}.{target}.{secrets.token_hex(6)}.qcow2"
+
+
+def remove_image(vm: Vm, path: str) -> None:
+    """Removes an image file, if it is there."""
+    directory, name = volumes.split(path)
+    with contextlib.suppress(NotFoundError), volumes.directory(vm.host, directory) as pool:
+        pool.delete(name)
+
+
+def _as_crash(writer: Writer) -> Writer:
+    return replace(writer, grade=Grade.CRASH, reason=writer.reason or "the window was not completed")
+
+
+def _brief(writer: Writer) -> dict[str, str | None]:
+    return {"id": writer.id, "grade": writer.grade.value, "reason": writer.reason}

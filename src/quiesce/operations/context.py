@@ -1,0 +1,44 @@
+"""What every operation needs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from quiesce.catalog.store import Catalog
+from quiesce.hypervisor.vm import Vm
+from quiesce.model.events import Emit, PhaseFinished, PhaseStarted
+
+DEFAULT_URI = "qemu:///system"
+
+
+def default_uri() -> str:
+    return os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where the VMs are, where the checkpoints are recorded, and who listens."""
+
+    uri: str
+    catalog: Catalog
+    emit: Emit
+
+    @contextmanager
+    def vm(self, name: str) -> Iterator[Vm]:
+        """The VM on a connection of its own. Raises NotFoundError, HypervisorError."""
+        vm = Vm(self.uri, name)
+        try:
+            yield vm
+        finally:
+            vm.close()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self.emit(PhaseStarted(name))
+        started = time.monotonic()
+        yield
+        self.emit(PhaseFinished(name, time.monotonic() - started))

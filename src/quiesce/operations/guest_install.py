@@ -1,0 +1,122 @@
+"""Installs the agent into a running guest: no network, no SSH, no reboot."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from quiesce.hypervisor import domain_xml
+from quiesce.hypervisor.qemu_agent import QemuAgent
+from quiesce.hypervisor.vm import Vm
+from quiesce.model.errors import AgentError
+from quiesce.operations import agent_archive, guest, plan
+from quiesce.operations.context import Context
+from quiesce.wire.messages import DEVICE, PORT_NAME
+from quiesce.wire.schema import printable
+
+DIRECTORY = "/usr/local/lib/quiesce"
+AGENT = f"{DIRECTORY}/quiesce-agent.pyz"
+UNIT = "/etc/systemd/system/quiesce-agent.service"
+RULE = "/etc/udev/rules.d/90-quiesce-agent.rules"
+MIN_PYTHON = (3, 9)
+START_TIMEOUT_S = 60.0
+
+UNIT_TEXT = f"""\
+[Unit]
+Description=quiesce guest agent (application-aware checkpoints)
+BindsTo=dev-virtio\\x2dports-io.quiesce.agent.0.device
+After=dev-virtio\\x2dports-io.quiesce.agent.0.device
+IgnoreOnIsolate=yes
+
+[Service]
+ExecStart=/usr/bin/python3 -I -S {AGENT} {DEVICE}
+Restart=always
+RestartSec=1
+# The dead-man must outlive the agent.
+KillMode=process
+OOMScoreAdjust=-900
+Nice=-10
+"""
+# A unit of its own mount namespace (ProtectSystem=, PrivateTmp=, ...) would not see the machine's filesystems.
+
+RULE_TEXT = f"""\
+SUBSYSTEM=="virtio-ports", ATTR{{name}}=="{PORT_NAME}", TAG+="systemd", ENV{{SYSTEMD_WANTS}}+="quiesce-agent.service"
+"""
+
+
+@dataclass(frozen=True)
+class Installed:
+    version: str
+    agent_bytes: int
+
+
+def guest_install(context: Context, vm_name: str) -> Installed:
+    """Puts the agent of this quiesce into the guest and starts it; also brings an older one up to date.
+
+    Raises AgentError if qemu-guest-agent does not answer, forbids it, or the guest lacks Python 3.9 or systemd.
+    """
+    with context.vm(vm_name) as vm:
+        with context.phase("plan"):
+            facts = vm.facts()
+            plan.require_running(facts)
+            port = facts.channels.get(domain_xml.QEMU_AGENT_PORT)
+            if port is None:
+                raise AgentError(
+                    f"{vm.name} has no qemu-guest-agent, which the installation goes through",
+                    hint="add its channel (virsh attach-device) and install the package qemu-guest-agent in the guest",
+                )
+            qemu_agent = QemuAgent(vm)
+            _require_python_and_systemd(vm, qemu_agent)
+        archive = agent_archive.build()
+        with context.phase("copy"):
+            _run(vm, qemu_agent, "/bin/mkdir", "-p", DIRECTORY, "/etc/udev/rules.d")
+            qemu_agent.write_file(f"{AGENT}.new", archive)
+            qemu_agent.write_file(UNIT, UNIT_TEXT.encode())
+            qemu_agent.write_file(RULE, RULE_TEXT.encode())
+            _run(vm, qemu_agent, "/bin/chmod", "0755", f"{AGENT}.new")
+            _run(vm, qemu_agent, "/bin/mv", f"{AGENT}.new", AGENT)
+        with context.phase("start"):
+            _run(vm, qemu_agent, "/bin/systemctl", "daemon-reload")
+            _run(vm, qemu_agent, "/bin/udevadm", "control", "--reload")
+            if PORT_NAME in facts.channels:
+                _run(vm, qemu_agent, "/bin/udevadm", "trigger", "--subsystem-match=virtio-ports", "--action=add")
+                _run(vm, qemu_agent, "/bin/systemctl", "restart", "quiesce-agent.service")
+            else:
+                vm.attach(domain_xml.channel(PORT_NAME))
+            version = _wait_for_agent(vm)
+        return Installed(version, len(archive))
+
+
+def _require_python_and_systemd(vm: Vm, qemu_agent: QemuAgent) -> None:
+    status, output = qemu_agent.run(
+        "/bin/sh", "-c", "test -d /run/systemd/system && /usr/bin/python3 -c 'import sys; print(*sys.version_info[:2])'"
+    )
+    try:
+        version = tuple(int(part) for part in output.split())
+    except ValueError:
+        version = ()
+    if status or len(version) != 2 or version < MIN_PYTHON:
+        raise AgentError(
+            f"the guest {vm.name} needs systemd and Python 3.9 or later: {printable(output.strip())[:200] or 'not found'}",
+            hint="install the package python3 in the guest",
+        )
+
+
+def _run(vm: Vm, qemu_agent: QemuAgent, *command: str) -> None:
+    status, output = qemu_agent.run(*command)
+    if status:
+        raise AgentError(f"{' '.join(command)} in {vm.name} failed: {printable(output.strip())[:500]}")
+
+
+def _wait_for_agent(vm: Vm) -> str:
+    """Until the agent shakes hands; returns its version."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            guest.require_agent_port(vm.facts())
+            with guest.agent(vm) as (_requester, greeting):
+                return greeting.software
+        except AgentError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)

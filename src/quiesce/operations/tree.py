@@ -1,0 +1,18 @@
+"""The checkpoints of a VM."""
+
+from __future__ import annotations
+
+from quiesce.model.names import CheckpointReference
+from quiesce.model.tree import Checkpoint, Tree
+from quiesce.operations.context import Context
+
+
+def tree(context: Context, vm_name: str) -> Tree:
+    """Raises NotFoundError if there is no such VM."""
+    with context.vm(vm_name) as vm:
+        return context.catalog.tree(vm.host.name, vm.uuid)
+
+
+def show(context: Context, reference: CheckpointReference) -> Checkpoint:
+    """Raises NotFoundError."""
+    return tree(context, reference.vm).find(reference.checkpoint)

@@ -1,0 +1,43 @@
+"""Lists the VMs of the host and how they stand with quiesce."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quiesce.hypervisor.connection import Host
+from quiesce.hypervisor.vm import PowerState
+from quiesce.operations.context import Context
+from quiesce.wire.messages import PORT_NAME
+
+
+@dataclass(frozen=True)
+class VmSummary:
+    name: str
+    uuid: str
+    state: PowerState
+    agent: str
+    """`ready`, `not running` (the port is there, nothing listens), `none`, or `unknown` (the VM is off)."""
+    checkpoints: int
+
+
+def vms(context: Context) -> list[VmSummary]:
+    host = Host(context.uri)
+    try:
+        names = [str(domain.name()) for domain in host.domains()]
+        counts = context.catalog.counts(host.name)
+    finally:
+        host.close()
+    return [_summary(context, name, counts) for name in names]
+
+
+def _summary(context: Context, name: str, counts: dict[str, int]) -> VmSummary:
+    with context.vm(name) as vm:
+        facts = vm.facts()
+    port = facts.channels.get(PORT_NAME)
+    if port is None:
+        agent = "none"
+    elif facts.power is not PowerState.RUNNING:
+        agent = "unknown"
+    else:
+        agent = "ready" if port.connected else "not running"
+    return VmSummary(facts.name, facts.uuid, facts.power, agent, counts.get(facts.uuid, 0))

@@ -1,0 +1,1 @@
+"""The freeze window: `machine` decides, purely, what comes next; `driver` does it."""

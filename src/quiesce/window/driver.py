@@ -1,0 +1,92 @@
+"""Runs the steps of a window against real members, against the clock.
+
+Nothing here logs, writes, imports or retries: between the first hold and the last release, writers wait for us.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import anyio
+
+from quiesce.model.events import Emit, PhaseFinished, PhaseStarted
+from quiesce.window.machine import Action, Answer, Answers, Batch, Member, Outcome, Step, window
+
+ABORT_TIMEOUT_S = 5.0
+"""Longest wait for the answer to an abort, in seconds. The guest's own deadline does not depend on it."""
+
+
+class WindowExpiredError(Exception):
+    """The window's time was over before the step had an answer."""
+
+
+class Participant(Protocol):
+    """A member as the driver sees it."""
+
+    async def perform(self, step: Step, timeout: float) -> Any:
+        """Does the step and returns its value. Raises on failure, within `timeout` seconds or soon after."""
+
+
+@dataclass(frozen=True)
+class WindowReport:
+    outcome: Outcome
+    phases_us: Mapping[str, int]
+    """How long each batch took on this host, in microseconds, by its action (and level)."""
+
+
+async def drive(
+    members: Sequence[Member], participants: Mapping[str, Participant], window_s: float, emit: Emit
+) -> WindowReport:
+    """Runs one window of at most `window_s` seconds.
+
+    Whatever happens, cancellation included, every member that was touched has been told to let go when this returns or
+    raises; one that could not be told lets go by itself at its own deadline.
+    """
+    machine = window(members)
+    phases: dict[str, int] = {}
+    deadline = time.monotonic() + window_s
+    touched: set[str] = set()
+    try:
+        batch = next(machine)
+        while True:
+            touched.update(step.member for step in batch if step.action in (Action.HOLD, Action.FREEZE))
+            label = _label(batch[0])
+            emit(PhaseStarted(label))
+            started = time.monotonic()
+            answers = await _run(batch, participants, deadline)
+            seconds = time.monotonic() - started
+            phases[label] = round(seconds * 1e6)
+            emit(PhaseFinished(label, seconds))
+            batch = machine.send(answers)
+    except StopIteration as finished:
+        return WindowReport(finished.value, phases)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await _run(tuple(Step(Action.ABORT, name) for name in sorted(touched)), participants, deadline)
+        raise
+
+
+async def _run(batch: Batch, participants: Mapping[str, Participant], deadline: float) -> Answers:
+    answers: dict[Step, Answer] = {}
+
+    async def one(step: Step) -> None:
+        left = ABORT_TIMEOUT_S if step.action is Action.ABORT else deadline - time.monotonic()
+        if left <= 0:
+            answers[step] = Answer(failure=WindowExpiredError(f"no time was left to {step.action.value}"))
+            return
+        try:
+            answers[step] = Answer(await participants[step.member].perform(step, left))
+        except Exception as error:  # noqa: BLE001 - a failure is an answer; the machine decides
+            answers[step] = Answer(failure=error)
+
+    async with anyio.create_task_group() as group:
+        for step in batch:
+            group.start_soon(one, step)
+    return answers
+
+
+def _label(step: Step) -> str:
+    return f"{step.action.value} {step.level.value}" if step.level else step.action.value
