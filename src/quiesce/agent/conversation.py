@@ -81,8 +81,8 @@ class Conversation:
     def _perform(self, request: Request) -> Any:
         state = self._attempt.state if self._attempt else State.IDLE
         attempt = self._attempt
-        guarded = attempt and request.op not in (Op.STATUS, Op.HELLO, Op.IDENTIFY)
-        if guarded and not hmac.compare_digest(attempt.token.encode(), request.token.encode()):
+        unguarded = request.op in (Op.STATUS, Op.HELLO, Op.IDENTIFY)
+        if attempt and not unguarded and not hmac.compare_digest(attempt.token.encode(), request.token.encode()):
             raise AttemptError(ErrorCode.WRONG_TOKEN, "this attempt has another token")
         if state not in ALLOWED[request.op]:
             if self._expired and not attempt:

@@ -238,7 +238,7 @@ class _Attempt:
     def _explain(self, report: WindowReport) -> QuiesceError:
         failure = report.outcome.failure
         step = report.outcome.failed_step
-        assert failure is not None  # noqa: S101 - nothing was switched, so something failed
+        assert failure is not None
         what = step.action.value if step else "checkpoint"
         if isinstance(failure, AgentRefusedError):
             return self._inconsistent(failure)
@@ -306,7 +306,7 @@ class _Participant:
 
     def _ask(self, step: Step, timeout: float) -> Any:
         requester = self._requester
-        assert requester is not None  # noqa: S101 - the machine asks nothing of a member without an agent
+        assert requester is not None
         match step:
             case Step(Action.HOLD, _, Level() as level):
                 return requester.hold(level, timeout)

@@ -329,15 +329,17 @@ class Cluster:
             return
         try:
             insert = self._control.run("SELECT pg_current_wal_insert_lsn()::text")[0][0]
-            moved = self._beyond_bookkeeping(insert) if insert != self._insert_lsn else ""
-            lost = [session.database for session in self._sessions if not _still_holds(session.connection)]
-            if moved:
-                self._grade, self._reason = Grade.CRASH, f"its log moved during the window: {moved}"
-            if lost:
-                self._grade, self._reason = Grade.CRASH, f"the hold of database {lost[0]!r} was lost during the window"
         except Exception as error:  # noqa: BLE001
             self._grade, self._reason = Grade.CRASH, f"the hold could not be verified: {_say(error)}"
-        self._let_go()
+            self._let_go()
+            return
+        # A session that can still roll back was there all the time, and its locks with it.
+        lost = self._let_go()
+        if lost:
+            self._grade, self._reason = Grade.CRASH, f"the hold of database {lost[0]!r} was lost during the window"
+        moved = self._beyond_bookkeeping(insert) if insert != self._insert_lsn else ""
+        if moved:
+            self._grade, self._reason = Grade.CRASH, f"its log moved during the window: {moved}"
 
     def abort(self) -> None:
         self._holding = False
@@ -356,13 +358,17 @@ class Cluster:
             with open(_MEMORY, "w") as file:
                 json.dump(memory, file)
 
-    def _let_go(self) -> None:
+    def _let_go(self) -> list[str]:
+        """Ends every hold. Returns the databases whose session was no longer there to be ended."""
         self._holding = False
+        lost = []
         for session in self._sessions:
             try:
                 session.connection.run("ROLLBACK")
             except Exception:  # noqa: BLE001 - a session that cannot even roll back is closed
+                lost.append(session.database)
                 _close(session.connection)
+        return lost
 
     # -- connections
 
@@ -553,11 +559,6 @@ def _recall() -> dict[str, dict[str, list[str]]]:
 def _fresh(connection: Any, statement: str) -> list[list[Any]]:
     connection.run("ROLLBACK")
     return list(connection.run(statement))
-
-
-def _still_holds(connection: Any) -> bool:
-    """Whether the session's transaction is open and unharmed, which its locks depend on."""
-    return bool(connection.run("SELECT count(*) > 0 FROM pg_locks WHERE pid = pg_backend_pid() AND mode = 'ShareLock'")[0][0])
 
 
 def _describe_writing(rows: list[list[Any]]) -> str:

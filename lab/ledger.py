@@ -1,0 +1,91 @@
+"""A database client that remembers, outside the disks, what was acknowledged to it and how long each commit took.
+
+`client.py` below runs in the guest. Its notes are in memory (/run), so a restore of the disks does not touch them; they are
+read before the VM is ruined.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lab.machine import Machine
+
+DATABASE = "ledger"
+DIRECTORY = "/run/quiesce-ledger"
+
+CLIENT = f"""
+import os, sys, time
+import psycopg2
+client = int(sys.argv[1])
+connection = psycopg2.connect(dbname={DATABASE!r}, user="postgres")
+cursor = connection.cursor()
+notes = os.open("{DIRECTORY}/client-%d" % client, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+sequence = 0
+while not os.path.exists("{DIRECTORY}/stop"):
+    sequence += 1
+    started = time.monotonic_ns()
+    cursor.execute("INSERT INTO entries VALUES (%s, %s)", (client, sequence))
+    connection.commit()
+    os.write(notes, b"%d %d %d %d\\n" % (client, sequence, started, time.monotonic_ns()))
+    time.sleep(0.002)
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One acknowledged commit; times are the guest's CLOCK_MONOTONIC in nanoseconds."""
+
+    client: int
+    sequence: int
+    started_ns: int
+    acknowledged_ns: int
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.client, self.sequence
+
+
+class Ledger:
+    """Clients committing as fast as they are answered."""
+
+    def __init__(self, machine: Machine, clients: int = 2) -> None:
+        self._machine = machine
+        self._clients = clients
+
+    def start(self) -> None:
+        machine = self._machine
+        machine.sql(f"CREATE DATABASE {DATABASE}")
+        machine.sql("CREATE TABLE entries (client int, sequence int, PRIMARY KEY (client, sequence))", database=DATABASE)
+        machine.run(f"install -d -o postgres {DIRECTORY}")
+        machine.write_file(f"{DIRECTORY}/client.py", CLIENT.encode())
+        for client in range(1, self._clients + 1):
+            machine.spawn(
+                f"exec setsid runuser -u postgres -- python3 {DIRECTORY}/client.py {client} 2>{DIRECTORY}/errors-{client}"
+            )
+
+    def stop(self) -> None:
+        self._machine.run(f"touch {DIRECTORY}/stop; sleep 0.5")
+
+    def acknowledged(self) -> list[Entry]:
+        """Every commit acknowledged so far, in order of time."""
+        text = self._machine.run(f"cat {DIRECTORY}/client-*").stdout
+        entries = [Entry(*map(int, line.split())) for line in text.splitlines() if line.count(" ") == 3]
+        return sorted(entries, key=lambda entry: entry.acknowledged_ns)
+
+    def errors(self) -> str:
+        return self._machine.run(f"cat {DIRECTORY}/errors-*").stdout
+
+    def stored(self) -> set[tuple[int, int]]:
+        """What the database holds."""
+        rows = self._machine.sql("SELECT client || ' ' || sequence FROM entries", database=DATABASE)
+        return {(int(client), int(sequence)) for client, sequence in (row.split() for row in rows.splitlines())}
+
+
+def longest_stall_ms(entries: list[Entry], from_ns: int, to_ns: int) -> float:
+    """The longest that any commit took which was under way in the given time."""
+    waits = [
+        entry.acknowledged_ns - entry.started_ns
+        for entry in entries
+        if entry.started_ns <= to_ns and entry.acknowledged_ns >= from_ns
+    ]
+    return max(waits, default=0) / 1e6

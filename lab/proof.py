@@ -1,0 +1,60 @@
+"""What a restored PostgreSQL says of itself: its own log, its own checks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from lab.machine import GuestCommandError, Machine
+
+LOG = "/var/log/postgresql/postgresql-17-main.log"
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """The last start of the server, by its own log. LSNs as PostgreSQL prints them."""
+
+    redo_starts: str | None
+    redo_done: str | None
+    log_ends: str | None
+    """Where the server found that the log ends."""
+    lines: tuple[str, ...]
+
+    def redo_bytes(self) -> int:
+        """How much log was replayed, in bytes."""
+        if self.redo_starts is None:
+            return 0
+        assert self.log_ends is not None
+        return _number(self.log_ends) - _number(self.redo_starts)
+
+
+def recovery(machine: Machine) -> Recovery:
+    lines = machine.run(f"cat {LOG}").stdout.splitlines()
+    starts = [index for index, line in enumerate(lines) if "starting PostgreSQL" in line]
+    last = lines[starts[-1] :] if starts else lines
+    text = "\n".join(last)
+    return Recovery(
+        _find(r"redo starts at ([0-9A-F]+/[0-9A-F]+)", text),
+        _find(r"redo done at ([0-9A-F]+/[0-9A-F]+)", text),
+        _find(r"(?:invalid record length|invalid magic number.*|unexpected pageaddr.*) at ([0-9A-F]+/[0-9A-F]+)", text),
+        tuple(last),
+    )
+
+
+def amcheck_errors(machine: Machine, timeout: float = 300) -> int:
+    """How many complaints pg_amcheck has about every table and index of every database."""
+    command = "runuser -u postgres -- /usr/lib/postgresql/17/bin/pg_amcheck --all --install-missing --heapallindexed"
+    finished = machine.run(command, check=False, timeout=timeout)
+    if finished.returncode not in (0, 2):  # 2: it found corruption
+        raise GuestCommandError(command, finished)
+    return len([line for line in finished.stdout.splitlines() if line.strip()]) if finished.returncode else 0
+
+
+def _find(pattern: str, text: str) -> str | None:
+    match = re.search(pattern, text)
+    return match.group(1) if match else None
+
+
+def _number(lsn: str) -> int:
+    high, low = lsn.split("/")
+    return (int(high, 16) << 32) + int(low, 16)
