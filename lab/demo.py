@@ -33,13 +33,16 @@ class Narrator:
             print(f"\033[1m[{time.monotonic() - self._started:6.1f} s]\033[0m {text}", file=sys.stderr, flush=True)
 
 
-def quiesce(*arguments: str, catalog: Path) -> Any:
+def quiesce(*arguments: str, catalog: Path, say: Narrator) -> Any:
     """Runs the command line as a user would and returns its JSON. Raises SystemExit with its message if it fails."""
-    environment = os.environ | {"QUIESCE_CATALOG": str(catalog)}
-    print(f"           $ quiesce {' '.join(arguments)}", file=sys.stderr, flush=True)
+    say.say(f"$ quiesce {' '.join(arguments)}")
     program = Path(sys.executable).with_name("quiesce")
     finished = subprocess.run(
-        [program, *arguments, "--json"], stdout=subprocess.PIPE, env=environment, check=False, timeout=900
+        [program, *arguments, "--json"],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"QUIESCE_CATALOG": str(catalog)},
+        check=False,
+        timeout=900,
     )
     if finished.returncode:
         raise SystemExit(f"quiesce ended with {finished.returncode}: {finished.stdout.decode()}")
