@@ -44,3 +44,12 @@ def entry(path: Path) -> Iterator[Path | None]:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         partial.rename(path)
+
+
+def prune(pattern: Path, keep: int) -> None:
+    """Removes all but the newest entries of a kind."""
+    entries = sorted(
+        (path for path in pattern.parent.glob(pattern.name) if path.is_dir()), key=lambda path: path.stat().st_mtime
+    )
+    for path in entries[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -72,6 +73,11 @@ class SavedMachine:
         return self.directory / "ram"
 
     @property
+    def definition(self) -> str:
+        """The domain's persistent definition, devices plugged in meanwhile included."""
+        return (self.directory / "domain.xml").read_text()
+
+    @property
     def identity(self) -> dict[str, str]:
         """The name, UUID and directory its RAM image was saved with; all machines' have the same lengths."""
         return dict(json.loads((self.directory / "identity.json").read_text()))
@@ -79,13 +85,16 @@ class SavedMachine:
 
 def saved(name: str, image: Image, prepare: Callable[[Machine], None], start_from: SavedMachine | None = None) -> SavedMachine:
     """The machine `prepare` makes, from the cache or booted, prepared and saved now. `name` must tell what went into it."""
-    path = cache.root() / f"saved-{image.key.removeprefix('image-')}-{name}"
+    this_file = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]  # the machine's definition is part of what it is
+    path = cache.root() / f"saved-{image.key.removeprefix('image-')}-{this_file}-{name}"
     with cache.entry(path) as directory:
         if directory is not None:
             print(f"lab: booting a machine to be resumed by later tests ({name})", file=sys.stderr, flush=True)
             with Machine(image, start_from=start_from) as machine:
                 prepare(machine)
                 machine.save_to(directory)
+            if "-" in name:  # a stage that is made anew with every change of what is in it
+                cache.prune(path.with_name(path.name.rpartition("-")[0] + "-*"), keep=2)
     return SavedMachine(path)
 
 
@@ -123,7 +132,7 @@ class Machine:
             base = self._start_from.directory if self._start_from else None
             for target, file in self.image.disks.items():
                 _overlay(base / f"{target}.qcow2" if base else file, self.disk(target))
-            self.domain = self.connection.defineXML(self._customize(self._xml()))
+            self.domain = self.connection.defineXML(self._definition())
             if self._start_from:
                 self._resume(self._start_from)
             elif self._boot:
@@ -137,6 +146,14 @@ class Machine:
         if error is not None:
             print(f"--- console of {self.name} ---\n{self.console()[-3000:]}", file=sys.stderr)
         self._stack.close()
+
+    def reconnect(self) -> None:
+        """After the daemon was restarted."""
+        with contextlib.suppress(libvirt.libvirtError):
+            self.connection.close()
+        self.connection = libvirt.open(URI)
+        self._stack.callback(self.connection.close)
+        self.domain = self.connection.lookupByName(self.name)
 
     def disk(self, target: str) -> Path:
         return self.directory / f"{target}.qcow2"
@@ -220,21 +237,35 @@ class Machine:
     def save_to(self, directory: Path) -> None:
         """Stops the machine and leaves its memory and disks in `directory`."""
         self.run("sync")
+        definition = self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
         self.domain.save(str(directory / "ram"))
         for target in self.image.disks:
             shutil.move(self.disk(target), directory / f"{target}.qcow2")
         for file in directory.iterdir():
             file.chmod(0o644)
             shutil.chown(file, "root", "root")
-        identity = {"name": self.name, "uuid": self.uuid}
-        (directory / "identity.json").write_text(json.dumps(identity))
+        (directory / "domain.xml").write_text(definition)
+        shutil.copy(self._note_identity(directory), directory / "saved-as.json")
 
     def _resume(self, source: SavedMachine) -> None:
         with cache.locked(source.directory / "resume.lock"):
             _rename_in_ram_image(source.ram, source.identity, {"name": self.name, "uuid": self.uuid})
-            (source.directory / "identity.json").write_text(json.dumps({"name": self.name, "uuid": self.uuid}))
+            self._note_identity(source.directory)
             self.connection.restore(str(source.ram))
         self.domain = self.connection.lookupByName(self.name)
+
+    def _note_identity(self, directory: Path) -> Path:
+        file = directory / "identity.json"
+        file.write_text(json.dumps({"name": self.name, "uuid": self.uuid}))
+        return file
+
+    def _definition(self) -> str:
+        if not self._start_from:
+            return self._customize(self._xml())
+        xml = self._start_from.definition
+        for key, value in json.loads((self._start_from.directory / "saved-as.json").read_text()).items():
+            xml = xml.replace(value, getattr(self, key))
+        return self._customize(xml)
 
     def _xml(self) -> str:
         disks = "".join(

@@ -50,7 +50,8 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if err.is_terminal:
+            self._progress.stop()
         for warning in dict.fromkeys(self.warnings):
             err.print(f"[yellow]warning:[/] {escape(warning)}")
 

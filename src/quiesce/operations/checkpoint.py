@@ -65,9 +65,9 @@ def checkpoint(
     with context.vm(vm_name) as vm, contextlib.ExitStack() as stack:
         with context.phase("plan"):
             facts = vm.facts()
+            disks = plan.disks_to_switch(facts)
             plan.require_running(facts)
             plan.require_nothing_in_the_way(facts)
-            disks = plan.disks_to_switch(facts)
             tree = context.catalog.tree(vm.host.name, vm.uuid)
             if tree.has_name(name):
                 raise NameTakenError(f"{vm.name} has a checkpoint named {name!r} already", hint="choose another --name")

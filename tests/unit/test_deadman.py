@@ -1,0 +1,215 @@
+"""agent/deadman.py: real processes, and no filesystem but plain files, which cannot be frozen."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quiesce.agent import deadman, linux
+from quiesce.agent.deadman import DeadMan, DeadManError
+
+MS = 1_000_000
+
+
+@pytest.fixture(autouse=True)
+def not_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rcu").write_text("1\n")
+    monkeypatch.setattr(deadman, "RESCUE_NOTE", str(tmp_path / "note"))
+    monkeypatch.setattr(deadman, "RCU_EXPEDITED", str(tmp_path / "rcu"))
+    # A container may not ask for this, even as root; in a guest the dead-man does not start without it.
+    monkeypatch.setattr(deadman, "_never_kill_for_memory", (tmp_path / "spared").touch)
+
+
+def in_conversation(work: Callable[[DeadMan], object], filesystems: list[int] | None = None) -> tuple[int, int]:
+    """Runs `work` in a child that has a dead-man. Returns the child's and the dead-man's process ids."""
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            watcher = DeadMan.start(filesystems or [])
+            os.write(send, b"%d" % watcher._pid)
+            os.close(send)
+            work(watcher)
+        finally:
+            os._exit(0)
+    os.close(send)
+    try:
+        return child, int(os.read(receive, 20))
+    finally:
+        os.close(receive)
+
+
+def wait_gone(pid: int, seconds: float = 10) -> None:
+    until = time.monotonic() + seconds
+    while _running(pid):
+        assert time.monotonic() < until, f"process {pid} is still there"
+        time.sleep(0.005)
+
+
+def _running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def soon(milliseconds: int = 50) -> int:
+    return time.monotonic_ns() + milliseconds * MS
+
+
+def test_disarmed_it_ends_and_leaves_no_note():
+    """Broken: every checkpoint would leave a locked process behind, or claim a rescue."""
+    watcher = DeadMan.start([])
+    watcher.arm(soon(60_000))
+    assert _running(watcher._pid)
+    watcher.disarm()
+    assert not _running(watcher._pid)
+    watcher.disarm()
+    assert deadman.last_rescue() is None
+
+
+@pytest.mark.parametrize("stuck", ["asleep", "stopped"])
+def test_at_the_deadline_it_kills_the_conversation(stuck):
+    """Broken: an agent that hangs would hold the guest's applications for ever."""
+
+    def hang(watcher: DeadMan) -> None:
+        watcher.arm(soon())
+        os.kill(os.getpid(), signal.SIGSTOP) if stuck == "stopped" else time.sleep(60)
+
+    child, watcher = in_conversation(hang)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    wait_gone(watcher)
+    assert deadman.last_rescue() == "the deadline passed; 0 filesystem(s) thawed"
+
+
+def test_before_the_deadline_it_leaves_the_conversation_alone():
+    """Broken: healthy checkpoints would be killed."""
+
+    def work(watcher: DeadMan) -> None:
+        watcher.arm(soon(60_000))
+        time.sleep(0.15)
+        watcher.disarm()
+
+    child, watcher = in_conversation(work)
+    assert os.waitpid(child, 0)[1] == 0
+    wait_gone(watcher)
+    assert deadman.last_rescue() is None
+
+
+def test_the_conversations_death_in_the_window_is_a_rescue():
+    """Broken: an agent killed in the window would leave filesystems frozen until the deadline, or for ever."""
+
+    def work(watcher: DeadMan) -> None:
+        watcher.arm(soon(60_000))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child, watcher = in_conversation(work)
+    os.waitpid(child, 0)
+    wait_gone(watcher)
+    assert deadman.last_rescue() == "the agent died; 0 filesystem(s) thawed"
+
+
+def test_the_conversations_death_before_the_window_is_none():
+    """Broken: each host that hangs up before the window would leave a process, or an alarming note."""
+    child, watcher = in_conversation(lambda _: None)
+    os.waitpid(child, 0)
+    wait_gone(watcher)
+    assert deadman.last_rescue() is None
+
+
+def test_what_cannot_be_thawed_does_not_stop_it(tmp_path):
+    """Broken: one filesystem that is not frozen (any more) would keep the others from being thawed."""
+    with (tmp_path / "plain").open("w") as file:
+
+        def work(watcher: DeadMan) -> None:
+            watcher.arm(soon(60_000))
+            for index in (0, 1):
+                watcher.freezing(index)
+            watcher.not_ours(1)
+            watcher.thawed(1)
+
+        child, watcher = in_conversation(work, [file.fileno(), file.fileno()])
+        os.waitpid(child, 0)
+        wait_gone(watcher)
+    assert deadman.last_rescue() == "the agent died; 0 filesystem(s) thawed"
+
+
+@pytest.mark.parametrize(("put_back", "expected"), [(False, "0\n"), (True, "1\n")])
+def test_the_kernel_setting_is_put_back_once(put_back, expected, tmp_path):
+    """Broken: a guest would go on with expedited RCU after a rescue, or lose a setting its owner made since."""
+
+    def work(watcher: DeadMan) -> None:
+        watcher.rcu_set(0)
+        if put_back:
+            watcher.rcu_back()
+
+    child, watcher = in_conversation(work)
+    os.waitpid(child, 0)
+    wait_gone(watcher)
+    assert (tmp_path / "rcu").read_text() == expected
+
+
+def test_polite_signals_do_not_end_it():
+    """Broken: stopping the service, or a hang-up, would kill the one that thaws."""
+
+    def work(watcher: DeadMan) -> None:
+        watcher.arm(soon(60_000))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            os.kill(watcher._pid, number)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child, watcher = in_conversation(work)
+    os.waitpid(child, 0)
+    wait_gone(watcher)
+    assert deadman.last_rescue() == "the agent died; 0 filesystem(s) thawed"
+
+
+def test_it_is_locked_in_memory_spared_by_the_oom_killer_and_keeps_nothing_open(tmp_path):
+    """Broken: it could hang on a page-in from the very filesystem it must thaw, be killed first when memory is short, or
+    keep a writer's session alive."""
+    with (tmp_path / "session").open("w") as session, (tmp_path / "filesystem").open("w") as filesystem:
+        watcher = DeadMan.start([filesystem.fileno()])
+        try:
+            status = Path(f"/proc/{watcher._pid}/status").read_text()
+            locked = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmLck:"))
+            assert locked > 1000
+            assert (tmp_path / "spared").exists()
+            # An own session, so that a signal to the service's group spares it.
+            assert os.getsid(watcher._pid) == watcher._pid
+            opened = {str(path.readlink()) for path in Path(f"/proc/{watcher._pid}/fd").iterdir() if int(path.name) > 2}
+            assert str(tmp_path / "filesystem") in opened
+            assert session.name not in opened
+            assert len([name for name in opened if name.startswith("pipe:")]) == 1
+        finally:
+            watcher.disarm()
+
+
+def test_without_a_listener_there_is_no_window():
+    """Broken: a guest could be frozen with nobody to thaw it."""
+    watcher = DeadMan.start([])
+    os.kill(watcher._pid, signal.SIGKILL)
+    wait_gone(watcher._pid)
+    with pytest.raises(DeadManError, match="gone"):
+        watcher.arm(soon())
+    with pytest.raises(DeadManError):
+        watcher.freezing(0)
+    watcher.disarm()
+
+
+def test_one_that_cannot_be_locked_in_memory_is_refused(monkeypatch):
+    """Broken: a window would begin on a dead-man that may hang."""
+
+    def fail() -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(linux, "lock_memory", fail)
+    with pytest.raises(DeadManError, match="Cannot allocate memory"):
+        DeadMan.start([])

@@ -1,0 +1,47 @@
+"""model/errors.py"""
+
+from __future__ import annotations
+
+import pytest
+
+from quiesce.model import errors
+from quiesce.model.errors import QuiesceError
+
+CODES = {
+    "QuiesceError": (1, "quiesce"),
+    "UsageError": (2, "usage"),
+    "NotFoundError": (3, "notfound"),
+    "RefusedError": (4, "refused"),
+    "NameTakenError": (4, "nametaken"),
+    "AgentError": (5, "agent"),
+    "ConsistencyError": (6, "consistency"),
+    "NoSpaceError": (7, "nospace"),
+    "HypervisorError": (8, "hypervisor"),
+    "BusyError": (9, "busy"),
+}
+
+
+def test_the_table_is_complete():
+    """Broken: a new error would have a code nobody promised."""
+    defined = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, QuiesceError)}
+    assert defined == set(CODES)
+
+
+@pytest.mark.parametrize(("name", "expected"), CODES.items(), ids=CODES)
+def test_each_error_keeps_its_exit_code_and_kind(name, expected):
+    """Broken: scripts that tell errors apart by code or by kind would do the wrong thing."""
+    error = getattr(errors, name)("what happened", hint="what to do", details={"a": 1})
+    assert (error.exit_code, error.kind) == expected
+    assert (str(error), error.message, error.hint, error.details) == ("what happened", "what happened", "what to do", {"a": 1})
+
+
+def test_hint_and_details_may_be_missing():
+    """Broken: an error without a hint could not be shown."""
+    assert (QuiesceError("m").hint, QuiesceError("m").details) == (None, {})
+
+
+def test_the_docstring_tells_the_same_codes():
+    """Broken: the one page that documents the codes would lie."""
+    for name, (code, _) in CODES.items():
+        line = next(line for line in (errors.__doc__ or "").splitlines() if f"{name} ." in line)
+        assert line.split("...")[-1].strip(". ").split()[0] == str(code)

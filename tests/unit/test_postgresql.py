@@ -1,0 +1,283 @@
+"""agent/writers/postgresql.py, as far as it needs no server: tests/vm has the server."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quiesce.agent.writers import HoldError
+from quiesce.agent.writers.postgresql import (
+    Cluster,
+    Stopped,
+    _cluster_id,
+    _code,
+    _data_directories,
+    _format_lsn,
+    _Postmaster,
+    _say,
+    read_control_file,
+)
+from quiesce.agent.writers.wal import parse_lsn
+from quiesce.model.grades import Grade, Level
+from tests.unit.wal_files import CHECKPOINT_ONLINE, CHECKPOINT_REDO, INSERT, RUNNING_XACTS, Log
+
+STARTUP, SHUT_DOWN, SHUT_DOWN_IN_RECOVERY, IN_PRODUCTION = 0, 1, 2, 6
+SYSTEM, CHECKPOINT, REDO = 7_400_000_000_000_000_001, 0x16_B374_D848, 0x16_B374_D800
+
+
+def control_file(directory: Path, state: int, checkpoint: int = CHECKPOINT) -> str:
+    """pg_control as PostgreSQL 17 writes it, 8192 bytes of which the first 296 count."""
+    (directory / "global").mkdir(exist_ok=True)
+    (directory / "PG_VERSION").write_text("17\n")
+    head = struct.pack("=QIIi4xqQQII", SYSTEM, 1700, 202406281, state, 1_760_000_000, checkpoint, REDO, 1, 1)
+    (directory / "global" / "pg_control").write_bytes(head.ljust(8192, b"\0"))
+    return str(directory)
+
+
+def test_the_control_file_is_read_where_postgresql_writes_it(tmp_path):
+    """Broken: a cluster that crashed would be called clean, or its position would be another one."""
+    assert read_control_file(control_file(tmp_path, IN_PRODUCTION)) == (SYSTEM, IN_PRODUCTION, CHECKPOINT, REDO)
+
+
+@pytest.mark.parametrize("state", [SHUT_DOWN, SHUT_DOWN_IN_RECOVERY])
+def test_a_cluster_shut_down_cleanly_is_clean(state, tmp_path):
+    """Broken: a VM with a stopped database could not be checkpointed."""
+    writer = Stopped(control_file(tmp_path, state))
+    writer.prepare(0, 0)
+    writer.hold(0)
+    writer.release()
+    found = writer.identify()
+    assert (found.grade, found.role, found.version, found.level) == (Grade.CLEAN, "down", "17", Level.BACK_END)
+    assert found.position == {"system_identifier": str(SYSTEM), "checkpoint_lsn": "16/B374D848", "redo_lsn": "16/B374D800"}
+    writer.abort()
+    writer.abort()
+
+
+@pytest.mark.parametrize("state", [STARTUP, 3, 4, 5, IN_PRODUCTION])
+def test_a_cluster_that_was_not_shut_down_is_a_crash_image(state, tmp_path):
+    """Broken: a database that will recover at its start would be called clean."""
+    writer = Stopped(control_file(tmp_path, state))
+    assert writer.identify().grade is Grade.CRASH
+    with pytest.raises(HoldError, match="not shut down cleanly"):
+        writer.hold(0)
+    writer.release()
+    assert writer.identify().grade is Grade.CRASH
+
+
+@pytest.mark.parametrize(("state", "checkpoint"), [(IN_PRODUCTION, CHECKPOINT), (SHUT_DOWN, CHECKPOINT + 40)])
+@pytest.mark.parametrize("when", ["prepare", "hold", "release"])
+def test_a_cluster_started_during_the_attempt_is_a_crash_image(when, state, checkpoint, tmp_path):
+    """Broken: a database that began to write in the window would keep the label of the one that stood still."""
+    writer = Stopped(control_file(tmp_path, SHUT_DOWN))
+    steps = {"prepare": lambda: writer.prepare(0, 0), "hold": lambda: writer.hold(0), "release": writer.release}
+    for name, step in steps.items():
+        if name == when:
+            control_file(tmp_path, state, checkpoint)
+        if name == "hold" and when != "release":
+            with pytest.raises(HoldError, match="started during the attempt"):
+                step()
+        else:
+            step()
+    assert writer.identify().grade is Grade.CRASH
+    assert "started during the attempt" in str(writer.identify().reason)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"short", b"\0" * 47])
+def test_an_unreadable_control_file_is_refused_and_never_raises(content, tmp_path):
+    """Broken: one broken directory would keep the agent from saying anything about the others."""
+    if content is not None:
+        (tmp_path / "global").mkdir()
+        (tmp_path / "global" / "pg_control").write_bytes(content)
+    writer = Stopped(str(tmp_path))
+    writer.prepare(0, 0)
+    found = writer.identify()
+    assert (found.grade, found.version) == (Grade.REFUSED, "unknown")
+    assert "control file" in str(found.reason)
+    with pytest.raises(HoldError):
+        writer.hold(0)
+    writer.forgo("no")
+    writer.release()
+    writer.abort()
+    writer.remember()
+
+
+def test_a_control_file_that_vanishes_in_the_window_is_no_longer_vouched_for(tmp_path):
+    """Broken: a cluster deleted under our eyes would stay clean."""
+    writer = Stopped(control_file(tmp_path, SHUT_DOWN))
+    writer.hold(0)
+    (tmp_path / "global" / "pg_control").unlink()
+    writer.release()
+    assert writer.identify().grade is Grade.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("directory", "expected"),
+    [
+        ("/var/lib/postgresql/17/main", "postgresql:17/main"),
+        ("/var/lib/postgresql/9.6/second", "postgresql:9.6/second"),
+        ("/var/lib/pgsql/data", "postgresql:/var/lib/pgsql/data"),
+        ("/srv/pg/17/main", "postgresql:/srv/pg/17/main"),
+        ("/var/lib/postgresql/17/main/deeper", "postgresql:/var/lib/postgresql/17/main/deeper"),
+    ],
+)
+def test_a_cluster_is_called_as_its_distribution_calls_it(directory, expected):
+    """Broken: a writer's id would change, and with it what later checkpoints are compared by."""
+    assert _cluster_id(directory) == expected
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_positions_are_written_as_they_are_read(position):
+    """Broken: the positions in a report would not be those of the log."""
+    assert parse_lsn(_format_lsn(position)) == position
+
+
+def _cluster(log: Log) -> Cluster:
+    """A running cluster over a log of our own, with no server behind it."""
+    directory = log.directory.parent
+    (directory / "PG_VERSION").write_text("17\n")
+    cluster = Cluster(_Postmaster(1, 0, str(directory), 5432, "/nowhere", container=False))
+    cluster._segment_size = log.segment
+    cluster._position = {"redo_lsn": _format_lsn(log.start), "timeline": "1"}
+    return cluster
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Log:
+    (tmp_path / "pg_wal").mkdir()
+    return Log(tmp_path / "pg_wal", 0x1_0000_1000)
+
+
+def test_a_log_of_bookkeeping_alone_is_nil_redo(log):
+    """Broken: no hold could ever be vouched for."""
+    for kind in (CHECKPOINT_REDO, RUNNING_XACTS, CHECKPOINT_ONLINE):
+        log.record(kind, 48)
+    log.write()
+    cluster = _cluster(log)
+    assert cluster._beyond_bookkeeping(_format_lsn(log.position)) == ""
+    assert cluster._position["redo_records"] == "CHECKPOINT_REDO,RUNNING_XACTS,CHECKPOINT_ONLINE"
+    assert cluster._position["redo_bytes"] == str(log.position - log.start)
+
+
+def test_one_other_record_in_the_log_is_not(log):
+    """Broken: an image that changes when it recovers would be called nil redo."""
+    log.record(CHECKPOINT_REDO)
+    at = log.record(INSERT, 80)
+    log.record(CHECKPOINT_ONLINE, 114)
+    log.write()
+    assert _cluster(log)._beyond_bookkeeping(_format_lsn(log.position)) == f"10/0x00 at {at:X}"
+
+
+def test_a_log_that_cannot_be_read_is_not(log):
+    """Broken: what nobody looked at would be vouched for."""
+    assert "No such file" in _cluster(log)._beyond_bookkeeping(_format_lsn(log.start + 64))
+    log.record(CHECKPOINT_REDO)
+    log.write()
+    assert "ends early" in _cluster(log)._beyond_bookkeeping(_format_lsn(log.position + 64))
+    assert "far more" in _cluster(log)._beyond_bookkeeping(_format_lsn(log.start + 2**20))
+
+
+class Server:
+    """A session that answers with rows, or fails."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+        self.said: list[str] = []
+
+    def run(self, statement: str) -> object:
+        self.said.append(statement)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def held(log: Log) -> Cluster:
+    """A cluster whose hold succeeded: its log ends with the checkpoint."""
+    log.record(CHECKPOINT_REDO)
+    log.record(CHECKPOINT_ONLINE, 114)
+    log.write()
+    cluster = _cluster(log)
+    cluster._looked = cluster._holding = True
+    cluster._grade = Grade.NIL_REDO
+    cluster._insert_lsn = _format_lsn(log.position)
+    cluster._control = Server([[cluster._insert_lsn]])
+    return cluster
+
+
+def test_a_hold_that_held_keeps_its_grade(held):
+    """Broken: no checkpoint could be application-consistent."""
+    held.release()
+    assert held.identify().grade is Grade.NIL_REDO
+
+
+def test_a_log_that_moved_by_a_change_loses_the_grade(held, log):
+    """Broken: a write that slipped through the hold would not show in the label."""
+    log.record(INSERT, 80)
+    log.write()
+    held._control = Server([[_format_lsn(log.position)]])
+    held.release()
+    assert held.identify().grade is Grade.CRASH
+    assert "moved during the window: 10/0x00" in str(held.identify().reason)
+
+
+def test_a_log_that_moved_by_bookkeeping_keeps_it(held, log):
+    """Broken: the server's background records would fail honest checkpoints."""
+    log.record(RUNNING_XACTS, 50)
+    log.write()
+    held._control = Server([[_format_lsn(log.position)]])
+    held.release()
+    assert held.identify().grade is Grade.NIL_REDO
+
+
+def test_a_server_that_is_gone_at_release_loses_the_grade(held):
+    """Broken: a server killed in the window would be vouched for."""
+    held._control = Server(OSError("connection lost"))
+    held.release()
+    assert held.identify().grade is Grade.CRASH
+
+
+def test_a_lost_session_loses_the_grade(held):
+    """Broken: a hold that the server itself ended (its time-out) would be vouched for."""
+    from quiesce.agent.writers.postgresql import _Session
+
+    held._sessions = [_Session("good", Server([]), []), _Session("lost", Server(OSError("gone")), [])]
+    held.release()
+    assert held.identify().grade is Grade.CRASH
+    assert "'lost'" in str(held.identify().reason)
+    assert held._sessions[0].connection.said == ["ROLLBACK"]
+
+
+def test_a_cluster_in_a_container_is_refused_and_says_why(log):
+    """Broken: a database that nobody holds would pass for held."""
+    cluster = Cluster(_Postmaster(1, 0, str(log.directory.parent), 5432, "/nowhere", container=True))
+    found = cluster.identify()
+    assert found.grade is Grade.REFUSED
+    assert "container" in str(found.reason)
+
+
+def test_what_the_server_says_becomes_the_reason():
+    """Broken: the user would read a Python dictionary, or a retry would not be recognised."""
+    error = Exception({"S": "ERROR", "C": "55P03", "M": "canceling statement due to lock timeout"})
+    assert _code(error) == "55P03"
+    assert _say(error) == "canceling statement due to lock timeout"
+    assert (_code(OSError("gone")), _say(OSError("gone"))) == ("", "OSError: gone")
+    assert _say(TimeoutError()) == "TimeoutError"
+    assert _say(Exception({})) == "an error without a message"
+
+
+def test_data_directories_are_found_where_debians_configuration_says(tmp_path, monkeypatch):
+    """Broken: a stopped cluster kept elsewhere would be missed, and the label would not speak of it."""
+    control_file(tmp_path, SHUT_DOWN)
+    configuration = tmp_path / "postgresql.conf"
+    configuration.write_text(f"# data_directory = '/wrong'\n data_directory = '{tmp_path}'\t# note\n")
+    monkeypatch.setattr(
+        "quiesce.agent.writers.postgresql.glob.glob", lambda pattern: [str(configuration)] if pattern.endswith("conf") else []
+    )
+    assert list(_data_directories()) == [str(tmp_path)]

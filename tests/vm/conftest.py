@@ -1,0 +1,126 @@
+"""Real guests. One is booted and saved; every test resumes that RAM image on disks of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import Image, Machine, SavedMachine, build, saved
+from lab.machine import left_behind
+from quiesce.catalog.store import Catalog
+from quiesce.hypervisor.vm import Vm
+from quiesce.operations import agent_archive
+from quiesce.operations.context import Context
+from quiesce.operations.guest_install import RULE_TEXT, UNIT_TEXT, guest_install
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.vm)
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(240))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Tests leave no VM, pool or file."""
+    yield
+    assert left_behind() == []
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    return build()
+
+
+@pytest.fixture(scope="session")
+def booted(image: Image) -> SavedMachine:
+    """A guest just booted, PostgreSQL up, without our agent."""
+    return saved("booted", image, Machine.wait_for_postgresql)
+
+
+@pytest.fixture(scope="session")
+def ready(image: Image, booted: SavedMachine, tmp_path_factory: pytest.TempPathFactory) -> SavedMachine:
+    """A guest with this very agent installed."""
+    key = hashlib.sha256(agent_archive.build() + UNIT_TEXT.encode() + RULE_TEXT.encode()).hexdigest()[:16]
+
+    def install(machine: Machine) -> None:
+        catalog = Catalog(f"sqlite:///{tmp_path_factory.mktemp('install')}/catalog.db")
+        guest_install(Context("qemu:///system", catalog, lambda _: None), machine.name)
+        catalog.close()
+
+    return saved(f"agent-{key}", image, install, start_from=booted)
+
+
+@pytest.fixture
+def machine(image: Image, ready: SavedMachine, request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """A running guest with the agent."""
+    with Machine(image, start_from=ready) as machine:
+        yield machine
+        if request.session.testsfailed:
+            with contextlib.suppress(Exception):
+                print("--- agent log ---\n" + machine.run("journalctl -b -u quiesce-agent --no-pager | tail -50").stdout)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a run of the command line ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+class Quiesce:
+    """The command line, as a user has it, with a catalog of its own."""
+
+    program = Path(sys.executable).with_name("quiesce")
+
+    def __init__(self, directory: Path) -> None:
+        self.environment = os.environ | {"QUIESCE_CATALOG": str(directory / "catalog.db")}
+
+    def __call__(self, *arguments: str, expect: int = 0, timeout: float = 120) -> Any:
+        """Runs with --json; the JSON. Fails the test if the exit code is not as expected."""
+        finished = self.run(*arguments, "--json", timeout=timeout)
+        assert finished.returncode == expect, finished
+        return finished.json
+
+    def run(self, *arguments: str, timeout: float = 120) -> Finished:
+        finished = subprocess.run(
+            [self.program, *arguments], capture_output=True, text=True, env=self.environment, check=False, timeout=timeout
+        )
+        return Finished(finished.returncode, finished.stdout, finished.stderr)
+
+    def fails(self, *arguments: str, code: int) -> str:
+        """The error message of a run that must fail with this exit code."""
+        error = self(*arguments, expect=code)["error"]
+        assert error["exit_code"] == code
+        return f"{error['message']} {error['hint'] or ''}"
+
+
+@pytest.fixture
+def quiesce(tmp_path: Path) -> Quiesce:
+    return Quiesce(tmp_path)
+
+
+@pytest.fixture
+def vm(machine: Machine) -> Iterator[Vm]:
+    """The machine as our own hypervisor room sees it."""
+    vm = Vm("qemu:///system", machine.name)
+    yield vm
+    vm.close()

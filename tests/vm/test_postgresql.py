@@ -1,0 +1,113 @@
+"""The PostgreSQL writer against real clusters in a real guest: every circumstance has its own clear outcome."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from lab import Machine
+from tests.vm.conftest import Quiesce
+
+
+def writer(report: dict[str, Any], name: str = "17/main") -> dict[str, Any]:
+    return next(writer for writer in report["writers"] if writer["id"] == f"postgresql:{name}")
+
+
+def background(machine: Machine, sql: str, database: str = "postgres") -> None:
+    """A session that runs `sql` and then stays connected, and as it is, for a minute."""
+    machine.spawn(f"""exec setsid runuser -u postgres -- sh -c "(echo \\"{sql}\\"; sleep 60) | psql -X -q -d {database}" """)
+    time.sleep(2)
+
+
+def test_several_clusters_one_down(machine: Machine, quiesce: Quiesce) -> None:
+    """Two running clusters are both held; one that is down cleanly is clean; one that crashed is no better than a crash."""
+    machine.run("pg_createcluster 17 second --start && pg_createcluster 17 third --start", timeout=120)
+    machine.run("pg_ctlcluster 17 third stop")
+    node = quiesce("checkpoint", machine.name, "--name", "three")
+    assert node["consistency"] == "application"
+    assert {item["id"]: item["grade"] for item in node["writers"]} == {
+        "postgresql:17/main": "nil-redo",
+        "postgresql:17/second": "nil-redo",
+        "postgresql:17/third": "clean",
+    }
+    systems = {item["position"]["system_identifier"] for item in node["writers"]}
+    assert len(systems) == 3
+    machine.run("pg_ctlcluster 17 third start; pg_ctlcluster 17 third stop -m immediate")
+    message = quiesce.fails("checkpoint", machine.name, code=6)
+    assert "postgresql:17/third: it is down and was not shut down cleanly" in message
+    assert quiesce("checkpoint", machine.name, "--require", "filesystem")["consistency"] == "filesystem"
+
+
+def test_standby(machine: Machine, quiesce: Quiesce) -> None:
+    """A standby cannot be held and says so; its position is recorded."""
+    machine.run("""
+        set -e
+        pg_createcluster 17 standby
+        rm -rf /var/lib/postgresql/17/standby
+        runuser -u postgres -- pg_basebackup -D /var/lib/postgresql/17/standby -R -c fast
+        pg_ctlcluster 17 standby start
+    """, timeout=180)  # fmt: skip
+    report = writer(quiesce("writers", machine.name), "17/standby")
+    assert (report["role"], report["grade"]) == ("standby", "crash")
+    message = quiesce.fails("checkpoint", machine.name, code=6)
+    assert "postgresql:17/standby: a standby" in message
+    node = quiesce("checkpoint", machine.name, "--require", "filesystem")
+    assert node["consistency"] == "filesystem"
+    assert writer(node)["grade"] == "nil-redo"
+    assert "/" in writer(node, "17/standby")["position"]["replay_lsn"]
+
+
+def test_prepared_transaction(machine: Machine, quiesce: Quiesce) -> None:
+    """A prepared transaction is named before anything is held."""
+    machine.run("echo max_prepared_transactions=5 >>/etc/postgresql/17/main/postgresql.conf; pg_ctlcluster 17 main restart")
+    machine.sql("CREATE TABLE t (x int); BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION 'transfer-42'")
+    message = quiesce.fails("checkpoint", machine.name, code=6)
+    assert "prepared transaction 'transfer-42' in database 'postgres'" in message
+    assert quiesce("checkpoint", machine.name, "--require", "filesystem")["consistency"] == "filesystem"
+    machine.sql("COMMIT PREPARED 'transfer-42'")
+    assert quiesce("checkpoint", machine.name)["consistency"] == "application"
+
+
+def test_lock_that_cannot_be_had(machine: Machine, quiesce: Quiesce) -> None:
+    """A long transaction that wrote: the attempt gives up in time, names it, and the application goes on."""
+    machine.sql("CREATE TABLE t (x int)")
+    background(machine, "SET application_name = 'nightly'; BEGIN; INSERT INTO t VALUES (1);")
+    message = quiesce.fails("checkpoint", machine.name, "--window", "4", code=6)
+    assert "postgresql:17/main: its writers could not be held in time" in message
+    assert "'nightly'" in message
+    machine.sql("INSERT INTO t VALUES (2)", timeout=5)
+    assert quiesce("tree", machine.name)["checkpoints"] == []
+
+
+def test_catalog_writer_is_waited_for(machine: Machine, quiesce: Quiesce) -> None:
+    """DDL takes no lock on any table of ours, yet it writes: no boundary while it is open."""
+    background(machine, "SET application_name = 'migration'; BEGIN; CREATE TABLE half_made (x int);")
+    assert "'migration'" in quiesce.fails("checkpoint", machine.name, "--window", "4", code=6)
+
+
+def test_tables_of_every_kind_and_odd_names(machine: Machine, quiesce: Quiesce) -> None:
+    """Partitions, inheritance, unlogged tables, quotes in names, several databases: all held, the copy proved nil-redo."""
+    machine.sql("""CREATE DATABASE "Odd ""name"" %";""")
+    machine.sql("""
+        CREATE SCHEMA "Sch ema";
+        CREATE TABLE "Sch ema"."Ta""ble" (x int);
+        CREATE TABLE parted (x int) PARTITION BY RANGE (x);
+        CREATE TABLE part1 PARTITION OF parted FOR VALUES FROM (0) TO (10);
+        CREATE UNLOGGED TABLE fast (x int);
+        CREATE TABLE parent (x int); CREATE TABLE child () INHERITS (parent);
+    """, database='\'Odd "name" %\'')  # fmt: skip
+    node = quiesce("checkpoint", machine.name)
+    assert writer(node)["grade"] == "nil-redo"
+
+
+@pytest.mark.parametrize("state", ["wrong-authentication", "many-tables"])
+def test_reach(machine: Machine, quiesce: Quiesce, state: str) -> None:
+    """A cluster that does not let us in is refused with the server's words; 3,000 tables are held in one window."""
+    if state == "wrong-authentication":
+        machine.run("sed -i 's/peer/reject/' /etc/postgresql/17/main/pg_hba.conf; pg_ctlcluster 17 main reload; sleep 0.5")
+        assert "pg_hba.conf rejects connection" in quiesce.fails("checkpoint", machine.name, code=6)
+    else:
+        machine.sql("SELECT format('CREATE TABLE t%s (x int)', n) FROM generate_series(1, 3000) n \\gexec", timeout=200)
+        assert writer(quiesce("checkpoint", machine.name))["grade"] == "nil-redo"
