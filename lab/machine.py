@@ -127,7 +127,7 @@ class Machine:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
             self.connection = libvirt.open(URI)
-            self._stack.callback(self.connection.close)
+            self._stack.callback(self._disconnect)
             self._stack.callback(_remove_domain, self.name)
             base = self._start_from.directory if self._start_from else None
             for target, file in self.image.disks.items():
@@ -149,11 +149,13 @@ class Machine:
 
     def reconnect(self) -> None:
         """After the daemon was restarted."""
+        self._disconnect()
+        self.connection = libvirt.open(URI)
+        self.domain = self.connection.lookupByName(self.name)
+
+    def _disconnect(self) -> None:
         with contextlib.suppress(libvirt.libvirtError):
             self.connection.close()
-        self.connection = libvirt.open(URI)
-        self._stack.callback(self.connection.close)
-        self.domain = self.connection.lookupByName(self.name)
 
     def disk(self, target: str) -> Path:
         return self.directory / f"{target}.qcow2"

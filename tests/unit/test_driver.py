@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -70,7 +71,7 @@ def test_every_batch_is_a_barrier():
     slow = {"a": 0.02, "b": 0.0}
     report, diary, _ = go(lambda step: slow[step.member])
     order = [Action.HOLD, Action.FREEZE, Action.SWITCH, Action.THAW, Action.RELEASE]
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in itertools.pairwise(order):
         last_end = max(index for index, (what, step) in enumerate(diary) if what == "end" and step.action is before)
         first_start = min(index for index, (what, step) in enumerate(diary) if what == "start" and step.action is after)
         assert last_end < first_start

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quiesce.agent.filesystems import Found, Mount, carrying_filesystems, classify, freeze_order, parse_mountinfo
+from quiesce.agent.filesystems import (
+    Found,
+    Mount,
+    carrying_filesystems,
+    classify,
+    freeze_order,
+    on_the_network,
+    parse_mountinfo,
+)
 
 MOUNTINFO = r"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,errors=remount-ro
 23 22 0:20 / /proc rw,nosuid - proc proc rw
@@ -235,3 +243,27 @@ def test_partitions_and_mapped_devices_are_followed_down_to_the_loop(sysfs, here
     sysfs.add("dm-0", "253:0", slaves=("md0",))
     for device in ((259, 0), (9, 0), (253, 0)):
         assert carrying_filesystems(device, str(sysfs.root)) == {here}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("pci0000:00/virtio1/block/vda", False),
+        ("pci0000:00/ata1/host0/target0:0:0/0:0:0:0/block/sda", False),
+        ("pci0000:00/nvme/nvme0/nvme0n1", False),
+        ("platform/host2/session1/target2:0:0/2:0:0:0/block/sdb", True),
+        ("virtual/nvme-fabrics/ctl/nvme1/nvme1n1", True),
+        ("rbd/0/block/rbd0", True),
+        ("virtual/block/nbd0", True),
+        ("virtual/block/drbd0", True),
+    ],
+)
+def test_disks_that_come_over_the_network_are_told_apart(name, expected, sysfs):
+    """Broken: files on another machine's disk would be promised in this one's checkpoint, or a local disk left out."""
+    path = sysfs.add(name, "8:16")
+    partition = sysfs.add(f"{name}/part1", "8:17")
+    (sysfs.root / "devices" / "part1").symlink_to(partition)
+    sysfs.add("virtual/block/dm-0", "253:0", slaves=("part1",))
+    assert path.exists()
+    for device in ((8, 16), (8, 17), (253, 0)):
+        assert on_the_network(device, str(sysfs.root)) == expected

@@ -32,9 +32,7 @@ def test_half_a_reference_is_a_usage_error_with_an_example(text):
     assert "VM@CHECKPOINT" in refusal.value.hint
 
 
-@pytest.mark.parametrize(
-    "name", ["a", "before upgrade", "x" * MAX_NAME, "größer", "中文", "a@b", "--odd", "2026-01-01T00.00.00Z"]
-)
+@pytest.mark.parametrize("name", ["a", "before upgrade", "x" * MAX_NAME, "größer", "中文", "a@b", "--odd"])
 def test_ordinary_names_are_taken_as_they_are(name):
     """Broken: a user's name would be refused or changed."""
     assert check_checkpoint_name(name) == name

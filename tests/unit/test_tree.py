@@ -52,5 +52,6 @@ def test_children_and_roots():
 
 
 def test_a_disks_image_is_found_by_its_target():
-    """Broken: one disk would be compared with another one's image."""
+    """Broken: one disk would be compared with another one's image, or a disk that came later stop everything."""
     assert node("a", targets=("vda", "vdb")).image("vdb").path == "/images/a.vdb.qcow2"
+    assert node("a").image("vdb") is None

@@ -72,6 +72,9 @@ class Attempt:
         self._writers = writers.discover()
         for writer in self._writers:
             writer.prepare(deadline_ns, self._window_ns // 1_000_000)
+            loose = self._freezer.why_not_frozen(writer.paths())
+            if loose:
+                writer.forgo(loose)
         found = self._identify()
         refused = [writer for writer in found if not writer.grade.vouched]
         if self._insist and refused:
@@ -104,6 +107,12 @@ class Attempt:
             freezer.freeze(deadline_ns, deadman)
         except filesystems.FreezeError as error:
             raise AttemptError(ErrorCode.FAILED, str(error)) from None
+        for writer in self._writers:
+            loose = freezer.why_not_frozen(writer.paths())
+            if loose:
+                writer.forgo(loose)
+                if self._insist:
+                    raise AttemptError(ErrorCode.REFUSED, _explain([writer.identify()]), (writer.identify(),))
         self._freeze_token = secrets.token_hex(16)
         self.state = State.FROZEN
         return Frozen(self._freeze_token, freezer.report())

@@ -12,6 +12,7 @@ import gc
 import os
 import select
 import signal
+import threading
 import time
 from typing import Optional
 
@@ -19,6 +20,7 @@ from quiesce.agent import linux
 
 RCU_EXPEDITED = "/sys/kernel/rcu_expedited"
 RESCUE_NOTE = "/run/quiesce/last-rescue"
+DISARM_TIMEOUT_S = 2.0
 RETRY_MS = 20
 """How often a filesystem whose freeze may still be completing is thawed again, in milliseconds."""
 
@@ -35,6 +37,7 @@ class DeadMan:
     def __init__(self, pipe: int, pid: int) -> None:
         self._pipe = pipe
         self._pid = pid
+        self._ended = False
 
     @classmethod
     def start(cls, filesystems: list[int]) -> DeadMan:
@@ -86,16 +89,20 @@ class DeadMan:
         self._tell(_RCU_BACK, 0)
 
     def disarm(self) -> None:
-        """Ends the dead-man. Never raises."""
+        """Ends the dead-man. Idempotent; never raises."""
+        if self._ended:
+            return
+        self._ended = True
         try:
             self._tell(_DISARM, 0)
         except DeadManError:
             pass
-        try:
-            os.close(self._pipe)
-            os.waitpid(self._pid, 0)
-        except OSError:
-            pass
+        os.close(self._pipe)
+        give_up = time.monotonic() + DISARM_TIMEOUT_S
+        while os.waitpid(self._pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() > give_up:  # stopped, perhaps; it has nothing left to do
+                os.kill(self._pid, signal.SIGKILL)
+            time.sleep(0.002)
 
     def _tell(self, what: int, value: int) -> None:
         try:
@@ -122,7 +129,9 @@ class _Watch:
         self._rcu = rcu
         self._conversation = conversation
         self._deadline_ns: Optional[int] = None
-        self._maybe_frozen: dict[int, bool] = {}
+        self._maybe_frozen: set[int] = set()
+        self._thawed: set[int] = set()
+        self._threads: dict[int, threading.Thread] = {}
         self._rcu_previous: Optional[int] = None
         self._partial = b""
 
@@ -132,6 +141,7 @@ class _Watch:
         try:
             os.setsid()
             gc.disable()
+            threading.stack_size(256 * 1024)  # all of it is locked in memory
             linux.lock_memory()
             _never_kill_for_memory()
         except OSError as error:
@@ -163,44 +173,61 @@ class _Watch:
             if what == _ARM:
                 self._deadline_ns = value
             elif what == _FREEZING:
-                self._maybe_frozen[value] = True
+                self._maybe_frozen.add(value)
             elif what in (_NOT_OURS, _THAWED):
-                self._maybe_frozen.pop(value, None)
+                self._maybe_frozen.discard(value)
             elif what == _RCU_SET:
                 self._rcu_previous = value
             elif what == _RCU_BACK:
                 self._rcu_previous = None
             elif what == _DISARM:
-                self._thaw()
+                self._thaw_all()
                 self._put_rcu_back()
                 return True
         return False
 
     def _rescue(self, why: str, *, alive: bool) -> None:
-        thawed = self._thaw()
-        self._put_rcu_back()
+        """Thaws whatever the conversation may have frozen, and goes on until it can freeze nothing more."""
         if alive:
             # It may be stopped, or stuck in a freeze that completes only now; killed, it also drops its sessions.
-            os.kill(self._conversation, signal.SIGKILL)
-            poll = select.poll()
-            poll.register(self._pipe, 0)
-            while not poll.poll(RETRY_MS):
-                thawed += self._thaw()
-            while os.read(self._pipe, 4096):
-                pass
-            thawed += self._thaw()
-        if self._deadline_ns is not None:
-            _leave_note(f"{why}; {thawed} filesystem(s) thawed")
-
-    def _thaw(self) -> int:
-        count = 0
-        for index in reversed(list(self._maybe_frozen)):
             try:
-                fcntl.ioctl(self._filesystems[index], linux.FITHAW, 0)
-                count += 1
-            except OSError:
-                pass  # not frozen (any more, or yet)
-        return count
+                os.kill(self._conversation, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self._thaw_all()
+        self._put_rcu_back()
+        if alive:
+            poll = select.poll()
+            poll.register(self._pipe, select.POLLIN)
+            while True:
+                # What it announced before it died counts; the end of the pipe says that it is dead.
+                if poll.poll(RETRY_MS):
+                    data = os.read(self._pipe, 4096)
+                    if not data:
+                        break
+                    self._heed(data)
+                self._thaw_all()
+            self._thaw_all()
+            self._put_rcu_back()
+        for thread in self._threads.values():
+            thread.join()
+        if self._deadline_ns is not None:
+            _leave_note(f"{why}; {len(self._thawed)} filesystem(s) thawed")
+
+    def _thaw_all(self) -> None:
+        """A thread a filesystem: one whose freeze is still under way keeps FITHAW waiting, the others must not."""
+        for index in list(self._maybe_frozen):
+            thread = self._threads.get(index)
+            if thread is None or not thread.is_alive():
+                self._threads[index] = threading.Thread(target=self._thaw, args=(index,))
+                self._threads[index].start()
+
+    def _thaw(self, index: int) -> None:
+        try:
+            fcntl.ioctl(self._filesystems[index], linux.FITHAW, 0)
+            self._thawed.add(index)
+        except OSError:
+            pass  # not frozen (any more, or yet)
 
     def _put_rcu_back(self) -> None:
         if self._rcu is not None and self._rcu_previous is not None:

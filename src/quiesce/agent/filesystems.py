@@ -10,9 +10,10 @@ import errno
 import fcntl
 import os
 import re
+import select
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 from quiesce.agent import linux
@@ -141,7 +142,12 @@ def discover() -> list[Found]:
                 mounts += parse_mountinfo(file.read(), "/" if pid == "1" else f"/proc/{pid}/root")
         except OSError:
             continue  # the process ended
-    found = classify(mounts)
+    found = [
+        replace(item, skip="on a network block device, not on this machine's disks")
+        if not item.skip and on_the_network(item.mount.device)
+        else item
+        for item in classify(mounts)
+    ]
     return freeze_order(found, {item.mount.device: carrying_filesystems(item.mount.device) for item in found})
 
 
@@ -170,6 +176,18 @@ def carrying_filesystems(device: Device, sysfs: str = "/sys") -> frozenset[Devic
     return frozenset(result)
 
 
+def on_the_network(device: Device, sysfs: str = "/sys") -> bool:
+    """Whether a disk below `device` comes to the guest over a network (iSCSI, NBD, RBD, NVMe over fabrics, DRBD): what is
+    on it is not in the images of this machine."""
+    base = os.path.realpath(f"{sysfs}/dev/block/{device[0]}:{device[1]}")
+    for name in _listdir(f"{base}/slaves"):
+        with open(f"{base}/slaves/{name}/dev") as file:
+            major, _, minor = file.read().strip().partition(":")
+        if on_the_network((int(major), int(minor)), sysfs):
+            return True
+    return bool(re.search(r"/session\d+/|/nvme-fabrics/|/devices/rbd/|/block/(nbd|drbd)\d+", base + "/"))
+
+
 def inventory() -> tuple[Filesystem, ...]:
     """What a freeze would do with each filesystem, without touching any."""
     return tuple(_report(item, FreezeState.SKIPPED if item.skip else FreezeState.FREEZABLE, item.skip) for item in discover())
@@ -188,6 +206,7 @@ class Freezer:
                     item.state, item.reason = FreezeState.SKIPPED, "hidden below another mount; cannot be reached"
             self._items.append(item)
         self._freezable = [item for item in self._items if item.descriptor is not None]
+        self._mounts = _MountWatch()
         self._rcu_previous: Optional[int] = None
 
     @property
@@ -209,6 +228,9 @@ class Freezer:
 
     def freeze(self, deadline_ns: int, deadman: DeadMan) -> None:
         """Freezes all. Raises FreezeError, after thawing what it froze, if one is refused or the deadline passes."""
+        appeared = self._appeared()
+        if appeared:
+            raise FreezeError(f"{appeared} was mounted since the preparation; try again")
         self._expedite_rcu(deadman)
         try:
             for index, item in enumerate(self._freezable):
@@ -237,9 +259,31 @@ class Freezer:
             item.state = FreezeState.THAWED
             _ignoring_death(deadman.thawed, index)
         self._unexpedite_rcu(deadman)
-        return unbroken
+        return unbroken and not self._appeared()
+
+    def why_not_frozen(self, paths: Iterable[str]) -> str:
+        """Why files below one of these paths are not held still by a freeze, or the empty string."""
+        sure = {FreezeState.FREEZABLE, FreezeState.FROZEN, FreezeState.THAWED}
+        states = {mount.id: item for item in self._items for mount in item.found.mounts}
+        for path in paths:
+            try:
+                mount = _mount_id(path)
+            except OSError as error:
+                return f"its files in {path} cannot be reached: {error.strerror}"
+            item = states.get(mount)
+            if item is None or item.state not in sure:
+                return f"its files in {path} are on a filesystem that is not frozen" + (f": {item.reason}" if item else "")
+        return ""
+
+    def _appeared(self) -> str:
+        """A filesystem with files of its own that is mounted now and was not when this was made, or the empty string."""
+        if not self._mounts.changed():
+            return ""
+        known = {item.found.mount.device for item in self._items if not item.found.skip}
+        return next((item.mount.mountpoint for item in discover() if not item.skip and item.mount.device not in known), "")
 
     def close(self) -> None:
+        self._mounts.close()
         for item in self._freezable:
             if item.descriptor is not None:
                 os.close(item.descriptor)
@@ -308,12 +352,40 @@ def _open(found: Found) -> Optional[int]:
             descriptor = os.open(mount.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             continue
-        with open(f"/proc/self/fdinfo/{descriptor}") as file:
-            match = re.search(r"^mnt_id:\s*(\d+)$", file.read(), re.MULTILINE)
-        if match and int(match.group(1)) == mount.id:
+        if _mount_of(descriptor) == mount.id:
             return descriptor
         os.close(descriptor)
     return None
+
+
+def _mount_id(path: str) -> int:
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return _mount_of(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _mount_of(descriptor: int) -> int:
+    with open(f"/proc/self/fdinfo/{descriptor}") as file:
+        match = re.search(r"^mnt_id:\s*(\d+)$", file.read(), re.MULTILINE)
+    return int(match.group(1)) if match else -1
+
+
+class _MountWatch:
+    """Tells whether anything was mounted or unmounted since it was last asked; proc(5), mountinfo and poll."""
+
+    def __init__(self) -> None:
+        self._file = open("/proc/self/mountinfo", "rb")  # noqa: SIM115 - kept until close
+        self._poll = select.poll()
+        self._poll.register(self._file, select.POLLPRI)
+        self.changed()
+
+    def changed(self) -> bool:
+        return bool(self._poll.poll(0))
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _report(found: Found, state: FreezeState, reason: Optional[str], freeze_us: Optional[int] = None) -> Filesystem:

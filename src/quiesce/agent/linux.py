@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 FIFREEZE = 0xC0045877  # _IOWR('X', 119, int), linux/fs.h
 FITHAW = 0xC0045878  # _IOWR('X', 120, int)
@@ -24,9 +27,21 @@ def lock_memory() -> None:
     _check(_libc.mlockall(_MCL_CURRENT | _MCL_FUTURE))
 
 
-def die_with_parent(signal_number: int) -> None:
-    """This process gets the signal when its parent dies. Raises OSError."""
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0))
+def die_with_service() -> None:
+    """This conversation is killed when the service dies. To be said again after every change of user: the kernel forgets it
+    then (prctl(2), PR_SET_PDEATHSIG). Raises OSError."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+
+
+@contextmanager
+def as_user(uid: int) -> Iterator[None]:
+    """Runs the block with another effective user id."""
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        die_with_service()
 
 
 def _check(result: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import sys
 import traceback
 
@@ -48,7 +47,7 @@ def _converse(port: int) -> None:
             from quiesce.agent import linux
             from quiesce.agent.conversation import Conversation
 
-            linux.die_with_parent(signal.SIGKILL)
+            linux.die_with_service()
             Conversation(port).run()
             status = 0
         except Exception:  # noqa: BLE001 - the last place that can say what happened

@@ -36,8 +36,16 @@ _checkpoints = sa.Table(
     sa.Column("name", sa.String, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
     sa.Column("domain_xml", sa.Text, nullable=False),
+    sa.Column("deleting", sa.Boolean, nullable=False, default=False),
     sa.UniqueConstraint("host", "vm_uuid", "name"),
 )
+_images = sa.Table(
+    "images",
+    _metadata,
+    sa.Column("host", sa.String, primary_key=True),
+    sa.Column("path", sa.String, primary_key=True),
+)
+"""Images we made, noted before they are: nothing else is ever removed."""
 operations_table = sa.Table(
     "operations",
     _metadata,
@@ -96,17 +104,29 @@ class Catalog:
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
-        with self._engine.begin() as connection:
-            yield connection
+        """Raises QuiesceError for what the database says, but IntegrityError as it is."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except sa.exc.IntegrityError:
+            raise
+        except sa.exc.SQLAlchemyError as error:
+            raise QuiesceError(f"the catalog {self.url}: {error}") from error
+
+    def lock_directory(self) -> Path:
+        """Where operations on VMs of this catalog lock each other out: beside its file."""
+        database = self._engine.url.database
+        if self._engine.dialect.name == "sqlite" and database:
+            return Path(database).parent / "locks"
+        return Path("/run/lock/quiesce")
 
     def tree(self, host: str, vm_uuid: str) -> Tree:
         with self.transaction() as connection:
-            rows = connection.execute(
-                sa.select(_checkpoints.c.body).where(_checkpoints.c.host == host, _checkpoints.c.vm_uuid == vm_uuid)
-            )
-            nodes = [from_wire(Checkpoint, json.loads(body)) for (body,) in rows]
+            query = sa.select(_checkpoints.c.body, _checkpoints.c.deleting)
+            query = query.where(_checkpoints.c.host == host, _checkpoints.c.vm_uuid == vm_uuid)
+            found = [(from_wire(Checkpoint, json.loads(body)), deleting) for body, deleting in connection.execute(query)]
             head = connection.scalar(sa.select(_heads.c.parent).where(_heads.c.host == host, _heads.c.vm_uuid == vm_uuid))
-        return Tree.of(nodes, head)
+        return Tree.of((node for node, _ in found), head, (node.id for node, deleting in found if deleting))
 
     def counts(self, host: str) -> dict[str, int]:
         """How many checkpoints each VM of the host has, by UUID."""
@@ -136,6 +156,37 @@ class Catalog:
                 _set_head(connection, checkpoint.host, checkpoint.vm_uuid, head_parent)
         except sa.exc.IntegrityError:
             raise NameTakenError(f"{checkpoint.vm_name} has a checkpoint named {checkpoint.name!r} already") from None
+
+    def has(self, checkpoint_id: str) -> bool:
+        with self.transaction() as connection:
+            return connection.scalar(sa.select(_checkpoints.c.id).where(_checkpoints.c.id == checkpoint_id)) is not None
+
+    def mark_deleting(self, checkpoint: Checkpoint) -> None:
+        """From now on its images may change; it can only be deleted."""
+        with self.transaction() as connection:
+            connection.execute(sa.update(_checkpoints).where(_checkpoints.c.id == checkpoint.id).values(deleting=True))
+
+    def checkpoints_with(self, host: str, path: str) -> list[str]:
+        """Names of the checkpoints that consist of this image, of whatever VM."""
+        with self.transaction() as connection:
+            bodies = connection.scalars(sa.select(_checkpoints.c.body).where(_checkpoints.c.host == host)).all()
+        nodes = [from_wire(Checkpoint, json.loads(body)) for body in bodies]
+        return [node.name for node in nodes if any(image.path == path for image in node.disks)]
+
+    def note_image(self, host: str, path: str) -> None:
+        """To be said before an image is made."""
+        with self.transaction() as connection:
+            connection.execute(sa.insert(_images).values(host=host, path=path))
+
+    def made_image(self, host: str, path: str) -> bool:
+        query = sa.select(_images.c.path).where(_images.c.host == host, _images.c.path == path)
+        with self.transaction() as connection:
+            return connection.scalar(query) is not None
+
+    def forget_image(self, host: str, path: str) -> None:
+        """To be said after an image was removed."""
+        with self.transaction() as connection:
+            connection.execute(sa.delete(_images).where(_images.c.host == host, _images.c.path == path))
 
     def remove(self, checkpoint: Checkpoint, *, head_parent: str | None) -> None:
         with self.transaction() as connection:

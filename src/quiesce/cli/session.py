@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import queue
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,8 +31,8 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Display:
-    """The phases as they come. Events only change state here; another thread draws, so that a terminal that does not take
-    our output never holds up the window."""
+    """The phases as they come. Events are only queued; another thread draws, so that a terminal that does not take our output
+    never holds up the window."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -42,20 +44,35 @@ class Display:
             transient=True,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._events: queue.SimpleQueue[events.Event | None] = queue.SimpleQueue()
         self.warnings: list[str] = []
 
     def __enter__(self) -> Display:
         if err.is_terminal:
             self._progress.start()
+            self._painter = threading.Thread(target=self._paint, daemon=True)
+            self._painter.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if err.is_terminal:
+            self._events.put(None)
+            self._painter.join()
             self._progress.stop()
         for warning in dict.fromkeys(self.warnings):
             err.print(f"[yellow]warning:[/] {escape(warning)}")
 
     def emit(self, event: events.Event) -> None:
+        if isinstance(event, events.Warned):
+            self.warnings.append(event.message)
+        else:
+            self._events.put(event)
+
+    def _paint(self) -> None:
+        while (event := self._events.get()) is not None:
+            self._draw(event)
+
+    def _draw(self, event: events.Event) -> None:
         match event:
             case events.PhaseStarted(phase):
                 self._tasks[phase] = self._progress.add_task(phase, total=None)
@@ -64,8 +81,6 @@ class Display:
             case events.Progress(phase, done, total):
                 if phase in self._tasks:
                     self._progress.update(self._tasks[phase], completed=done, total=total or None)
-            case events.Warned(message):
-                self.warnings.append(message)
 
 
 def run(

@@ -147,6 +147,11 @@ def pool_directory(xml: str) -> str | None:
     return root.findtext("./target/path") if root.get("type") in ("dir", "fs", "netfs") else None
 
 
+def volume_backing(xml: str) -> str | None:
+    """Path of the image a volume is an overlay of."""
+    return ET.fromstring(xml).findtext("./backingStore/path")
+
+
 def channel(name: str) -> str:
     return f"<channel type='unix'><target type='virtio' name='{name}'/></channel>"
 

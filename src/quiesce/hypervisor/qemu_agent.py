@@ -12,6 +12,7 @@ import libvirt_qemu
 
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import AgentError, HypervisorError
+from quiesce.wire.schema import printable
 
 CHUNK = 48 * 1024
 """Bytes written at once; the agent's channel is read in small pieces, so more gains nothing."""
@@ -39,10 +40,10 @@ class QemuAgent:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             status = self._call("guest-exec-status", pid=pid)
-            if status["exited"]:
+            if status.get("exited"):
                 output = status.get("out-data", ""), status.get("err-data", "")
                 text = "".join(base64.b64decode(part).decode(errors="replace") for part in output)
-                return int(status.get("exitcode", 128)), text
+                return int(status.get("exitcode", 128)), printable(text.strip())
             time.sleep(0.05)
         raise AgentError(f"{command[0]} in {self._vm.name} runs longer than {timeout:g} s")
 
@@ -50,8 +51,10 @@ class QemuAgent:
         request = json.dumps({"execute": command, "arguments": arguments})
         try:
             return json.loads(libvirt_qemu.qemuAgentCommand(self._vm.domain, request, TIMEOUT_S, 0))["return"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise AgentError(f"qemu-guest-agent of {self._vm.name} gave no proper answer to {command}") from error
         except libvirt.libvirtError as error:
-            message = error.get_error_message() or str(error)
+            message = printable(error.get_error_message() or str(error))
             if error.get_error_code() in (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED):
                 raise AgentError(
                     f"qemu-guest-agent of {self._vm.name} does not answer: {message}",

@@ -98,6 +98,18 @@ class Vm:
         with translated(f"reading the disks of {self.name}"):
             return {disk.target: disk.path for disk in domain_xml.disks(self.domain.XMLDesc(0)) if disk.path}
 
+    def disk_sources(self) -> dict[str, str | None]:
+        """Like `sources`, without media that can be taken out, and with disks that are no files."""
+        with translated(f"reading the disks of {self.name}"):
+            found = domain_xml.disks(self.domain.XMLDesc(0))
+            return {disk.target: disk.path for disk in found if disk.device not in ("cdrom", "floppy")}
+
+    def chain(self) -> set[str]:
+        """Every image named in the VM's present XML, those below others included."""
+        with translated(f"reading the disks of {self.name}"):
+            found = domain_xml.disks(self.domain.XMLDesc(0))
+            return {path for disk in found for path in (disk.path, *disk.chain) if path}
+
     def capacity(self, target: str) -> int:
         """Virtual size of a disk of the running VM, in bytes."""
         with translated(f"reading the size of disk {target}"):

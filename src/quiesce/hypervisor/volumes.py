@@ -72,11 +72,17 @@ class Directory:
             return False
         return True
 
-    def size(self, name: str) -> tuple[int, int]:
-        """(virtual size, bytes on disk)."""
+    def capacity(self, name: str) -> int:
+        """Virtual size in bytes."""
         with translated(f"reading {self.path}/{name}"):
-            info = self.pool.storageVolLookupByName(name).info()
-            return int(info[1]), int(info[2])
+            return int(self.pool.storageVolLookupByName(name).info()[1])
+
+    def backing(self, name: str) -> str | None:
+        """Path of the image below this one, by its header; None if there is none, or no such file."""
+        if not self.has(name):
+            return None
+        with translated(f"reading {self.path}/{name}"):
+            return domain_xml.volume_backing(self.pool.storageVolLookupByName(name).XMLDesc(0))
 
     def _create(self, xml: str, name: str) -> libvirt.virStorageVol:
         try:

@@ -51,8 +51,8 @@ class Checkpoint:
     """CLOCK_MONOTONIC of the guest when the last writer held and when the first was released."""
     warnings: tuple[str, ...] = ()
 
-    def image(self, target: str) -> DiskImage:
-        return next(disk for disk in self.disks if disk.target == target)
+    def image(self, target: str) -> DiskImage | None:
+        return next((disk for disk in self.disks if disk.target == target), None)
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,13 @@ class Tree:
 
     checkpoints: tuple[Checkpoint, ...]
     head_parent: str | None
+    deleting: frozenset[str] = frozenset()
+    """Ids of checkpoints whose deletion has begun: their images may already hold what came later."""
 
     @classmethod
-    def of(cls, checkpoints: Iterable[Checkpoint], head_parent: str | None) -> Tree:
-        return cls(tuple(sorted(checkpoints, key=lambda node: (node.created, node.id))), head_parent)
+    def of(cls, checkpoints: Iterable[Checkpoint], head_parent: str | None, deleting: Iterable[str] = ()) -> Tree:
+        ordered = tuple(sorted(checkpoints, key=lambda node: (node.created, node.id)))
+        return cls(ordered, head_parent, frozenset(deleting))
 
     def find(self, name: str) -> Checkpoint:
         """The checkpoint of this name or id. Raises NotFoundError."""

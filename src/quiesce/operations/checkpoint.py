@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
-import secrets
 import threading
 import uuid
 from collections.abc import Iterator
@@ -15,9 +13,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from quiesce.catalog import manifest
 from quiesce.catalog.journal import Journal
-from quiesce.hypervisor import volumes
 from quiesce.hypervisor.domain_xml import Disk
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import (
@@ -25,7 +21,6 @@ from quiesce.model.errors import (
     ConsistencyError,
     HypervisorError,
     NameTakenError,
-    NotFoundError,
     QuiesceError,
 )
 from quiesce.model.events import Warned
@@ -33,7 +28,7 @@ from quiesce.model.grades import LEVELS, Consistency, Grade, Level, judge
 from quiesce.model.names import check_checkpoint_name, default_checkpoint_name
 from quiesce.model.reports import Filesystem, FreezeState, Writer
 from quiesce.model.tree import Checkpoint, DiskImage, Kind
-from quiesce.operations import guest, plan
+from quiesce.operations import guest, images, plan
 from quiesce.operations.context import Context
 from quiesce.window.driver import WindowExpiredError, WindowReport, drive
 from quiesce.window.machine import Action, Member, Step
@@ -62,7 +57,7 @@ def checkpoint(
     behind. Killed at any moment, the guest releases itself within `window_s`.
     """
     name = check_checkpoint_name(name) if name is not None else default_checkpoint_name(datetime.now(UTC))
-    with context.vm(vm_name) as vm, contextlib.ExitStack() as stack:
+    with context.vm(vm_name) as vm, context.locked(vm, "checkpoint"), contextlib.ExitStack() as stack:
         with context.phase("plan"):
             facts = vm.facts()
             disks = plan.disks_to_switch(facts)
@@ -139,7 +134,7 @@ class _Attempt:
         self._window_s = window_s
         self._journal = Journal(context.catalog, vm.host.name, vm.uuid, "checkpoint")
         self._overlays: dict[str, str] = {}
-        self._recorded = False
+        self._participant: _Participant | None = None
 
     @contextlib.contextmanager
     def overlays(self) -> Iterator[dict[str, str]]:
@@ -147,20 +142,20 @@ class _Attempt:
         try:
             with self._context.phase("make differencing disks"):
                 for disk in self._disks:
-                    self._overlays[disk.target] = self._make_overlay(disk)
+                    self._overlays[disk.target] = images.make_overlay(
+                        self._context,
+                        self._vm,
+                        self._journal,
+                        disk.target,
+                        self._vm.capacity(disk.target),
+                        str(disk.path),
+                        disk.format,
+                    )
             yield self._overlays
         except BaseException:
-            if not self._recorded:
-                self._undo()
+            self._undo()
             raise
         self._journal.finish("done")
-
-    def _make_overlay(self, disk: Disk) -> str:
-        directory, _ = volumes.split(str(disk.path))
-        name = overlay_name(self._vm.name, disk.target)
-        with self._journal.step("make-overlay", target=disk.target, path=f"{directory}/{name}"):
-            with volumes.directory(self._vm.host, directory) as pool:
-                return pool.create_overlay(name, self._vm.capacity(disk.target), str(disk.path), disk.format)
 
     def prepare(self, requester: Requester) -> Inventory:
         insist = self._required is Consistency.APPLICATION
@@ -178,10 +173,12 @@ class _Attempt:
         """The window and the judgement. Raises QuiesceError if the label is not what is required."""
         levels = frozenset(writer.level for writer in inventory.writers) if inventory else frozenset()
         member = Member(self._vm.name, levels, quiesced=requester is not None)
-        participant = _Participant(self._vm, requester, overlays)
+        participant = self._participant = _Participant(self._vm, requester, overlays)
         number = self._journal.intend("switch", overlays=overlays)
-        report = anyio.run(drive, [member], {member.name: participant}, self._window_s, self._context.emit)
-        participant.settle()
+        try:
+            report = anyio.run(drive, [member], {member.name: participant}, self._window_s, self._context.emit)
+        finally:
+            participant.settle()
         verdict = self._judge(report, inventory, participant)
         if not participant.switched:
             raise self._explain(report)
@@ -192,15 +189,9 @@ class _Attempt:
 
     def record(self, node: Checkpoint) -> None:
         xml = self._vm.definition()
-        directory, _ = volumes.split(node.disks[0].path)
-        with (
-            self._journal.step("record", checkpoint=node.id),
-            volumes.directory(self._vm.host, directory) as pool,
-        ):
+        with self._journal.step("record", checkpoint=node.id):
             self._context.catalog.add(node, xml, head_parent=node.id)
-            # From here on the overlays are the VM's disks for good, whatever happens to the manifest.
-            self._recorded = True
-            pool.write(manifest.name(node.id), manifest.dump(node, xml))
+        images.write_manifest(self._context, self._vm, node, xml)
 
     def _judge(self, report: WindowReport, inventory: Inventory | None, participant: _Participant) -> _Verdict:
         outcome, name = report.outcome, self._vm.name
@@ -225,7 +216,7 @@ class _Attempt:
             f"{item.mountpoint}: {item.reason}" for item in thawed.filesystems if item.state is FreezeState.FLUSHED
         ]
         verdict.warnings += [f"{writer.id}: {warning}" for writer in verdict.writers for warning in writer.warnings]
-        unbroken = thawed.unbroken and thawed.freeze_token == frozen.freeze_token and participant.switched
+        unbroken = thawed.unbroken and thawed.freeze_token == frozen.freeze_token and participant.whole
         verdict.consistency = judge(frozen_unbroken=unbroken, writer_grades=[writer.grade for writer in verdict.writers])
         verdict.stall_us = max([thawed.window_us, *(reply.window_us for reply in released)])
         if held and released:
@@ -259,12 +250,14 @@ class _Attempt:
 
     def _fell_short(self, report: WindowReport, verdict: _Verdict) -> ConsistencyError:
         reasons = [f"{writer.id}: {writer.reason}" for writer in verdict.writers if not writer.grade.vouched]
-        if report.outcome.failure:
-            reasons.insert(0, f"{report.outcome.failed_step.action.value if report.outcome.failed_step else ''} failed:"
-                              f" {report.outcome.failure}")  # fmt: skip
+        step, failure = report.outcome.failed_step, report.outcome.failure
+        if step and failure:
+            reasons.insert(0, f"{step.action.value} failed: {failure}")
+        if not reasons:
+            reasons = ["a freeze was broken, a filesystem mounted, or a disk added from outside"]
         return ConsistencyError(
             f"the checkpoint of {self._vm.name} would only be {verdict.consistency.value}-consistent,"
-            f" {self._required.value} is required: {'; '.join(reasons) or 'a freeze was broken from outside'}",
+            f" {self._required.value} is required: {'; '.join(reasons)}",
             hint="nothing was kept, and the guest runs; try again, or ask for less with --require",
             details={"writers": [_brief(writer) for writer in verdict.writers]},
         )
@@ -272,21 +265,20 @@ class _Attempt:
     def _undo(self) -> None:
         """Brings the VM back onto its old images and removes the overlays. What cannot be undone stays journalled."""
         try:
-            in_use = set(self._vm.sources().values())
+            if self._context.catalog.has(self.id):
+                return  # recorded, so the overlays are the VM's disks for good
+            if self._participant and not self._participant.ended:
+                raise HypervisorError("libvirt has not returned from the switch; its outcome is not known")
+            sources = self._vm.sources()
             for disk in self._disks:
-                overlay = self._overlays.get(disk.target)
-                if overlay in in_use:
+                if disk.target in self._overlays and sources.get(disk.target) == self._overlays[disk.target]:
                     with self._journal.step("merge-back", target=disk.target, base=disk.path):
                         self._vm.commit_into_base(disk.target, str(disk.path))
-            in_use = set(self._vm.sources().values())
             for overlay in self._overlays.values():
-                if overlay not in in_use:
-                    remove_image(self._vm, overlay)
+                images.discard(self._context, self._vm, overlay)
+            self._journal.finish("undone")
         except QuiesceError as error:
             self._context.emit(Warned(f"the failed attempt could not be undone: {error.message}"))
-            self._journal.finish("failed, not undone")
-        else:
-            self._journal.finish("undone")
 
 
 class _Participant:
@@ -298,6 +290,10 @@ class _Participant:
         self._overlays = overlays
         self._switch_ended = threading.Event()
         self._switch_started = False
+        self.switched = False
+        """The VM writes to the overlays."""
+        self.whole = False
+        """It has no disk that was not switched, as one plugged in during the attempt."""
 
     async def perform(self, step: Step, timeout: float) -> Any:
         if step.action is Action.SWITCH:
@@ -332,27 +328,20 @@ class _Participant:
         finally:
             self._switch_ended.set()
 
+    @property
+    def ended(self) -> bool:
+        """No switch is under way."""
+        return not self._switch_started or self._switch_ended.is_set()
+
     def settle(self) -> None:
-        """Waits for a switch that was given up on, and finds out whether the VM writes to its overlays."""
-        self.switched = False
+        """Waits for a switch that was given up on, and finds out whether the VM writes to its overlays, all of it."""
         if not self._switch_started:
             return
         if not self._switch_ended.wait(SETTLE_TIMEOUT_S):
             raise HypervisorError(f"libvirt has not returned from switching {self._vm.name} for {SETTLE_TIMEOUT_S:g} s")
-        sources = self._vm.sources()
+        sources = self._vm.disk_sources()
         self.switched = all(sources.get(target) == path for target, path in self._overlays.items())
-
-
-def overlay_name(vm_name: str, target: str) -> str:
-    """A file name that says where it came from to a person; to us it means nothing."""
-    return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', vm_name)}.{target}.{secrets.token_hex(6)}.qcow2"
-
-
-def remove_image(vm: Vm, path: str) -> None:
-    """Removes an image file, if it is there."""
-    directory, name = volumes.split(path)
-    with contextlib.suppress(NotFoundError), volumes.directory(vm.host, directory) as pool:
-        pool.delete(name)
+        self.whole = sources.keys() == self._overlays.keys()
 
 
 def _as_crash(writer: Writer) -> Writer:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from quiesce.catalog import lock
 from quiesce.catalog.store import Catalog
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.events import Emit, PhaseFinished, PhaseStarted
@@ -35,6 +36,12 @@ class Context:
             yield vm
         finally:
             vm.close()
+
+    @contextmanager
+    def locked(self, vm: Vm, verb: str) -> Iterator[None]:
+        """One operation a VM at a time. The lock dies with its holder. Raises BusyError, naming the holder."""
+        with lock.hold(self.catalog.lock_directory(), f"{vm.host.name}-{vm.uuid}", f"quiesce {verb} {vm.name}"):
+            yield
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -12,7 +12,6 @@ from quiesce.model.errors import AgentError
 from quiesce.operations import agent_archive, guest, plan
 from quiesce.operations.context import Context
 from quiesce.wire.messages import DEVICE, PORT_NAME
-from quiesce.wire.schema import printable
 
 DIRECTORY = "/usr/local/lib/quiesce"
 AGENT = f"{DIRECTORY}/quiesce-agent.pyz"
@@ -27,6 +26,7 @@ Description=quiesce guest agent (application-aware checkpoints)
 BindsTo=dev-virtio\\x2dports-io.quiesce.agent.0.device
 After=dev-virtio\\x2dports-io.quiesce.agent.0.device
 IgnoreOnIsolate=yes
+StartLimitIntervalSec=0
 
 [Service]
 ExecStart=/usr/bin/python3 -I -S {AGENT} {DEVICE}
@@ -97,7 +97,7 @@ def _require_python_and_systemd(vm: Vm, qemu_agent: QemuAgent) -> None:
         version = ()
     if status or len(version) != 2 or version < MIN_PYTHON:
         raise AgentError(
-            f"the guest {vm.name} needs systemd and Python 3.9 or later: {printable(output.strip())[:200] or 'not found'}",
+            f"the guest {vm.name} needs systemd and Python 3.9 or later: {output[:200] or 'not found'}",
             hint="install the package python3 in the guest",
         )
 
@@ -105,7 +105,7 @@ def _require_python_and_systemd(vm: Vm, qemu_agent: QemuAgent) -> None:
 def _run(vm: Vm, qemu_agent: QemuAgent, *command: str) -> None:
     status, output = qemu_agent.run(*command)
     if status:
-        raise AgentError(f"{' '.join(command)} in {vm.name} failed: {printable(output.strip())[:500]}")
+        raise AgentError(f"{' '.join(command)} in {vm.name} failed: {output[:500]}")
 
 
 def _wait_for_agent(vm: Vm) -> str:

@@ -58,11 +58,16 @@ def disks_to_switch(facts: Facts) -> tuple[Disk, ...]:
 def require_known_chain(disks: tuple[Disk, ...], tree: Tree, emit: Emit) -> None:
     """Raises RefusedError if the VM's disks do not lie on the checkpoint they should: somebody changed the chain."""
     parent = tree.get(tree.head_parent)
+    if parent and parent.id in tree.deleting:
+        raise RefusedError(
+            f"the deletion of {parent.name!r}, on which the VM stands, was interrupted",
+            hint=f"finish it: quiesce delete {parent.vm_name}@{parent.name}",
+        )
     for disk in disks:
-        if parent and (not disk.chain or disk.chain[0] != parent.image(disk.target).path):
+        base = parent.image(disk.target) if parent else None
+        if parent and base and (not disk.chain or disk.chain[0] != base.path):
             raise RefusedError(
-                f"disk {disk.target} is not based on {parent.image(disk.target).path}, as checkpoint {parent.name!r} says:"
-                " somebody changed its chain",
+                f"somebody changed the chain of disk {disk.target}: checkpoint {parent.name!r} has it based on {base.path}",
                 hint="virsh domblklist and virsh dumpxml show the chain as it is",
             )
         if len(disk.chain) >= MAX_CHAIN:

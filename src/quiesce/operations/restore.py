@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from quiesce.catalog import manifest
 from quiesce.catalog.journal import Journal
 from quiesce.hypervisor import domain_xml, volumes
 from quiesce.hypervisor.vm import Facts, PowerState, Vm
-from quiesce.model.errors import NotFoundError, QuiesceError, RefusedError
+from quiesce.model.errors import AgentError, NotFoundError, QuiesceError, RefusedError
 from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
-from quiesce.model.tree import Checkpoint, DiskImage, Kind
-from quiesce.operations import plan
-from quiesce.operations.checkpoint import checkpoint, overlay_name, remove_image
+from quiesce.model.tree import Checkpoint, DiskImage, Kind, Tree
+from quiesce.operations import guest, images, plan
+from quiesce.operations.checkpoint import PREPARE_TIMEOUT_S
 from quiesce.operations.context import Context
 
 
@@ -35,45 +35,51 @@ def restore(
 ) -> Restored:
     """Stops the VM and makes it stand where the checkpoint was taken; leaves it off unless `start`.
 
-    The state it leaves is kept as a safety checkpoint unless `discard_current`. Fails before the VM is touched, or after
-    with the VM off and defined either wholly as before or wholly as restored.
+    The state it leaves is kept as a safety checkpoint unless `discard_current`: the very images it wrote until it was powered
+    off, so nothing it acknowledged is lost. What can fail for want of room or rights is done before the VM is stopped; a
+    failure after that leaves it off and defined as before.
     """
-    with context.vm(reference.vm) as vm:
+    with context.vm(reference.vm) as vm, context.locked(vm, "restore"):
         with context.phase("plan"):
             facts = vm.facts()
             tree = context.catalog.tree(vm.host.name, vm.uuid)
             node = tree.find(reference.checkpoint)
-            _require_restorable(facts)
+            _require_restorable(facts, tree, node)
             plan.require_nothing_in_the_way(facts)
+            safety = None if discard_current else _safety(vm, facts, tree)
             capacities = _require_images(vm, node)
-        left_images = {target: path for target, path in vm.sources().items() if target in _targets(facts)}
-        safety = None
-        if not discard_current:
-            with context.phase("keep the present state"):
-                safety = _keep_present_state(context, vm, facts)
-        if safety and facts.power is PowerState.RUNNING:
-            left_images = {target: path for target, path in vm.sources().items() if target in _targets(facts)}
-        kept = {image.path for image in safety.disks} if safety else set()
+        if facts.power is PowerState.RUNNING and safety:
+            with context.phase("flush the guest"):
+                _flush(context, vm, facts)
+        before, left = vm.definition(), set(vm.sources().values())
         journal = Journal(context.catalog, vm.host.name, vm.uuid, "restore")
-        with context.phase("stop"), journal.step("stop"):
-            vm.power_off()
         generation = str(uuid.uuid4())
         made: dict[str, str] = {}
         try:
             with context.phase("make differencing disks"):
                 for image in node.disks:
-                    made[image.target] = _fresh_overlay(vm, journal, image, capacities[image.target])
+                    made[image.target] = images.make_overlay(
+                        context, vm, journal, image.target, capacities[image.target], image.path, image.format
+                    )
+            with context.phase("stop"), journal.step("stop"):
+                vm.power_off()
             with context.phase("define"), journal.step("define", checkpoint=node.id, sources=made):
                 xml = context.catalog.domain_xml(node.id)
                 vm.redefine(domain_xml.restored(xml, name=vm.name, generation=generation, sources=made))
+                if safety:
+                    context.catalog.add(safety, before, head_parent=node.id)
+                else:
+                    context.catalog.set_head(vm.host.name, vm.uuid, node.id)
         except BaseException:
-            for path in made.values():
-                remove_image(vm, path)
-            journal.finish("undone")
+            if not _recorded(context, vm, node, safety, made):
+                _undo(context, vm, journal, before, set(made.values()))
             raise
-        with journal.step("head", parent=node.id):
-            context.catalog.set_head(vm.host.name, vm.uuid, node.id)
-        _remove_left_images(context, vm, journal, set(left_images.values()) - kept)
+        if safety:
+            images.write_manifest(context, vm, safety, before)
+        else:
+            for path in sorted(left):
+                if context.catalog.made_image(vm.host.name, path):
+                    images.discard_or_warn(context, vm, journal, path)
         journal.finish("done")
         if start:
             with context.phase("start"):
@@ -81,13 +87,38 @@ def restore(
         return Restored(node, safety, generation, start)
 
 
-def _require_restorable(facts: Facts) -> None:
+def _recorded(context: Context, vm: Vm, node: Checkpoint, safety: Checkpoint | None, made: dict[str, str]) -> bool:
+    """Whether definition and catalog agree that the restore is done, whatever interrupted it afterwards."""
+    defined = bool(made) and made.items() <= vm.sources().items()
+    at_node = context.catalog.tree(vm.host.name, vm.uuid).head_parent == node.id
+    return defined and at_node and (safety is None or context.catalog.has(safety.id))
+
+
+def _undo(context: Context, vm: Vm, journal: Journal, before: str, made: set[str]) -> None:
+    """The VM defined as before, the new overlays gone. What cannot be undone stays journalled."""
+    try:
+        if made & set(vm.sources().values()):
+            vm.redefine(before)
+        for path in made:
+            with suppress(NotFoundError):
+                images.discard(context, vm, path)
+        journal.finish("undone")
+    except QuiesceError as error:
+        context.emit(Warned(f"the failed restore could not be undone: {error.message}"))
+
+
+def _require_restorable(facts: Facts, tree: Tree, node: Checkpoint) -> None:
     if not facts.persistent:
         raise RefusedError(f"{facts.name} is transient: libvirt forgets it when it stops", hint="virsh define it first")
     if facts.managed_save:
         raise RefusedError(
             f"{facts.name} has a saved memory image, which does not fit the disks of a checkpoint",
             hint=f"start it, or drop the saved memory: virsh managedsave-remove {facts.name}",
+        )
+    if node.id in tree.deleting:
+        raise RefusedError(
+            f"checkpoint {node.name!r} is half deleted and can no longer be restored",
+            hint=f"finish it: quiesce delete {facts.name}@{node.name}",
         )
 
 
@@ -99,59 +130,34 @@ def _require_images(vm: Vm, node: Checkpoint) -> dict[str, int]:
         with volumes.directory(vm.host, directory) as pool:
             if not pool.has(name):
                 raise NotFoundError(f"the image {image.path} of checkpoint {node.name!r} is gone")
-            sizes[image.target] = pool.size(name)[0]
+            sizes[image.target] = pool.capacity(name)
     return sizes
 
 
-def _keep_present_state(context: Context, vm: Vm, facts: Facts) -> Checkpoint:
-    """A running VM is checkpointed as well as its guest allows; the images of one that is off simply become a node."""
-    name = f"before restore {datetime.now(UTC):%Y-%m-%dT%H.%M.%S.%fZ}"
-    if facts.power is PowerState.RUNNING:
-        return checkpoint(context, vm.uuid, name=name, required=Consistency.CRASH, kind=Kind.SAFETY)
-    if facts.power is PowerState.PAUSED:
-        vm.power_off()
-    tree = context.catalog.tree(vm.host.name, vm.uuid)
-    disks = plan.disks_to_switch(facts)
-    node = Checkpoint(
+def _safety(vm: Vm, facts: Facts, tree: Tree) -> Checkpoint:
+    """The present images as a checkpoint. Nobody will have held the applications when the VM is powered off."""
+    now = datetime.now(UTC)
+    return Checkpoint(
         id=uuid.uuid4().hex,
         host=vm.host.name,
         vm_uuid=vm.uuid,
         vm_name=vm.name,
-        name=name,
-        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        name=f"before restore {now:%Y-%m-%dT%H.%M.%S.%f}Z",
+        created=now.isoformat(timespec="milliseconds"),
         kind=Kind.SAFETY,
         consistency=Consistency.CRASH,
         required=Consistency.CRASH,
-        disks=tuple(DiskImage(disk.target, str(disk.path), disk.format) for disk in disks),
+        disks=tuple(DiskImage(disk.target, str(disk.path), disk.format) for disk in plan.disks_to_switch(facts)),
         parent=tree.head_parent,
-        warnings=("the VM was not running; nobody asked its guest how it was left",),
     )
-    xml = vm.definition()
-    context.catalog.add(node, xml, head_parent=node.id)
-    with volumes.directory(vm.host, volumes.split(node.disks[0].path)[0]) as pool:
-        pool.write(manifest.name(node.id), manifest.dump(node, xml))
-    return node
 
 
-def _fresh_overlay(vm: Vm, journal: Journal, image: DiskImage, capacity: int) -> str:
-    directory, _ = volumes.split(image.path)
-    name = overlay_name(vm.name, image.target)
-    with journal.step("make-overlay", target=image.target, path=f"{directory}/{name}"):
-        with volumes.directory(vm.host, directory) as pool:
-            return pool.create_overlay(name, capacity, image.path, image.format)
-
-
-def _remove_left_images(context: Context, vm: Vm, journal: Journal, paths: set[str]) -> None:
-    """Removes what the VM wrote and nobody wants; never an image a checkpoint consists of."""
-    tree = context.catalog.tree(vm.host.name, vm.uuid)
-    needed = {image.path for node in tree.checkpoints for image in node.disks}
-    for path in sorted(paths - needed - set(vm.sources().values())):
-        try:
-            with journal.step("remove-image", path=path):
-                remove_image(vm, path)
-        except QuiesceError as error:
-            context.emit(Warned(f"{path} is no longer needed but could not be removed: {error.message}"))
-
-
-def _targets(facts: Facts) -> set[str]:
-    return {disk.target for disk in facts.disks if disk.device == "disk"}
+def _flush(context: Context, vm: Vm, facts: Facts) -> None:
+    """Has the guest write out what it can, as in any preparation, so that powering it off loses least. It may well be the
+    guest's ruin that is the reason for the restore, so no failure of it is one of ours."""
+    try:
+        guest.require_agent_port(facts)
+        with guest.agent(vm) as (requester, _), guest.translated(vm.name):
+            requester.prepare(1000, False, PREPARE_TIMEOUT_S)
+    except AgentError as error:
+        context.emit(Warned(f"the guest was not flushed before it was powered off: {error.message}"))

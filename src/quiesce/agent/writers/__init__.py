@@ -42,12 +42,15 @@ class ApplicationWriter(Protocol):
     def abort(self) -> None:
         """Lets go, closes everything. Idempotent; never raises."""
 
+    def paths(self) -> list[str]:
+        """Directories that hold all its files; each must lie on a filesystem that freezes."""
+
     def remember(self) -> None:
         """Keeps, outside the window, what the next attempt may learn from this one. Never raises."""
 
 
 def discover() -> list[ApplicationWriter]:
     """Every application found in this machine."""
-    from quiesce.agent.writers import postgresql
+    from quiesce.agent.writers import postgresql, unsupported
 
-    return list(postgresql.discover())
+    return [*postgresql.discover(), *unsupported.discover()]

@@ -19,10 +19,11 @@ import re
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from quiesce.agent import linux
 from quiesce.agent.writers import ApplicationWriter, HoldError, wal
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Writer
@@ -45,6 +46,10 @@ _TABLES = """
 SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
   AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' ORDER BY c.oid
+"""
+_UNLOGGED = """
+SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND c.relpersistence = 'u' ORDER BY c.oid
 """
 _WRITING = """
 SELECT pid, usename::text, coalesce(application_name, ''), extract(epoch FROM now() - xact_start)::int
@@ -199,6 +204,13 @@ class Cluster:
             for (database,) in self._control.run("SELECT datname::text FROM pg_database WHERE datallowconn"):
                 connection = self._connect(database, deadline_ns)
                 tables = [name for (name,) in connection.run(_TABLES)]
+                unlogged = [name for (name,) in connection.run(_UNLOGGED)]
+                if unlogged:
+                    self._warnings.append(
+                        f"database {database!r}: unlogged table {unlogged[0]}"
+                        + (f" and {len(unlogged) - 1} more" if len(unlogged) > 1 else "")
+                        + " will be empty after a restore, as after any recovery"
+                    )
                 if not tables:
                     connection.close()
                     continue
@@ -292,6 +304,9 @@ class Cluster:
             self._control.run("CHECKPOINT")
             last = self._read_position()
             if not last:
+                # A transaction may have begun to write what no table lock guards (a catalog, a large object).
+                last = _describe_writing(self._control.run(_WRITING))
+            if not last:
                 return
         raise HoldError(f"its log does not come to rest: {last}")
 
@@ -349,6 +364,9 @@ class Cluster:
         _close(self._control)
         self._control = None
 
+    def paths(self) -> list[str]:
+        return _paths(self._postmaster.directory)
+
     def remember(self) -> None:
         if not self._learned_now:
             return
@@ -387,7 +405,7 @@ class Cluster:
 
         left = max(1.0, min(SOCKET_TIMEOUT_S, (deadline_ns - time.monotonic_ns()) / 1e9))
         socket = f"{self._postmaster.socket_directory}/.s.PGSQL.{self._postmaster.port}"
-        with _as_user(self._postmaster.uid):
+        with linux.as_user(self._postmaster.uid):
             connection = Connection(self._user(), database=database, unix_sock=socket, timeout=left, application_name="quiesce")
         for setting in (
             "log_min_messages = panic",
@@ -396,8 +414,10 @@ class Cluster:
             "log_duration = off",
             "log_lock_waits = off",
             "log_min_duration_statement = -1",
+            "idle_session_timeout = 0",  # from 14 on; like the next, it would end the hold in its own time
+            "transaction_timeout = 0",  # from 17 on
         ):
-            with suppress(Exception):  # not a superuser: `_look` says so
+            with suppress(Exception):  # an older server, or not a superuser: `_look` says so
                 connection.run(f"SET {setting}")
         return connection
 
@@ -471,8 +491,17 @@ class Stopped:
     def abort(self) -> None:
         pass
 
+    def paths(self) -> list[str]:
+        return _paths(self._directory)
+
     def remember(self) -> None:
         pass
+
+
+def _paths(directory: str) -> list[str]:
+    """All a cluster's files are below these: its directory, its log, its tablespaces."""
+    linked = [os.path.join(directory, "pg_wal"), *glob.glob(os.path.join(glob.escape(directory), "pg_tblspc", "*"))]
+    return [os.path.realpath(path) for path in (directory, *linked)]
 
 
 def read_control_file(directory: str) -> tuple[int, int, int, int]:
@@ -537,15 +566,6 @@ def _cluster_id(directory: str) -> str:
     """Debian's `17/main` where the directory has that form, else the directory itself."""
     match = re.fullmatch(r"/var/lib/postgresql/([0-9.]+/[^/]+)", directory)
     return f"postgresql:{match.group(1) if match else directory}"
-
-
-@contextmanager
-def _as_user(uid: int) -> Iterator[None]:
-    os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def _recall() -> dict[str, dict[str, list[str]]]:

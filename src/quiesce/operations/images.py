@@ -1,0 +1,85 @@
+"""Making and removing images. Nothing is removed that we did not make, or that anything still stands on."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from quiesce.catalog import manifest
+from quiesce.catalog.journal import Journal
+from quiesce.hypervisor import volumes
+from quiesce.hypervisor.vm import Vm
+from quiesce.model.errors import QuiesceError, RefusedError
+from quiesce.model.events import Warned
+from quiesce.model.tree import Checkpoint
+from quiesce.operations.context import Context
+
+
+def make_overlay(context: Context, vm: Vm, journal: Journal, target: str, capacity: int, backing: str, format: str) -> str:
+    """A differencing disk on `backing`, beside it; returns its path. Its name says to a person where it came from; to us it
+    means nothing."""
+    directory, _ = volumes.split(backing)
+    name = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', vm.name)}.{target}.{secrets.token_hex(6)}.qcow2"
+    path = f"{directory}/{name}"
+    with journal.step("make-overlay", target=target, path=path), volumes.directory(vm.host, directory) as pool:
+        context.catalog.note_image(vm.host.name, path)
+        return pool.create_overlay(name, capacity, backing, format)
+
+
+def discard(context: Context, vm: Vm, path: str) -> None:
+    """Removes an image of ours. Raises RefusedError, and touches nothing, if it may still be needed or is not ours."""
+    if not context.catalog.made_image(vm.host.name, path):
+        raise RefusedError(f"{path} was not made by quiesce; it is left alone")
+    users = context.catalog.checkpoints_with(vm.host.name, path)
+    if users:
+        raise RefusedError(f"{path} belongs to checkpoint {users[0]!r}; it is left alone")
+    if path in in_use(vm):
+        raise RefusedError(f"{path} is in the chain of {vm.name}; it is left alone")
+    directory, name = volumes.split(path)
+    with volumes.directory(vm.host, directory) as pool:
+        pool.delete(name)
+    context.catalog.forget_image(vm.host.name, path)
+
+
+def discard_or_warn(context: Context, vm: Vm, journal: Journal, path: str) -> None:
+    """Like `discard`, where an image left over does no harm."""
+    number = journal.intend("remove-image", path=path)
+    try:
+        discard(context, vm, path)
+    except QuiesceError as error:
+        context.emit(Warned(f"{path} is no longer needed but was not removed: {error.message}"))
+    else:
+        journal.done(number)
+
+
+def in_use(vm: Vm) -> set[str]:
+    """Every image the VM reads or would read when started: its sources and all below them, by the running VM's own account
+    and by the images' headers."""
+    used = vm.chain()
+    frontier = set(used)
+    while frontier:
+        below = set()
+        for path in frontier:
+            directory, name = volumes.split(path)
+            with volumes.directory(vm.host, directory) as pool:
+                backing = pool.backing(name)
+            if backing and backing not in used:
+                below.add(backing)
+        used |= below
+        frontier = below
+    return used
+
+
+def write_manifest(context: Context, vm: Vm, node: Checkpoint, xml: str) -> None:
+    """Beside the first image. The checkpoint stands without it, so a failure is only a warning."""
+    directory, _ = volumes.split(node.disks[0].path)
+    try:
+        with volumes.directory(vm.host, directory) as pool:
+            pool.write(manifest.name(node.id), manifest.dump(node, xml))
+    except QuiesceError as error:
+        context.emit(Warned(f"the manifest of {node.name!r} could not be written: {error.message}"))
+
+
+def remove_manifest(vm: Vm, node: Checkpoint) -> None:
+    with volumes.directory(vm.host, volumes.split(node.disks[0].path)[0]) as pool:
+        pool.delete(manifest.name(node.id))

@@ -1,0 +1,94 @@
+"""operations/agent_archive.py"""
+
+from __future__ import annotations
+
+import ast
+import io
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from quiesce.operations import agent_archive
+
+
+@pytest.fixture(scope="module")
+def content() -> bytes:
+    return agent_archive.build()
+
+
+@pytest.fixture(scope="module")
+def archive(content: bytes) -> zipfile.ZipFile:
+    return zipfile.ZipFile(io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def path(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("agent") / "quiesce-agent.pyz"
+    file.write_bytes(content)
+    return file
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The interpreter as bare as in a guest: no packages, no environment, warnings as errors."""
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-W", "error", *arguments], capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_the_same_sources_make_the_same_file(content):
+    """Broken: every install would look like an upgrade, and nobody could check what runs in the guest."""
+    assert agent_archive.build() == content
+
+
+def test_it_is_a_script_for_the_guests_own_python(content):
+    """Broken: the service could not start it."""
+    assert content.startswith(b"#!/usr/bin/python3\n")
+
+
+def test_it_runs_alone(path):
+    """Broken: the agent would need something that guests do not have."""
+    ended = python(str(path), "/nonexistent/port")
+    assert ended.returncode == 1
+    assert "FileNotFoundError" in ended.stderr
+    assert "/nonexistent/port" in ended.stderr
+
+
+def test_all_it_imports_later_is_in_it(path):
+    """Broken: the first conversation, or the first database, would end with an ImportError in the guest."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(path)!r})\n"
+        "import quiesce.agent.conversation, quiesce.agent.writers.postgresql\n"
+        "from pg8000.native import Connection\n"
+        "outside = [name for name, module in sys.modules.items()"
+        "  if name.split('.')[0] in ('quiesce', 'pg8000', 'scramp', 'asn1crypto', 'dateutil', 'six')"
+        "  and '.pyz' not in str(getattr(module, '__file__', None) or '.pyz')]\n"
+        "print(outside, 'anyio' in sys.modules)"
+    )
+    ended = python("-c", code)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "[] False\n", "")
+
+
+def test_our_own_files_are_python_3_9(archive):
+    """Broken: the agent would not start in older guests."""
+    own = [name for name in archive.namelist() if name.startswith("quiesce/") or name == "__main__.py"]
+    assert "quiesce/agent/deadman.py" in own
+    for name in own:
+        ast.parse(archive.read(name), name, feature_version=(3, 9))
+
+
+def test_it_carries_the_guests_side_and_nothing_of_the_hosts(archive):
+    """Broken: the guest would get code, and weight, that is none of its business."""
+    rooms = {name.split("/")[1] for name in archive.namelist() if name.startswith("quiesce/")}
+    assert rooms == {"__init__.py", "agent", "wire", "model"}
+    models = {name for name in archive.namelist() if name.startswith("quiesce/model/")}
+    assert models == {"quiesce/model/__init__.py", "quiesce/model/grades.py", "quiesce/model/reports.py"}
+    assert all(name.endswith((".py", "/METADATA")) for name in archive.namelist())
+    assert len(set(archive.namelist())) == len(archive.namelist())
+
+
+def test_it_is_small_enough_to_push_through_the_guest_agent(content):
+    """Broken: installing would take minutes."""
+    assert len(content) < 2 * 2**20

@@ -1,0 +1,179 @@
+"""cli/: the program as a user or a script meets it. libvirt is its own mock driver, where there has to be one."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from quiesce import __version__
+from quiesce.cli.main import app
+
+PROGRAM = Path(sys.executable).parent / "quiesce"
+NOBODY = "nonsense:///there-is-no-such-libvirt"
+COMMON = {"--json", "--connect", "--catalog", "--help"}
+VERBS = {
+    "vms": set(),
+    "guest install": set(),
+    "writers": set(),
+    "checkpoint": {"--name", "--require", "--window"},
+    "tree": set(),
+    "show": set(),
+    "restore": {"--start", "--discard-current"},
+    "delete": set(),
+}
+
+
+def invoke(*arguments: str) -> Result:
+    """In this process: for what ends before libvirt is asked."""
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+
+
+HOST = """
+<node>
+  <domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>
+    <name>web1</name>
+    <uuid>11111111-2222-3333-4444-555555555555</uuid>
+    <memory>65536</memory>
+    <os><type>hvm</type></os>
+    <devices>
+      <disk type='file'><driver name='qemu' type='qcow2'/><source file='/i/a.qcow2'/><target dev='vda' bus='virtio'/></disk>
+    </devices>
+    <test:runstate>5</test:runstate>
+  </domain>
+</node>
+"""
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> str:
+    """A host with one VM, which is off."""
+    (tmp_path / "host.xml").write_text(HOST)
+    return f"test://{tmp_path}/host.xml"
+
+
+def quiesce(tmp_path: Path, *arguments: str, connect: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PROGRAM, *arguments, "--connect", connect, "--catalog", str(tmp_path / "catalog.db")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_the_version():
+    """Broken: a bug report could not say which quiesce it is about."""
+    result = invoke("--version")
+    assert (result.exit_code, result.output) == (0, f"quiesce {__version__}\n")
+
+
+def test_help_lists_every_verb_and_every_exit_code():
+    """Broken: a verb could not be found, or a script's author would have to guess the codes."""
+    output = " ".join(invoke("--help").output.split())
+    for verb in VERBS:
+        assert f" {verb.split()[0]} " in output
+    for code in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 130):
+        assert re.search(rf"\b{code} [a-z]", output)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_lists_its_options(verb):
+    """Broken: an option would be hidden, gone, or there without anybody having promised it."""
+    for flag in ("--help", "-h"):
+        result = invoke(*verb.split(), flag)
+        assert result.exit_code == 0
+        found = set(re.findall(r"(?<![\w-])--[a-z-]+", result.output))
+        assert VERBS[verb] | COMMON <= found
+        assert found <= VERBS[verb] | COMMON | {"--require"}
+
+
+@pytest.mark.parametrize("verb", ["show", "delete", "restore"])
+@pytest.mark.parametrize("reference", ["web1", "web1@", "@before"])
+def test_half_a_reference_is_a_usage_error_without_asking_libvirt(verb, reference, tmp_path):
+    """Broken: a mistyped `delete` could do something, or a script would not learn why it did nothing."""
+    result = invoke(verb, reference, "--json", "--connect", NOBODY, "--catalog", str(tmp_path / "c.db"))
+    assert result.exit_code == 2
+    error = json.loads(result.stdout)["error"]
+    assert (error["kind"], error["exit_code"]) == ("usage", 2)
+    assert reference in error["message"]
+    assert "VM@CHECKPOINT" in error["hint"]
+
+
+def test_an_error_is_for_people_unless_json_is_asked_for(tmp_path):
+    """Broken: a user would read JSON, or a pipe would find error text among its data."""
+    result = invoke("show", "[bold]web1", "--connect", NOBODY, "--catalog", str(tmp_path / "c.db"))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "error: '[bold]web1' does not name a checkpoint" in result.stderr
+    assert "hint:" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["vms", "--nonsense"],
+        ["tree"],
+        ["checkpoint", "web1", "--require", "perfect"],
+        ["checkpoint", "web1", "--window", "0.1"],
+        ["checkpoint", "web1", "--window", "61"],
+    ],
+    ids=" ".join,
+)
+def test_what_the_command_line_does_not_have_is_a_usage_error(arguments):
+    """Broken: a mistyped option would be ignored."""
+    assert invoke(*arguments).exit_code == 2
+
+
+def test_a_catalog_that_cannot_be_opened_is_said_so(tmp_path):
+    """Broken: a wrong --catalog would end in a traceback."""
+    result = invoke("vms", "--json", "--connect", NOBODY, "--catalog", str(tmp_path))
+    assert result.exit_code == 1
+    assert "cannot open the catalog" in json.loads(result.stdout)["error"]["message"]
+
+
+def test_vms_of_a_host_and_nothing_else_on_standard_output(tmp_path, host):
+    """Broken: a script could not read the list."""
+    done = quiesce(tmp_path, "vms", "--json", connect=host)
+    assert done.returncode == 0, done.stderr
+    (vm,) = json.loads(done.stdout)
+    assert (vm["name"], vm["state"], vm["agent"], vm["checkpoints"]) == ("web1", "off", "none", 0)
+
+
+@pytest.mark.parametrize("arguments", [("tree", "web2"), ("show", "web1@before"), ("delete", "web1@before")], ids=" ".join)
+def test_what_is_not_there(arguments, tmp_path, host):
+    """Broken: a typing mistake would not be told from a failure."""
+    done = quiesce(tmp_path, *arguments, "--json", connect=host)
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["error"]["kind"] == "notfound"
+
+
+def test_a_vm_that_is_off_is_refused_before_anything_is_touched(tmp_path, host):
+    """Broken: a script would not learn that the VM has to be started first."""
+    done = quiesce(tmp_path, "checkpoint", "web1", "--json", connect=host)
+    assert done.returncode == 4
+    assert json.loads(done.stdout)["error"]["message"] == "web1 is off"
+    with sqlite3.connect(tmp_path / "catalog.db") as connection:
+        assert connection.execute("SELECT count(*) FROM operations").fetchone() == (0,)
+    connection.close()
+
+
+def test_a_libvirt_that_is_not_there(tmp_path):
+    """Broken: a stopped libvirtd would end in a traceback, or libvirt's own words would disturb the terminal."""
+    done = quiesce(tmp_path, "vms", connect=NOBODY)
+    assert (done.returncode, done.stdout) == (8, "")
+    assert "cannot connect to libvirt" in done.stderr
+    assert "virsh" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_vm_without_checkpoints_has_an_empty_tree(tmp_path, host):
+    """Broken: the tree of a new VM would be an error."""
+    done = quiesce(tmp_path, "tree", "web1", "--json", connect=host)
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"head_parent": None, "checkpoints": []})

@@ -1,0 +1,64 @@
+"""catalog/lock.py"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from quiesce.catalog import lock
+from quiesce.model.errors import BusyError
+
+
+def test_one_at_a_time_and_the_holder_is_named(tmp_path):
+    """Broken: two operations would work on one VM's disks at once."""
+    with lock.hold(tmp_path / "locks", "web1", "quiesce delete web1"):
+        with pytest.raises(BusyError, match=rf"quiesce delete web1 \(process {os.getpid()}\)") as refusal:
+            with lock.hold(tmp_path / "locks", "web1", "quiesce restore web1"):
+                pass
+        assert refusal.value.exit_code == 9
+        with lock.hold(tmp_path / "locks", "web2", "quiesce restore web2"):
+            pass
+    with lock.hold(tmp_path / "locks", "web1", "quiesce restore web1"):
+        pass
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_frees_it(failure, tmp_path):
+    """Broken: after a failed operation the VM would be locked for good."""
+    with pytest.raises(failure), lock.hold(tmp_path, "web1", "first"):
+        raise failure
+    with lock.hold(tmp_path, "web1", "second"):
+        pass
+
+
+def test_the_death_of_its_holder_frees_it(tmp_path):
+    """Broken: after a kill -9 an administrator would have to find and remove a file."""
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with lock.hold(tmp_path, "web1", "quiesce checkpoint web1"):
+                os.write(send, b"held")
+                os.read(os.pipe()[0], 1)
+        finally:
+            os._exit(1)
+    os.close(send)
+    assert os.read(receive, 4) == b"held"
+    os.close(receive)
+    with pytest.raises(BusyError, match=f"process {child}"), lock.hold(tmp_path, "web1", "mine"):
+        pass
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    with lock.hold(tmp_path, "web1", "mine"):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"what": 1}', "\x00"])
+def test_a_holder_that_has_said_nothing_yet_is_still_one(content, tmp_path):
+    """Broken: the error about a lock would itself be an error."""
+    with lock.hold(tmp_path, "web1", "first"):
+        Path(tmp_path / "web1.lock").write_text(content)
+        with pytest.raises(BusyError, match="has not said"), lock.hold(tmp_path, "web1", "second"):
+            pass

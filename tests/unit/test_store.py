@@ -1,0 +1,231 @@
+"""catalog/store.py, on real SQLite files."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from quiesce.catalog.store import Catalog, default_url
+from quiesce.model.errors import NameTakenError, QuiesceError
+from quiesce.model.grades import Grade, Level
+from quiesce.model.reports import Filesystem, FreezeState, Writer
+from tests.samples import node
+
+WRITER = Writer(
+    "postgresql:17/main",
+    "postgresql",
+    "17.2",
+    Level.BACK_END,
+    Grade.NIL_REDO,
+    position={"redo_lsn": "0/1"},
+    timings_us={"lock": 5},
+)
+FULL = node(
+    "full",
+    parent="other",
+    stall_us=61_000,
+    writers=(WRITER,),
+    filesystems=(Filesystem("/", "ext4", "/dev/vda", FreezeState.THAWED, freeze_us=12),),
+    phases_us={"hold back-end": 8},
+    guest_clock_ns={"held": 2**62},
+    warnings=("größer als 中",),
+)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/state/catalog.db"
+
+
+@pytest.fixture
+def catalog(url: str) -> Iterator[Catalog]:
+    opened = Catalog(url)
+    yield opened
+    opened.close()
+
+
+def ids(catalog: Catalog) -> list[str]:
+    return [found.id for found in catalog.tree("host1", "uuid-1").checkpoints]
+
+
+def test_what_was_recorded_is_there_after_reopening(url, catalog):
+    """Broken: a checkpoint, or the evidence for its label, would be lost or changed."""
+    catalog.add(FULL, "<domain/>", head_parent="full")
+    catalog.close()
+    again = Catalog(url)
+    tree = again.tree("host1", "uuid-1")
+    assert tree.checkpoints == (FULL,)
+    assert tree.head_parent == "full"
+    assert again.domain_xml("full") == "<domain/>"
+    again.close()
+
+
+def test_an_unknown_vm_has_an_empty_tree(catalog):
+    """Broken: the first checkpoint of a VM could not be taken."""
+    tree = catalog.tree("host1", "nobody")
+    assert (tree.checkpoints, tree.head_parent) == ((), None)
+
+
+def test_vms_and_hosts_do_not_see_each_other(catalog):
+    """Broken: two VMs of one name on two hosts would share their checkpoints."""
+    catalog.add(node("a"), "<a/>", head_parent="a")
+    catalog.add(node("b", name="a", vm_uuid="uuid-2"), "<b/>", head_parent="b")
+    catalog.add(node("c", name="a", host="host2"), "<c/>", head_parent=None)
+    assert ids(catalog) == ["a"]
+    assert catalog.tree("host2", "uuid-1").head_parent is None
+
+
+def test_removing_forgets_the_node_and_moves_the_head(catalog):
+    """Broken: a deleted checkpoint would stay in the tree, or the head point to it."""
+    catalog.add(node("a"), "<a/>", head_parent="a")
+    catalog.add(node("b", parent="a"), "<b/>", head_parent="b")
+    catalog.remove(node("b", parent="a"), head_parent="a")
+    assert ids(catalog) == ["a"]
+    assert catalog.tree("host1", "uuid-1").head_parent == "a"
+    catalog.add(node("c", name="b"), "<c/>", head_parent="c")  # the name is free again
+
+
+def test_the_head_is_moved_alone(catalog):
+    """Broken: after a restore the next checkpoint would hang on the wrong node."""
+    catalog.add(node("a"), "<a/>", head_parent="a")
+    catalog.set_head("host1", "uuid-1", None)
+    assert catalog.tree("host1", "uuid-1").head_parent is None
+    catalog.set_head("host1", "uuid-1", "a")
+    assert catalog.tree("host1", "uuid-1").head_parent == "a"
+
+
+def test_a_name_is_given_once_and_a_refusal_changes_nothing(catalog):
+    """Broken: VM@NAME would mean two checkpoints, or a refused one would move the head."""
+    catalog.add(node("a", name="before"), "<a/>", head_parent="a")
+    with pytest.raises(NameTakenError, match="web1 has a checkpoint named 'before' already"):
+        catalog.add(node("b", name="before"), "<b/>", head_parent="b")
+    assert ids(catalog) == ["a"]
+    assert catalog.tree("host1", "uuid-1").head_parent == "a"
+
+
+def test_a_deletion_that_began_is_remembered(url, catalog):
+    """Broken: a checkpoint whose images already hold what came later could be restored."""
+    for key in "ab":
+        catalog.add(node(key), "<domain/>", head_parent=None)
+    catalog.mark_deleting(node("a"))
+    again = Catalog(url)
+    assert again.tree("host1", "uuid-1").deleting == {"a"}
+    again.close()
+    catalog.remove(node("a"), head_parent=None)
+    assert catalog.tree("host1", "uuid-1").deleting == set()
+    assert (catalog.has("a"), catalog.has("b")) == (False, True)
+
+
+def test_only_images_of_ours_are_known(catalog):
+    """Broken: an image that somebody else made could be removed."""
+    catalog.note_image("host1", "/images/a.qcow2")
+    assert catalog.made_image("host1", "/images/a.qcow2")
+    assert not catalog.made_image("host1", "/images/b.qcow2")
+    assert not catalog.made_image("host2", "/images/a.qcow2")
+    catalog.forget_image("host1", "/images/a.qcow2")
+    assert not catalog.made_image("host1", "/images/a.qcow2")
+
+
+def test_an_images_checkpoints_are_found_whatever_their_vm(catalog):
+    """Broken: an image that a checkpoint consists of could be removed."""
+    catalog.add(node("a", name="before"), "<domain/>", head_parent=None)
+    catalog.add(node("a2", name="other", vm_uuid="uuid-2", disks=node("a").disks), "<domain/>", head_parent=None)
+    path = node("a").disks[0].path
+    assert sorted(catalog.checkpoints_with("host1", path)) == ["before", "other"]
+    assert catalog.checkpoints_with("host2", path) == []
+    assert catalog.checkpoints_with("host1", path + "x") == []
+
+
+def test_locks_lie_beside_the_file(catalog, tmp_path):
+    """Broken: two catalogs' operations would block each other, or two of one not."""
+    assert catalog.lock_directory() == tmp_path / "state" / "locks"
+
+
+def test_the_directory_is_made_and_nobody_elses_business(url, tmp_path):
+    """Broken: the first run would fail, or other users could read where the images are."""
+    Catalog(url).close()
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+
+
+def test_what_was_committed_survives_a_power_failure(catalog):
+    """Broken: a checkpoint could be in use on disk and unknown to the catalog."""
+    with catalog.transaction() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() >= 5000
+
+
+def test_a_catalog_of_another_version_is_refused(url, catalog):
+    """Broken: an old quiesce would write into a new one's catalog what that does not understand."""
+    with catalog.transaction() as connection:
+        connection.execute(sa.text("UPDATE schema_version SET version = 99"))
+    with pytest.raises(QuiesceError, match="schema 99"):
+        Catalog(url)
+
+
+@pytest.mark.parametrize("content", [b"this is no database, but it is long enough to be looked at" * 20, None])
+def test_what_is_no_catalog_is_refused(content, tmp_path):
+    """Broken: a wrong --catalog would end in a traceback."""
+    path = tmp_path / "thing"
+    path.write_bytes(content) if content else path.mkdir()
+    with pytest.raises(QuiesceError, match="cannot open the catalog"):
+        Catalog(f"sqlite:///{path}")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("postgresql://db/quiesce", "postgresql://db/quiesce"),
+        ("/srv/c.db", "sqlite:////srv/c.db"),
+        ("sqlite:///x", "sqlite:///x"),
+    ],
+)
+def test_the_environment_names_the_catalog(value, expected, monkeypatch):
+    """Broken: operations would be recorded where nobody looks."""
+    monkeypatch.setenv("QUIESCE_CATALOG", value)
+    assert default_url() == expected
+
+
+WRITE = """
+import sys
+from quiesce.catalog.journal import Journal
+from quiesce.catalog.store import Catalog
+from tests.samples import node
+
+catalog = Catalog(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+journal = Journal(catalog, "host1", "uuid-1", "checkpoint")
+for number in range(20):
+    with journal.step("record", number=number):
+        catalog.add(node(f"{sys.argv[2]}{number}"), "<domain/>", head_parent=None)
+"""
+
+
+def test_two_processes_write_at_once(url, catalog, tmp_path):
+    """Broken: two operations at a time would lose one's record, or fail for "database is locked"."""
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITE, url, key], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for key in "ab"
+    ]
+    for process in writers:
+        assert process.stdout.readline() == "ready\n"
+    for process in writers:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [process.wait(30) for process in writers] == [0, 0]
+    for process in writers:
+        process.stdin.close()
+        process.stdout.close()
+    assert sorted(ids(catalog)) == sorted(f"{key}{number}" for key in "ab" for number in range(20))
+    with sqlite3.connect(tmp_path / "state" / "catalog.db") as connection:
+        assert connection.execute("SELECT count(*), sum(done) FROM steps").fetchone() == (40, 40)
+    connection.close()
