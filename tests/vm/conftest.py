@@ -8,7 +8,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,17 @@ from quiesce.hypervisor.vm import Vm
 from quiesce.operations import agent_archive
 from quiesce.operations.context import Context
 from quiesce.operations.guest_install import RULE_TEXT, UNIT_TEXT, guest_install
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -68,7 +80,8 @@ def machine(image: Image, ready: SavedMachine, request: pytest.FixtureRequest) -
     """A running guest with the agent."""
     with Machine(image, start_from=ready) as machine:
         yield machine
-        if request.session.testsfailed:
+        if request.node.stash.get(FAILED, False):
+            print(f"--- console of {machine.name} ---\n{machine.console()[-3000:]}")
             with contextlib.suppress(Exception):
                 print("--- agent log ---\n" + machine.run("journalctl -b -u quiesce-agent --no-pager | tail -50").stdout)
 
@@ -101,9 +114,13 @@ class Quiesce:
         return finished.json
 
     def run(self, *arguments: str, timeout: float = 120) -> Finished:
+        started = time.monotonic()
         finished = subprocess.run(
             [self.program, *arguments], capture_output=True, text=True, env=self.environment, check=False, timeout=timeout
         )
+        # The timeline, which pytest shows for a test that fails.
+        print(f"[{started:.3f} to {time.monotonic():.3f}] quiesce {' '.join(arguments)} -> {finished.returncode}")
+        print(finished.stdout + finished.stderr)
         return Finished(finished.returncode, finished.stdout, finished.stderr)
 
     def fails(self, *arguments: str, code: int) -> str:

@@ -15,7 +15,7 @@ import anyio.to_thread
 
 from quiesce.catalog.journal import Journal
 from quiesce.hypervisor.domain_xml import Disk
-from quiesce.hypervisor.vm import Vm
+from quiesce.hypervisor.vm import Facts, Vm
 from quiesce.model.errors import (
     AgentError,
     ConsistencyError,
@@ -67,7 +67,7 @@ def checkpoint(
             if tree.has_name(name):
                 raise NameTakenError(f"{vm.name} has a checkpoint named {name!r} already", hint="choose another --name")
             plan.require_known_chain(disks, tree, context.emit)
-            requester = _open_agent(context, vm, required, stack)
+            requester = _open_agent(context, vm, facts, required, stack)
         attempt = _Attempt(context, vm, disks, required, window_s)
         with attempt.overlays() as overlays:
             inventory = attempt.prepare(requester) if requester else None
@@ -98,10 +98,10 @@ def checkpoint(
         return node
 
 
-def _open_agent(context: Context, vm: Vm, required: Consistency, stack: contextlib.ExitStack) -> Requester | None:
+def _open_agent(context: Context, vm: Vm, facts: Facts, required: Consistency, stack: contextlib.ExitStack) -> Requester | None:
     """The agent, or None where the user is content with a crash-consistent checkpoint and there is none."""
     try:
-        guest.require_agent_port(vm.facts())
+        guest.require_agent_port(facts)
         return stack.enter_context(guest.agent(vm))[0]
     except AgentError as error:
         if required is not Consistency.CRASH:
