@@ -24,7 +24,6 @@ from quiesce.operations import agent_archive
 from quiesce.operations.context import Context
 from quiesce.operations.guest_install import RULE_TEXT, UNIT_TEXT, guest_install
 
-
 FAILED = pytest.StashKey[bool]()
 
 

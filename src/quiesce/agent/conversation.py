@@ -164,7 +164,7 @@ class Conversation:
         poll.register(self._port, select.POLLIN)
         left = self._attempt.left_ms() if self._attempt else None
         events = poll.poll(left)
-        if not events:
+        if not events or left == 0:
             self._expired = True
             self._drop_attempt()
             return True

@@ -182,6 +182,7 @@ class _Watch:
                 self._rcu_previous = None
             elif what == _DISARM:
                 self._thaw_all()
+                self._join()
                 self._put_rcu_back()
                 return True
         return False
@@ -209,8 +210,7 @@ class _Watch:
                 self._thaw_all()
             self._thaw_all()
             self._put_rcu_back()
-        for thread in self._threads.values():
-            thread.join()
+        self._join()
         if self._deadline_ns is not None:
             _leave_note(f"{why}; {len(self._thawed)} filesystem(s) thawed")
 
@@ -221,6 +221,10 @@ class _Watch:
             if thread is None or not thread.is_alive():
                 self._threads[index] = threading.Thread(target=self._thaw, args=(index,))
                 self._threads[index].start()
+
+    def _join(self) -> None:
+        for thread in self._threads.values():
+            thread.join()
 
     def _thaw(self, index: int) -> None:
         try:

@@ -65,7 +65,7 @@ class FreezeError(Exception):
 
 def parse_mountinfo(text: str, root_directory: str = "/") -> list[Mount]:
     mounts = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         before, separator, after = line.partition(" - ")
         fields, tail = before.split(" "), after.split(" ")
         if not separator or len(fields) < 6 or len(tail) < 3:
@@ -138,7 +138,7 @@ def discover() -> list[Found]:
             if namespace in seen_namespaces:
                 continue
             seen_namespaces.add(namespace)
-            with open(f"/proc/{pid}/mountinfo", errors="surrogateescape") as file:
+            with open(f"/proc/{pid}/mountinfo", errors="surrogateescape", newline="\n") as file:
                 mounts += parse_mountinfo(file.read(), "/" if pid == "1" else f"/proc/{pid}/root")
         except OSError:
             continue  # the process ended
@@ -158,7 +158,7 @@ def carrying_filesystems(device: Device, sysfs: str = "/sys") -> frozenset[Devic
         return frozenset()
     result = set()
     try:
-        with open(f"{base}/loop/backing_file") as file:
+        with open(f"{base}/loop/backing_file", errors="surrogateescape", newline="\n") as file:
             backing = os.stat(file.read().rstrip("\n")).st_dev
         result.add((os.major(backing), os.minor(backing)))
     except OSError:

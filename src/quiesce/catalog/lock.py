@@ -29,6 +29,15 @@ def hold(directory: Path, name: str, what: str) -> Iterator[None]:
         file.truncate(0)
 
 
+@contextmanager
+def wait(directory: Path, name: str) -> Iterator[None]:
+    """Holds the lock `name` for the block, after whoever has it."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (directory / f"{name}.lock").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _holder(path: str) -> str:
     try:
         holder = json.loads(Path(path).read_text())

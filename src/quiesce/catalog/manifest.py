@@ -28,6 +28,6 @@ def load(content: bytes) -> tuple[Checkpoint, str]:
         value = json.loads(content)
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise QuiesceError("not a manifest of a known format")
-        return from_wire(Checkpoint, value["checkpoint"]), str(value["domain_xml"])
-    except (ValueError, KeyError, ProtocolError) as error:
+        return from_wire(Checkpoint, value["checkpoint"], own=True), str(value["domain_xml"])
+    except (ValueError, KeyError, RecursionError, ProtocolError) as error:
         raise QuiesceError(f"not a manifest: {error}") from error

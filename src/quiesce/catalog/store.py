@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from quiesce.catalog import lock
 from quiesce.model.errors import NameTakenError, QuiesceError
 from quiesce.model.tree import Checkpoint, Tree
 from quiesce.wire.schema import from_wire, to_wire
@@ -89,7 +90,7 @@ class Catalog:
             self._engine = sa.create_engine(self.url)
             if self._engine.dialect.name == "sqlite":
                 _prepare_sqlite(self._engine)
-            with self._engine.begin() as connection:
+            with lock.wait(self.lock_directory(), "schema"), self._engine.begin() as connection:
                 _metadata.create_all(connection)
                 version = connection.scalar(sa.select(_schema.c.version))
                 if version is None:
@@ -124,7 +125,9 @@ class Catalog:
         with self.transaction() as connection:
             query = sa.select(_checkpoints.c.body, _checkpoints.c.deleting)
             query = query.where(_checkpoints.c.host == host, _checkpoints.c.vm_uuid == vm_uuid)
-            found = [(from_wire(Checkpoint, json.loads(body)), deleting) for body, deleting in connection.execute(query)]
+            found = [
+                (from_wire(Checkpoint, json.loads(body), own=True), deleting) for body, deleting in connection.execute(query)
+            ]
             head = connection.scalar(sa.select(_heads.c.parent).where(_heads.c.host == host, _heads.c.vm_uuid == vm_uuid))
         return Tree.of((node for node, _ in found), head, (node.id for node, deleting in found if deleting))
 
@@ -132,7 +135,8 @@ class Catalog:
         """How many checkpoints each VM of the host has, by UUID."""
         with self.transaction() as connection:
             query = sa.select(_checkpoints.c.vm_uuid, sa.func.count()).where(_checkpoints.c.host == host)
-            return dict(connection.execute(query.group_by(_checkpoints.c.vm_uuid)).tuples().all())
+            rows = connection.execute(query.group_by(_checkpoints.c.vm_uuid)).all()
+        return {uuid: count for uuid, count in rows}  # noqa: C416 - a row is no pair to dict()
 
     def domain_xml(self, checkpoint_id: str) -> str:
         with self.transaction() as connection:
@@ -170,7 +174,7 @@ class Catalog:
         """Names of the checkpoints that consist of this image, of whatever VM."""
         with self.transaction() as connection:
             bodies = connection.scalars(sa.select(_checkpoints.c.body).where(_checkpoints.c.host == host)).all()
-        nodes = [from_wire(Checkpoint, json.loads(body)) for body in bodies]
+        nodes = [from_wire(Checkpoint, json.loads(body), own=True) for body in bodies]
         return [node.name for node in nodes if any(image.path == path for image in node.disks)]
 
     def note_image(self, host: str, path: str) -> None:

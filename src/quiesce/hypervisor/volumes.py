@@ -27,9 +27,8 @@ class Directory:
     pool: libvirt.virStoragePool
 
     def free(self) -> int:
-        """Room left, in bytes."""
+        """Room left when the directory was opened, in bytes."""
         with translated(f"asking for the free space of {self.path}"):
-            self.pool.refresh(0)
             return int(self.pool.info()[3])
 
     def create_overlay(self, name: str, capacity: int, backing_path: str, backing_format: str) -> str:

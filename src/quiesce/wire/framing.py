@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,14 +30,16 @@ def encode(message: dict[str, Any]) -> bytes:
 def decode(line: bytes) -> dict[str, Any]:
     """The object in one line.
 
-    Raises ProtocolError for anything but one JSON object of bounded depth without NaN, Infinity or duplicate keys.
+    Raises ProtocolError for anything but one JSON object of bounded depth without fractions, NaN, Infinity or duplicate keys.
     """
     if len(line) > MAX_LINE:
         raise ProtocolError(f"a line of more than {MAX_LINE} bytes")
-    if _depth_bound(line) > MAX_DEPTH:
+    if _depth(line) > MAX_DEPTH:
         raise ProtocolError(f"a message nested deeper than {MAX_DEPTH}")
     try:
-        value = json.loads(line.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        value = json.loads(
+            line.decode("utf-8"), parse_constant=_no_constant, parse_float=_no_constant, object_pairs_hook=_no_duplicates
+        )
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not a JSON message: {type(error).__name__}") from None
     if not isinstance(value, dict):
@@ -81,17 +84,19 @@ class LineSplitter:
         self._dropping = False
 
 
-def _depth_bound(line: bytes) -> int:
-    """An upper bound of the nesting: brackets inside strings count too, which no honest message has many of."""
+def _depth(line: bytes) -> int:
+    """The nesting of brackets outside strings."""
     depth = deepest = 0
-    for byte in line:
+    for byte in _STRING.sub(b"", line):
         if byte in b"[{":
             depth += 1
-            if depth > deepest:
-                deepest = depth
+            deepest = max(deepest, depth)
         elif byte in b"]}":
             depth -= 1
     return deepest
+
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
 def _no_constant(name: str) -> Any:

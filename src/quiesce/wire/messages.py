@@ -206,7 +206,7 @@ def parse_request(message: dict[str, Any]) -> Request:
 
 def parse_reply(message: dict[str, Any], op: Op) -> Reply:
     """A reply to `op`. Raises ProtocolError."""
-    if message.keys() - {_ID, "result", "error"} or not isinstance(message.get(_ID), int):
+    if message.keys() - {_ID, "result", "error"} or type(message.get(_ID)) is not int:
         raise ProtocolError("reply: not an answer to a request")
     if ("result" in message) == ("error" in message):
         raise ProtocolError("reply: needs a result or an error")

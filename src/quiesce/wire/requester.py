@@ -58,7 +58,7 @@ class Requester:
         self._transport = transport
         self._splitter = framing.LineSplitter()
         self._lines: list[bytes | None] = []
-        self._next_id = 1
+        self._next_id = secrets.randbelow(2**31)  # so that no answer to an earlier conversation fits
         self.token = secrets.token_hex(16)
 
     def hello(self, software: str, timeout: float) -> Greeting:
@@ -112,23 +112,33 @@ class Requester:
             "args": to_wire(arguments),
         }
         self._transport.send(framing.encode(request), timeout)
+        misfit: ProtocolError | None = None
         while True:
-            line = self._receive_line(deadline)
             try:
-                if line is None:
-                    raise ProtocolError(f"a line of more than {framing.MAX_LINE} bytes")
-                reply = messages.parse_reply(framing.decode(line), op)
-                if reply.id != request_id:
-                    raise ProtocolError("an answer to another request")
-                if stale_allowed and reply.result is not None and reply.result.nonce != stale_allowed:
-                    raise ProtocolError("an answer to an earlier handshake")
-            except ProtocolError:
-                if stale_allowed:
-                    continue
+                line = self._receive_line(deadline)
+            except TimeoutError:
+                # Answers came, but none that fits: of the two complaints this is the one that helps.
+                if misfit:
+                    raise misfit from None
                 raise
-            if reply.error is not None:
-                raise AgentRefusedError(reply.error)
-            return reply.result
+            try:
+                return self._result(line, request_id, op, stale_allowed)
+            except ProtocolError as error:
+                if not stale_allowed:
+                    raise
+                misfit = error
+
+    def _result(self, line: bytes | None, request_id: int, op: Op, nonce: str | None) -> Any:
+        if line is None:
+            raise ProtocolError(f"a line of more than {framing.MAX_LINE} bytes")
+        reply = messages.parse_reply(framing.decode(line), op)
+        if reply.id != request_id:
+            raise ProtocolError("an answer to another request")
+        if reply.error is not None:
+            raise AgentRefusedError(reply.error)
+        if nonce and reply.result.nonce != nonce:
+            raise ProtocolError("an answer to an earlier handshake")
+        return reply.result
 
     def _receive_line(self, deadline: float) -> bytes | None:
         while not self._lines:

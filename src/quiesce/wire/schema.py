@@ -32,9 +32,12 @@ def to_wire(message: Any) -> dict[str, Any]:
     }
 
 
-def from_wire(cls: type[T], value: Any) -> T:
-    """A `cls` from a JSON object. Raises ProtocolError naming the field that does not fit, never quoting its content."""
-    return _decode_dataclass(cls, value, cls.__name__)
+def from_wire(cls: type[T], value: Any, *, own: bool = False) -> T:
+    """A `cls` from a JSON object. Raises ProtocolError naming the field that does not fit, never quoting its content.
+
+    `own`: the text is what we wrote ourselves and comes back unchanged. Any other is bounded and made printable.
+    """
+    return _Decoder(own).dataclass(cls, value, cls.__name__)
 
 
 def _encode(value: Any) -> Any:
@@ -54,56 +57,60 @@ def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
-def _decode_dataclass(cls: type[T], value: Any, where: str) -> T:
-    if not isinstance(value, dict):
-        raise ProtocolError(f"{where}: not an object")
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = len(value.keys() - fields.keys())
-    if unknown:
-        raise ProtocolError(f"{where}: {unknown} unknown field(s)")
-    hints = _hints(cls)  # type: ignore[arg-type]
-    arguments = {}
-    for name, field in fields.items():
-        if name in value:
-            arguments[name] = _decode(hints[name], value[name], f"{where}.{name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ProtocolError(f"{where}.{name}: missing")
-    return cls(**arguments)
+class _Decoder:
+    def __init__(self, own: bool) -> None:
+        self._own = own
 
+    def dataclass(self, cls: type[T], value: Any, where: str) -> T:
+        if not isinstance(value, dict):
+            raise ProtocolError(f"{where}: not an object")
+        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        unknown = len(value.keys() - fields.keys())
+        if unknown:
+            raise ProtocolError(f"{where}: {unknown} unknown field(s)")
+        hints = _hints(cls)  # type: ignore[arg-type]
+        arguments = {}
+        for name, field in fields.items():
+            if name in value:
+                arguments[name] = self.decode(hints[name], value[name], f"{where}.{name}")
+            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                raise ProtocolError(f"{where}.{name}: missing")
+        return cls(**arguments)
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    if kind is str:
-        if not isinstance(value, str) or len(value) > MAX_STRING:
-            raise ProtocolError(f"{where}: not a string of at most {MAX_STRING} characters")
-        return printable(value)
-    if kind is int:
-        if not isinstance(value, int) or isinstance(value, bool) or abs(value) > MAX_INT:
-            raise ProtocolError(f"{where}: not a 64-bit integer")
-        return value
-    if kind is bool:
-        if not isinstance(value, bool):
-            raise ProtocolError(f"{where}: not true or false")
-        return value
-    origin = get_origin(kind)
-    if origin in _UNIONS:
-        inner = next(argument for argument in get_args(kind) if argument is not type(None))
-        return None if value is None else _decode(inner, value, where)
-    if origin is tuple:
-        if not isinstance(value, list) or len(value) > MAX_ITEMS:
-            raise ProtocolError(f"{where}: not a list of at most {MAX_ITEMS} items")
-        return tuple(_decode(get_args(kind)[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict) or len(value) > MAX_ITEMS:
-            raise ProtocolError(f"{where}: not an object of at most {MAX_ITEMS} entries")
-        return {
-            _decode(str, key, f"{where} key"): _decode(get_args(kind)[1], item, f"{where} value") for key, item in value.items()
-        }
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        try:
-            return kind(value)
-        except (ValueError, TypeError):
-            raise ProtocolError(f"{where}: not one of {', '.join(str(item.value) for item in kind)}") from None
-    return _decode_dataclass(kind, value, where)
+    def decode(self, kind: Any, value: Any, where: str) -> Any:
+        if kind is str:
+            if not isinstance(value, str) or (len(value) > MAX_STRING and not self._own):
+                raise ProtocolError(f"{where}: not a string of at most {MAX_STRING} characters")
+            return value if self._own else printable(value)
+        if kind is int:
+            if not isinstance(value, int) or isinstance(value, bool) or abs(value) > MAX_INT:
+                raise ProtocolError(f"{where}: not a 64-bit integer")
+            return value
+        if kind is bool:
+            if not isinstance(value, bool):
+                raise ProtocolError(f"{where}: not true or false")
+            return value
+        origin = get_origin(kind)
+        if origin in _UNIONS:
+            inner = next(argument for argument in get_args(kind) if argument is not type(None))
+            return None if value is None else self.decode(inner, value, where)
+        if origin is tuple:
+            if not isinstance(value, list) or len(value) > MAX_ITEMS:
+                raise ProtocolError(f"{where}: not a list of at most {MAX_ITEMS} items")
+            return tuple(self.decode(get_args(kind)[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+        if origin is dict:
+            if not isinstance(value, dict) or len(value) > MAX_ITEMS:
+                raise ProtocolError(f"{where}: not an object of at most {MAX_ITEMS} entries")
+            return {
+                self.decode(str, key, f"{where} key"): self.decode(get_args(kind)[1], item, f"{where} value")
+                for key, item in value.items()
+            }
+        if isinstance(kind, type) and issubclass(kind, Enum):
+            try:
+                return kind(value)
+            except (ValueError, TypeError):
+                raise ProtocolError(f"{where}: not one of {', '.join(str(item.value) for item in kind)}") from None
+        return self.dataclass(kind, value, where)
 
 
 def printable(text: str) -> str:

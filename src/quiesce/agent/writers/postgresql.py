@@ -37,6 +37,8 @@ DEADLOCK_TIMEOUT_MS = 10
 CHUNK = 64
 """Tables locked by one statement, where no conflict is expected."""
 MAX_CHECKPOINTS = 3
+MAX_RECORDS = 20
+"""Records of the log named in a report; an honest one has three."""
 SOCKET_TIMEOUT_S = 60
 
 _RETRY = {"55P03": "lock time-out", "40P01": "deadlock", "57014": "statement time-out"}
@@ -331,9 +333,10 @@ class Cluster:
             found = wal.records(directory, timeline, self._segment_size, start, wal.parse_lsn(end))
         except (wal.WalError, OSError) as error:
             return f"its log from {self._position['redo_lsn']} to {end}: {error}"
-        self._position["redo_records"] = ",".join(name for _, name in found)
+        self._position["redo_records"] = ",".join(name for _, name in found[:MAX_RECORDS])
         self._position["redo_bytes"] = str(wal.parse_lsn(end) - start)
-        return ", ".join(f"{name} at {at:X}" for at, name in found if name not in wal.NAMES.values())
+        foreign = [f"{name} at {at:X}" for at, name in found if name not in wal.NAMES.values()]
+        return ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
 
     def forgo(self, reason: str) -> None:
         self._let_go()
@@ -571,9 +574,10 @@ def _cluster_id(directory: str) -> str:
 def _recall() -> dict[str, dict[str, list[str]]]:
     try:
         with open(_MEMORY) as file:
-            return dict(json.load(file))
+            memory = json.load(file)
     except (OSError, ValueError):
         return {}
+    return memory if isinstance(memory, dict) else {}
 
 
 def _fresh(connection: Any, statement: str) -> list[list[Any]]:
@@ -611,7 +615,7 @@ def _format_lsn(value: int) -> str:
 
 def _read_first_line(path: str) -> str:
     try:
-        with open(path) as file:
+        with open(path, errors="replace") as file:
             return file.readline().strip()
     except OSError:
         return "unknown"

@@ -53,6 +53,8 @@ def records(directory: str, timeline: int, segment_size: int, start: int, end: i
             raise WalError("the log ends early")
         found.append((position, NAMES.get((manager, info & 0xF0), f"{manager}/{info & 0xF0:#04x}")))
         position = _advance(position, length, segment_size)
+        if position > end:
+            raise WalError("a record reaches beyond the end")
         position = (position + 7) & ~7
 
 
@@ -83,10 +85,13 @@ def _read(directory: str, timeline: int, segment_size: int, position: int, lengt
         with open(f"{directory}/{name}", "rb") as file:
             page = position - position % PAGE
             file.seek(page % segment_size)
-            _magic, _info, _timeline, address, _rest = _PAGE_HEADER.unpack(file.read(_PAGE_HEADER.size))
-            if address != page:
+            page_header = file.read(_PAGE_HEADER.size)
+            if len(page_header) < _PAGE_HEADER.size or _PAGE_HEADER.unpack(page_header)[3] != page:
                 raise WalError("the log ends early")
             file.seek(position % segment_size)
-            result += file.read(here)
+            data = file.read(here)
+            if len(data) < here:
+                raise WalError("the log ends early")
+            result += data
         position += here
     return result
