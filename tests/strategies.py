@@ -8,7 +8,11 @@ import types
 from enum import Enum
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from hypothesis import settings
 from hypothesis import strategies as st
+
+EXAMPLES = 80
+"""Of a test that says nothing else, without --long."""
 
 PRINTABLE = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="[]{}"), max_size=20)
 """Comes through the wire unchanged: no control, format or separator characters. Brackets would count as nesting."""
@@ -22,6 +26,11 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=6,
 )
+
+
+def examples(count: int) -> settings:
+    """So many examples of one test; with --long as many times more as the others have."""
+    return settings(max_examples=count * settings().max_examples // EXAMPLES)
 
 
 @functools.cache

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quiesce.catalog.store import Catalog
 from quiesce.model.errors import NameTakenError
 from quiesce.model.tree import Checkpoint
 from tests.samples import node
+from tests.strategies import examples
 
 _VMS = ["uuid-1", "uuid-2"]
 _NAMES = ["before", "after", "x"]
@@ -24,7 +25,7 @@ _CHANGES = st.lists(
 
 
 @given(_CHANGES)
-@settings(max_examples=25)
+@examples(25)
 def test_the_catalog_is_what_was_put_into_it(changes):
     """Broken: after some sequence of checkpoints, deletions and restores the catalog would show another tree."""
     expected: dict[str, dict[str, Checkpoint]] = {vm: {} for vm in _VMS}

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quiesce.agent import conversation, deadman
@@ -20,7 +20,7 @@ from quiesce.agent.conversation import Conversation
 from quiesce.model.grades import Level
 from quiesce.wire import framing, messages
 from quiesce.wire.messages import ErrorCode, Op, State
-from tests.strategies import JSON, almost
+from tests.strategies import JSON, almost, examples
 
 TOKEN, OTHER = "a" * 32, "b" * 32
 ARGS = {
@@ -132,7 +132,7 @@ def test_any_line_gets_an_answer_and_starts_nothing(line):
 
 
 @given(st.data())
-@settings(max_examples=250)
+@examples(250)
 def test_almost_right_requests_get_an_answer_and_no_attempt_is_without_a_token(data):
     """Broken: a request with one thing wrong could end the agent, or start an attempt that anybody could end."""
     talk = fresh()
@@ -198,7 +198,7 @@ _USUAL = [Op.PREPARE, Op.HOLD, Op.FREEZE, Op.THAW, Op.RELEASE]
     | st.permutations([(op, TOKEN) for op in _USUAL])
     | st.lists(st.sampled_from(list(Op)), max_size=3).map(lambda ops: [(op, TOKEN) for op in _USUAL[:4] + ops])
 )
-@settings(max_examples=250)
+@examples(250)
 def test_every_sequence_keeps_to_the_order_and_the_token(steps):
     """Broken: a step could come out of order or from somebody else, or a refusal could end the attempt under way."""
     talk = fresh()

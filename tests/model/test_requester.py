@@ -8,7 +8,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quiesce.model.grades import Level
@@ -17,7 +17,7 @@ from quiesce.wire.framing import MAX_LINE, ProtocolError
 from quiesce.wire.messages import RESULTS, Op
 from quiesce.wire.requester import AgentRefusedError, Greeting, Requester
 from quiesce.wire.schema import from_wire, to_wire
-from tests.strategies import JSON, almost, of
+from tests.strategies import JSON, almost, examples, of
 
 CALLS = {
     Op.HELLO: lambda requester: requester.hello("test", 1),
@@ -57,6 +57,13 @@ class Stranger:
         self._pieces.clear()
 
 
+def from_one(stranger: Stranger) -> Requester:
+    """A requester whose first request has the number 1, so that a stranger can hit or miss it on purpose."""
+    requester = Requester(stranger)
+    requester._next_id = 1
+    return requester
+
+
 def line(value: Any) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
@@ -79,7 +86,7 @@ def test_arbitrary_bytes_end_in_one_of_four_ways(op, pieces):
 
 
 @given(st.sampled_from(Op), st.data())
-@settings(max_examples=200)
+@examples(200)
 def test_only_a_wellformed_answer_to_this_request_is_accepted(op, data):
     """Broken: an answer of the wrong shape, to another request or for another step would be believed."""
     reply = {"id": 1, "result": to_wire(data.draw(of(RESULTS[data.draw(st.sampled_from([op, op, *Op]))])))}
@@ -87,7 +94,7 @@ def test_only_a_wellformed_answer_to_this_request_is_accepted(op, data):
     stream = b"".join(lines)
     cut = data.draw(st.integers(0, len(stream)))
     try:
-        answer = CALLS[op](Requester(Stranger(lambda _: [stream[:cut], stream[cut:]])))
+        answer = CALLS[op](from_one(Stranger(lambda _: [stream[:cut], stream[cut:]])))
     except EXPECTED:
         return
     assert op is not Op.HELLO  # nobody here knows the nonce
@@ -116,7 +123,7 @@ def test_a_handshake_passes_over_what_an_earlier_conversation_left(junk, size):
         stream += line({"id": request["id"], "result": greeting(request["args"]["nonce"])})
         return [stream[start : start + 5000 * size] for start in range(0, len(stream), 5000 * size)]
 
-    assert Requester(Stranger(answer)).hello("test", 1) == Greeting("1.0", ("freeze",), "boot")
+    assert from_one(Stranger(answer)).hello("test", 1) == Greeting("1.0", ("freeze",), "boot")
 
 
 @pytest.mark.parametrize("op", LATER)
@@ -128,6 +135,7 @@ def test_a_handshake_passes_over_what_an_earlier_conversation_left(junk, size):
         {"id": -1, "result": IDLE},
         {"id": "1", "result": IDLE},
         {"id": 1.0, "result": IDLE},
+        {"id": True, "result": IDLE},
         {"id": None, "result": IDLE},
         {"result": IDLE},
         {"id": 2, "error": {"code": "failed", "message": "no"}},
@@ -138,7 +146,7 @@ def test_a_handshake_passes_over_what_an_earlier_conversation_left(junk, size):
 def test_after_the_handshake_a_stray_line_ends_the_conversation(op, reply):
     """Broken: the host would go on in a conversation it is out of step with."""
     with pytest.raises(ProtocolError):
-        CALLS[op](Requester(Stranger(lambda _: [line(reply)])))
+        CALLS[op](from_one(Stranger(lambda _: [line(reply)])))
 
 
 @pytest.mark.parametrize("nonce", ["", "0" * 32])
@@ -150,11 +158,25 @@ def test_an_earlier_handshake_is_not_taken_for_this_one(nonce):
 
 def test_another_protocol_is_refused():
     """Broken: steps would be asked of an agent that means something else by them."""
+    protocol = messages.PROTOCOL + 1
     stranger = Stranger(
-        lambda request: [line({"id": 1, "result": greeting(request["args"]["nonce"], protocol=messages.PROTOCOL + 1)})]
+        lambda request: [line({"id": request["id"], "result": greeting(request["args"]["nonce"], protocol=protocol)})]
     )
     with pytest.raises(ProtocolError, match="protocol"):
         Requester(stranger).hello("test", 1)
+
+
+def test_a_refusal_left_by_an_earlier_conversation_is_not_taken_for_ours():
+    """Broken: a host that starts after another died would fail with the error that the other one earned."""
+    earlier = Stranger(lambda _: [])
+    with pytest.raises(TimeoutError):
+        Requester(earlier).hello("earlier", 1)
+    left = {"id": earlier.requests[0]["id"], "error": {"code": "wrong-state", "message": "old"}}
+
+    def answer(request: dict[str, Any]) -> list[bytes]:
+        return [line(left), line({"id": request["id"], "result": greeting(request["args"]["nonce"])})]
+
+    assert Requester(Stranger(answer)).hello("test", 1).boot_id == "boot"
 
 
 @pytest.mark.parametrize("op", Op)
@@ -164,7 +186,7 @@ def test_silence_is_a_timeout(op):
         CALLS[op](Requester(Stranger(lambda _: [])))
 
 
-@pytest.mark.parametrize("flood", [b"x" * 65536, line({"id": 1, "result": {}}) * 2000], ids=["no newline", "stale lines"])
+@pytest.mark.parametrize("flood", [b"x" * 65536, line({"id": -1, "result": {}}) * 2000], ids=["no newline", "stale lines"])
 def test_an_endless_flood_costs_neither_time_nor_memory(flood):
     """Broken: a guest could keep the host busy, or fill its memory, for as long as it likes."""
 
@@ -220,7 +242,8 @@ def test_requests_carry_the_attempts_token_their_own_number_and_their_deadline()
     requester, other = Requester(stranger), Requester(says(IDLE))
     requester.status(0.5)
     requester.abort(2)
-    assert [request["id"] for request in stranger.requests] == [1, 2]
+    first, second = (request["id"] for request in stranger.requests)
+    assert second == first + 1
     assert [request["deadline_ms"] for request in stranger.requests] == [500, 2000]
     assert {request["token"] for request in stranger.requests} == {requester.token}
     assert len(requester.token) == 32

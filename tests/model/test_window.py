@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from quiesce.model.grades import Level
 from quiesce.window.machine import Action, Answer, Member, Outcome, Step, window
+from tests.strategies import examples
 
 LEVEL_ORDER = [Level.FRONT_END, Level.BACK_END, Level.SYSTEM]
 
@@ -41,7 +42,7 @@ def failed(batch: dict[Step, Answer]) -> list[Step]:
 
 
 @given(_MEMBERS, _FAILURES)
-@settings(max_examples=400)
+@examples(400)
 def test_the_window_keeps_its_promises(members, failing):
     """Broken: a member would be switched unfrozen, thawed while another is being switched, or left frozen."""
     history, outcome = run(members, failing)

@@ -152,6 +152,24 @@ def test_what_cannot_be_thawed_does_not_stop_it(tmp_path):
     assert deadman.last_rescue() == "the agent died; 0 filesystem(s) thawed"
 
 
+def test_disarming_waits_for_the_thaws_it_began(tmp_path, monkeypatch):
+    """Broken: a filesystem whose thaw the conversation could not confirm would stay frozen, with nobody left to thaw it."""
+
+    def slow_thaw(descriptor: int, operation: int, _argument: int) -> int:
+        assert operation == linux.FITHAW
+        time.sleep(0.2)
+        return os.write(descriptor, b"thawed")
+
+    monkeypatch.setattr(deadman.fcntl, "ioctl", slow_thaw)
+    with (tmp_path / "one").open("wb") as one, (tmp_path / "two").open("wb") as two, (tmp_path / "three").open("wb") as three:
+        watcher = DeadMan.start([one.fileno(), two.fileno(), three.fileno()])
+        for index in range(3):
+            watcher.freezing(index)
+        watcher.thawed(1)
+        watcher.disarm()
+    assert [(tmp_path / name).read_bytes() for name in ("one", "two", "three")] == [b"thawed", b"", b"thawed"]
+
+
 @pytest.mark.parametrize(("put_back", "expected"), [(False, "0\n"), (True, "1\n")])
 def test_the_kernel_setting_is_put_back_once(put_back, expected, tmp_path):
     """Broken: a guest would go on with expedited RCU after a rescue, or lose a setting its owner made since."""

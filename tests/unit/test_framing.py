@@ -55,6 +55,9 @@ def test_arbitrary_bytes_are_an_object_or_a_protocol_error(line):
         b'{"a":NaN}',
         b'{"a":Infinity}',
         b'{"a":-Infinity}',
+        b'{"a":1e999}',
+        b'{"a":1.5}',
+        b'{"a":1e2}',
         b'{"a":1,"a":1}',
         b'{"a":{"b":1,"b":2}}',
         b"{'a':1}",
@@ -84,6 +87,14 @@ def test_nesting_is_accepted_to_its_bound_and_not_beyond():
         decode(_nested(MAX_DEPTH + 1))
     with pytest.raises(ProtocolError, match="nested"):
         decode(b"[" * MAX_LINE)
+
+
+@pytest.mark.parametrize("text", [b"]" * 100, b'\\"' + b"]" * 100, b"\\\\", b'\\\\\\"]]]]'])
+def test_brackets_within_strings_do_not_count(text):
+    """Broken: closing brackets in a string would hide real nesting behind them from the bound."""
+    with pytest.raises(ProtocolError, match="nested"):
+        decode(b'{"a":"' + text + b'","b":' + b"[" * 50 + b"]" * 50 + b"}")
+    assert decode(b'{"a":"' + b"[" * 100 + text + b'","b":[]}')["b"] == []
 
 
 def test_a_message_over_the_limit_is_not_sent():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,37 @@ def test_the_death_of_its_holder_frees_it(tmp_path):
     os.kill(child, 9)
     os.waitpid(child, 0)
     with lock.hold(tmp_path, "web1", "mine"):
+        pass
+
+
+def test_waiting_takes_its_turn_after_the_holder(tmp_path):
+    """Broken: two first commands would make the catalog's tables at once; or the second would fail instead of waiting."""
+    receive, send = os.pipe()
+    with lock.wait(tmp_path / "locks", "schema"):
+        child = os.fork()
+        if child == 0:
+            try:
+                os.write(send, b"tries ")
+                with lock.wait(tmp_path / "locks", "schema"):
+                    os.write(send, b"has it")
+            finally:
+                os._exit(0)
+        os.close(send)
+        assert os.read(receive, 6) == b"tries "
+        assert not select.select([receive], [], [], 0.1)[0]
+    assert os.read(receive, 6) == b"has it"
+    os.close(receive)
+    assert os.waitpid(child, 0)[1] == 0
+    with lock.wait(tmp_path / "locks", "schema"), lock.wait(tmp_path / "locks", "another"):
+        pass
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_ends_the_wait_of_others(failure, tmp_path):
+    """Broken: a catalog that could not be opened once could never be opened again."""
+    with pytest.raises(failure), lock.wait(tmp_path, "schema"):
+        raise failure
+    with lock.hold(tmp_path, "schema", "next"):
         pass
 
 

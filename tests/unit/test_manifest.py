@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quiesce.catalog import manifest
 from quiesce.model.errors import QuiesceError
 from quiesce.model.tree import Checkpoint
 from tests.samples import node
-from tests.strategies import JSON, almost, of
+from tests.strategies import JSON, NASTY, almost, examples, of
 
 GOOD = json.loads(manifest.dump(node("a"), "<domain/>"))
 
 
-@given(of(Checkpoint), st.text())
+@given(of(Checkpoint, NASTY), st.text())
 def test_a_manifest_holds_all_of_a_checkpoint(checkpoint, xml):
     """Broken: a catalog made again from its manifests would not be the one that was lost."""
     assert manifest.load(manifest.dump(checkpoint, xml)) == (checkpoint, xml)
@@ -37,7 +37,7 @@ def test_any_other_file_is_refused(content):
 
 
 @given(st.just(GOOD).flatmap(almost))
-@settings(max_examples=200)
+@examples(200)
 def test_a_damaged_manifest_is_refused_or_says_what_it_says(value):
     """Broken: a damaged manifest would end in a traceback, or give a checkpoint of the wrong types."""
     try:
@@ -45,6 +45,12 @@ def test_a_damaged_manifest_is_refused_or_says_what_it_says(value):
     except QuiesceError:
         return
     assert manifest.load(manifest.dump(checkpoint, xml)) == (checkpoint, xml)
+
+
+def test_a_deeply_nested_file_is_refused():
+    """Broken: one strange file among the images would end the recovery of a catalog with a RecursionError."""
+    with pytest.raises(QuiesceError, match="not a manifest"):
+        manifest.load(b"[" * 200_000)
 
 
 def test_a_manifest_of_the_future_is_refused():

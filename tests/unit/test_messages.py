@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quiesce.wire.framing import ProtocolError
 from quiesce.wire.messages import ARGUMENTS, RESULTS, Error, ErrorCode, Op, Reply, Request, parse_reply, parse_request
 from quiesce.wire.schema import to_wire
-from tests.strategies import JSON, almost, of
+from tests.strategies import JSON, almost, examples, of
 
 ERROR = {"code": "refused", "message": "no"}
 
@@ -40,7 +40,7 @@ def test_every_reply_is_understood_as_it_was_meant(op, data):
 
 
 @given(st.sampled_from(Op), st.data())
-@settings(max_examples=150)
+@examples(150)
 def test_other_objects_are_a_protocol_error(op, data):
     """Broken: a stranger's object could end the reader, or be taken for a message of other types."""
     good = _wire(Request(1, op, "t", 1, data.draw(of(ARGUMENTS[op]))))
@@ -98,6 +98,7 @@ def test_a_request_the_protocol_does_not_have_is_refused(change):
         {"id": 1},
         {"result": {"state": "idle"}},
         {"id": "1", "result": {"state": "idle"}},
+        {"id": True, "result": {"state": "idle"}},
         {"id": None, "error": ERROR},
         {"id": 1, "result": {"state": "idle"}, "error": ERROR},
         {"id": 1, "result": {"state": "idle"}, "more": 1},

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quiesce.agent.writers import HoldError
+from quiesce.agent.writers import HoldError, postgresql
 from quiesce.agent.writers.postgresql import (
     Cluster,
     Stopped,
@@ -23,6 +23,8 @@ from quiesce.agent.writers.postgresql import (
 )
 from quiesce.agent.writers.wal import parse_lsn
 from quiesce.model.grades import Grade, Level
+from quiesce.model.reports import Writer
+from quiesce.wire.schema import from_wire, to_wire
 from tests.unit.wal_files import CHECKPOINT_ONLINE, CHECKPOINT_REDO, INSERT, RUNNING_XACTS, Log
 
 STARTUP, SHUT_DOWN, SHUT_DOWN_IN_RECOVERY, IN_PRODUCTION = 0, 1, 2, 6
@@ -103,6 +105,13 @@ def test_an_unreadable_control_file_is_refused_and_never_raises(content, tmp_pat
     writer.release()
     writer.abort()
     writer.remember()
+
+
+def test_a_version_that_is_no_text_is_no_error(tmp_path):
+    """Broken: one damaged PG_VERSION would keep the guest from every checkpoint."""
+    control_file(tmp_path, SHUT_DOWN)
+    (tmp_path / "PG_VERSION").write_bytes(b"\xff\xfe\n")
+    assert Stopped(str(tmp_path)).identify().grade is Grade.CLEAN
 
 
 def test_a_control_file_that_vanishes_in_the_window_is_no_longer_vouched_for(tmp_path):
@@ -236,6 +245,18 @@ def test_a_log_that_moved_by_bookkeeping_keeps_it(held, log):
     assert held.identify().grade is Grade.NIL_REDO
 
 
+def test_a_log_that_moved_by_very_many_records_is_still_reported(held, log):
+    """Broken: the report would be over the wire's bounds, and the host would fail instead of saying what moved."""
+    for _ in range(600):
+        log.record(INSERT, 32)
+    log.write()
+    held._control = Server([[_format_lsn(log.position)]])
+    held.release()
+    found = held.identify()
+    assert from_wire(Writer, to_wire(found)) == found
+    assert "and 595 more" in str(found.reason)
+
+
 def test_a_server_that_is_gone_at_release_loses_the_grade(held):
     """Broken: a server killed in the window would be vouched for."""
     held._control = Server(OSError("connection lost"))
@@ -270,6 +291,14 @@ def test_what_the_server_says_becomes_the_reason():
     assert (_code(OSError("gone")), _say(OSError("gone"))) == ("", "OSError: gone")
     assert _say(TimeoutError()) == "TimeoutError"
     assert _say(Exception({})) == "an error without a message"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", "5"])
+def test_a_damaged_memory_is_no_memory(content, tmp_path, monkeypatch):
+    """Broken: one damaged file in /run would refuse the cluster until the next boot."""
+    (tmp_path / "memory").write_text(content)
+    monkeypatch.setattr(postgresql, "_MEMORY", str(tmp_path / "memory"))
+    assert postgresql._recall() == {}
 
 
 def test_data_directories_are_found_where_debians_configuration_says(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any, Optional
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quiesce.model.reports import Filesystem, Writer
@@ -15,7 +15,7 @@ from quiesce.model.tree import Checkpoint
 from quiesce.wire import messages
 from quiesce.wire.framing import ProtocolError
 from quiesce.wire.schema import MAX_INT, MAX_ITEMS, MAX_STRING, from_wire, printable, to_wire
-from tests.strategies import JSON, NASTY, PRINTABLE, almost, of
+from tests.strategies import JSON, NASTY, PRINTABLE, almost, examples, of
 
 CLASSES = [*{*messages.ARGUMENTS.values(), *messages.RESULTS.values()}, messages.Error, Writer, Filesystem, Checkpoint]
 CLASSES.sort(key=lambda cls: cls.__name__)
@@ -54,7 +54,7 @@ def test_every_message_survives_the_wire(cls, data):
 
 
 @given(st.sampled_from(CLASSES), st.data())
-@settings(max_examples=150)
+@examples(150)
 def test_what_does_not_fit_is_a_protocol_error(cls, data):
     """Broken: a stranger's JSON could end the reader with any exception, or make a message of the wrong types."""
     value = data.draw(JSON | of(cls, NASTY).map(to_wire).flatmap(almost))
@@ -144,6 +144,21 @@ def test_a_field_that_does_not_fit_is_named_and_not_quoted(field, value):
         from_wire(Sample, {**GOOD, field: value})
     assert "secret" not in str(refusal.value)
     assert str(refusal.value).startswith("Sample" if field == "secret" else f"Sample.{field}")
+
+
+@given(of(Checkpoint, NASTY))
+def test_our_own_text_comes_back_unchanged(checkpoint):
+    """Broken: a path with an unusual character would come out of the catalog as another path, and its image be lost."""
+    assert from_wire(Checkpoint, to_wire(checkpoint), own=True) == checkpoint
+    long = dataclasses.replace(checkpoint, warnings=("x" * (MAX_STRING + 1),))
+    assert from_wire(Checkpoint, to_wire(long), own=True) == long
+
+
+def test_our_own_data_is_still_checked_for_its_form():
+    """Broken: a damaged catalog or manifest would end in a traceback somewhere else."""
+    for change in ({"text": 1}, {"number": "1"}, {"colour": "green"}, {"secret": 1}):
+        with pytest.raises(ProtocolError):
+            from_wire(Sample, {**GOOD, **change}, own=True)
 
 
 @pytest.mark.parametrize("field", sorted(GOOD))

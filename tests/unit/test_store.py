@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import stat
 import subprocess
@@ -16,6 +17,7 @@ from quiesce.catalog.store import Catalog, default_url
 from quiesce.model.errors import NameTakenError, QuiesceError
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Filesystem, FreezeState, Writer
+from quiesce.model.tree import DiskImage
 from tests.samples import node
 
 WRITER = Writer(
@@ -67,6 +69,22 @@ def test_what_was_recorded_is_there_after_reopening(url, catalog):
     again.close()
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"warnings": ("postgresql:17/main: " + "x" * 4096,)},
+        {"disks": (DiskImage("vda", "/images/my\u00a0vm\u200b.qcow2", "qcow2"),)},
+    ],
+    ids=["a long warning", "an unprintable path"],
+)
+def test_what_was_recorded_comes_back_as_it_was(others, catalog):
+    """Broken: one long warning would make the VM's whole tree unreadable, or a path would name no image any more."""
+    recorded = node("a", **others)
+    catalog.add(recorded, "<domain/>", head_parent="a")
+    assert catalog.tree("host1", "uuid-1").checkpoints == (recorded,)
+    assert catalog.checkpoints_with("host1", recorded.disks[0].path) == ["a"]
+
+
 def test_an_unknown_vm_has_an_empty_tree(catalog):
     """Broken: the first checkpoint of a VM could not be taken."""
     tree = catalog.tree("host1", "nobody")
@@ -80,6 +98,18 @@ def test_vms_and_hosts_do_not_see_each_other(catalog):
     catalog.add(node("c", name="a", host="host2"), "<c/>", head_parent=None)
     assert ids(catalog) == ["a"]
     assert catalog.tree("host2", "uuid-1").head_parent is None
+
+
+def test_checkpoints_are_counted_by_vm(catalog):
+    """Broken: the list of VMs would show another VM's checkpoints, or those that were deleted."""
+    assert catalog.counts("host1") == {}
+    for key, others in {"a": {}, "b": {}, "c": {"vm_uuid": "uuid-2"}, "d": {"host": "host2"}}.items():
+        catalog.add(node(key, **others), "<domain/>", head_parent=None)
+    assert catalog.counts("host1") == {"uuid-1": 2, "uuid-2": 1}
+    assert catalog.counts("host2") == {"uuid-1": 1}
+    assert catalog.counts("host3") == {}
+    catalog.remove(node("c", vm_uuid="uuid-2"), head_parent=None)
+    assert catalog.counts("host1") == {"uuid-1": 2}
 
 
 def test_removing_forgets_the_node_and_moves_the_head(catalog):
@@ -208,6 +238,31 @@ for number in range(20):
     with journal.step("record", number=number):
         catalog.add(node(f"{sys.argv[2]}{number}"), "<domain/>", head_parent=None)
 """
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_processes_open_a_new_catalog_at_once(attempt, url, tmp_path):
+    """Broken: of two first commands, one would fail for "table exists" or "database is locked"."""
+    receive, send = os.pipe()
+    children = []
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.close(send)
+                os.read(receive, 1)  # until all are there: the parent closes the pipe
+                Catalog(url).close()
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    os.close(receive)
+    os.close(send)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
+    with sqlite3.connect(tmp_path / "state" / "catalog.db") as connection:
+        assert connection.execute("SELECT version FROM schema_version").fetchall() == [(1,)]
+    connection.close()
 
 
 def test_two_processes_write_at_once(url, catalog, tmp_path):

@@ -113,6 +113,30 @@ def test_a_page_of_a_recycled_segment_is_an_error(tmp_path):
         read(log)
 
 
+@pytest.mark.parametrize("size", [0, 10, 100])
+def test_a_truncated_segment_is_an_error(size, tmp_path):
+    """Broken: half a header would end the hold with an exception nobody expects."""
+    log = Log(tmp_path, BASE + 0x1000)
+    log.record(INSERT)
+    log.write()
+    with log.path(log.start).open("r+b") as file:
+        file.truncate(size)
+    with pytest.raises(WalError, match="ends early"):
+        read(log)
+
+
+def test_a_record_that_reaches_beyond_the_end_is_an_error(tmp_path):
+    """Broken: a record whose length was never checked would swallow the changes after it."""
+    log = Log(tmp_path, BASE + 0x1000)
+    log.record(CHECKPOINT_REDO, 24)
+    end = log.position
+    longer = Log(tmp_path, BASE + 0x1000)
+    longer.record(CHECKPOINT_REDO, 5000)
+    longer.write()
+    with pytest.raises(WalError, match="beyond the end"):
+        records(str(tmp_path), 1, log.segment, log.start, end)
+
+
 def test_a_missing_segment_is_an_error(tmp_path):
     """Broken: a log that is gone would count as empty."""
     log = Log(tmp_path, BASE + 4 * PAGE - 32)

@@ -34,7 +34,7 @@ def test_several_clusters_one_down(machine: Machine, quiesce: Quiesce) -> None:
     }
     systems = {item["position"]["system_identifier"] for item in node["writers"]}
     assert len(systems) == 3
-    machine.run("pg_ctlcluster 17 third start; pg_ctlcluster 17 third stop -m immediate")
+    machine.run("pg_ctlcluster 17 third start; kill -9 $(head -1 /var/lib/postgresql/17/third/postmaster.pid); sleep 1")
     message = quiesce.fails("checkpoint", machine.name, code=6)
     assert "postgresql:17/third: it is down and was not shut down cleanly" in message
     assert quiesce("checkpoint", machine.name, "--require", "filesystem")["consistency"] == "filesystem"
@@ -76,7 +76,7 @@ def test_lock_that_cannot_be_had(machine: Machine, quiesce: Quiesce) -> None:
     background(machine, "SET application_name = 'nightly'; BEGIN; INSERT INTO t VALUES (1);")
     message = quiesce.fails("checkpoint", machine.name, "--window", "4", code=6)
     assert "postgresql:17/main: its writers could not be held in time" in message
-    assert "'nightly'" in message
+    assert "(nightly) is in a writing transaction" in message
     machine.sql("INSERT INTO t VALUES (2)", timeout=5)
     assert quiesce("tree", machine.name)["checkpoints"] == []
 
@@ -84,7 +84,7 @@ def test_lock_that_cannot_be_had(machine: Machine, quiesce: Quiesce) -> None:
 def test_catalog_writer_is_waited_for(machine: Machine, quiesce: Quiesce) -> None:
     """DDL takes no lock on any table of ours, yet it writes: no boundary while it is open."""
     background(machine, "SET application_name = 'migration'; BEGIN; CREATE TABLE half_made (x int);")
-    assert "'migration'" in quiesce.fails("checkpoint", machine.name, "--window", "4", code=6)
+    assert "(migration) is in a writing transaction" in quiesce.fails("checkpoint", machine.name, "--window", "4", code=6)
 
 
 def test_tables_of_every_kind_and_odd_names(machine: Machine, quiesce: Quiesce) -> None:

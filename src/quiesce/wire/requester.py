@@ -68,7 +68,7 @@ class Requester:
         """
         nonce = secrets.token_hex(16)
         self._transport.send(b"\n", timeout)
-        reply = self._call(Op.HELLO, messages.Hello(nonce, messages.PROTOCOL, software), timeout, stale_allowed=nonce)
+        reply = self._call(Op.HELLO, messages.Hello(nonce, messages.PROTOCOL, software), timeout, nonce=nonce)
         if reply.protocol != messages.PROTOCOL:
             raise ProtocolError(f"the agent speaks protocol {reply.protocol}, this host {messages.PROTOCOL}")
         return Greeting(reply.software, reply.capabilities, reply.boot_id)
@@ -100,7 +100,7 @@ class Requester:
     def close(self) -> None:
         self._transport.close()
 
-    def _call(self, op: Op, arguments: Any, timeout: float, stale_allowed: str | None = None) -> Any:
+    def _call(self, op: Op, arguments: Any, timeout: float, nonce: str | None = None) -> Any:
         request_id = self._next_id
         self._next_id += 1
         deadline = time.monotonic() + timeout + (0 if op is Op.HELLO else GRACE_S)
@@ -122,23 +122,29 @@ class Requester:
                     raise misfit from None
                 raise
             try:
-                return self._result(line, request_id, op, stale_allowed)
+                message = self._decode(line)
+                if message.get("id") != request_id:
+                    raise ProtocolError("an answer to another request")
+            except ProtocolError:
+                if nonce:
+                    continue  # left in the stream by an earlier conversation
+                raise
+            try:
+                reply = messages.parse_reply(message, op)
             except ProtocolError as error:
-                if not stale_allowed:
+                if not nonce:
                     raise
                 misfit = error
+                continue
+            if reply.error is not None:
+                raise AgentRefusedError(reply.error)
+            if not nonce or reply.result.nonce == nonce:
+                return reply.result
 
-    def _result(self, line: bytes | None, request_id: int, op: Op, nonce: str | None) -> Any:
+    def _decode(self, line: bytes | None) -> dict[str, Any]:
         if line is None:
             raise ProtocolError(f"a line of more than {framing.MAX_LINE} bytes")
-        reply = messages.parse_reply(framing.decode(line), op)
-        if reply.id != request_id:
-            raise ProtocolError("an answer to another request")
-        if reply.error is not None:
-            raise AgentRefusedError(reply.error)
-        if nonce and reply.result.nonce != nonce:
-            raise ProtocolError("an answer to an earlier handshake")
-        return reply.result
+        return framing.decode(line)
 
     def _receive_line(self, deadline: float) -> bytes | None:
         while not self._lines:
