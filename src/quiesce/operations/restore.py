@@ -16,8 +16,10 @@ from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, DiskImage, Kind, Tree
 from quiesce.operations import guest, images, plan
-from quiesce.operations.checkpoint import PREPARE_TIMEOUT_S
 from quiesce.operations.context import Context
+
+FLUSH_TIMEOUT_S = 30.0
+"""Longest that a guest about to be powered off is given to write out what is dirty, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,6 @@ def _flush(context: Context, vm: Vm, facts: Facts) -> None:
     try:
         guest.require_agent_port(facts)
         with guest.agent(vm) as (requester, _), guest.translated(vm.name):
-            requester.prepare(1000, False, PREPARE_TIMEOUT_S)
+            requester.prepare(1000, False, FLUSH_TIMEOUT_S)
     except AgentError as error:
         context.emit(Warned(f"the guest was not flushed before it was powered off: {error.message}"))

@@ -39,7 +39,6 @@ CHUNK = 64
 MAX_CHECKPOINTS = 3
 MAX_RECORDS = 20
 """Records of the log named in a report; an honest one has three."""
-SOCKET_TIMEOUT_S = 60
 
 _RETRY = {"55P03": "lock time-out", "40P01": "deadlock", "57014": "statement time-out"}
 _MEMORY = "/run/quiesce/postgresql-lock-order.json"
@@ -59,7 +58,8 @@ FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() 
 """
 _POSITION = """
 SELECT s.system_identifier::text, c.timeline_id, c.checkpoint_lsn::text, c.redo_lsn::text, c.next_xid::text,
-       pg_current_wal_insert_lsn()::text
+       pg_current_wal_insert_lsn()::text,
+       EXISTS (SELECT 1 FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid())
 FROM pg_control_checkpoint() c, pg_control_system() s
 """
 _CONTROL_STATES = {1: "shut down", 2: "shut down in recovery"}
@@ -225,6 +225,7 @@ class Cluster:
             # Twice: the first writes the mass of dirty pages, the second what was dirtied meanwhile.
             self._control.run("CHECKPOINT")
             self._control.run("CHECKPOINT")
+            self._control.run(f"SET statement_timeout = {window_ms}")
             self._time("prepare_checkpoint", started)
         except Exception as error:  # noqa: BLE001
             self._refuse(_say(error))
@@ -302,19 +303,15 @@ class Cluster:
             left_ms = (deadline_ns - time.monotonic_ns()) // 1_000_000
             if left_ms <= 0:
                 raise HoldError("the deadline passed during its checkpoint")
-            self._control.run(f"SET statement_timeout = {left_ms}")
             self._control.run("CHECKPOINT")
             last = self._read_position()
-            if not last:
-                # A transaction may have begun to write what no table lock guards (a catalog, a large object).
-                last = _describe_writing(self._control.run(_WRITING))
             if not last:
                 return
         raise HoldError(f"its log does not come to rest: {last}")
 
     def _read_position(self) -> str:
         """Records where the log ends. Returns what a recovery would replay beyond bookkeeping, or the empty string."""
-        system, timeline, checkpoint, redo, next_xid, insert = self._control.run(_POSITION)[0]
+        system, timeline, checkpoint, redo, next_xid, insert, writing = self._control.run(_POSITION)[0]
         self._insert_lsn = insert
         self._position = {
             "system_identifier": system,
@@ -324,6 +321,8 @@ class Cluster:
             "insert_lsn": insert,
             "next_xid": next_xid,
         }
+        if writing:  # what no table lock guards: a catalog, a large object
+            return _describe_writing(self._control.run(_WRITING)) or "a transaction that just ended"
         return self._beyond_bookkeeping(insert)
 
     def _beyond_bookkeeping(self, end: str) -> str:
@@ -406,7 +405,8 @@ class Cluster:
         inside the window a line of log would wait for the frozen disk."""
         from pg8000.native import Connection
 
-        left = max(1.0, min(SOCKET_TIMEOUT_S, (deadline_ns - time.monotonic_ns()) / 1e9))
+        # No answer may take longer than the whole preparation. In the window the server's own time-outs come first.
+        left = max(1.0, (deadline_ns - time.monotonic_ns()) / 1e9)
         socket = f"{self._postmaster.socket_directory}/.s.PGSQL.{self._postmaster.port}"
         with linux.as_user(self._postmaster.uid):
             connection = Connection(self._user(), database=database, unix_sock=socket, timeout=left, application_name="quiesce")
