@@ -1,16 +1,24 @@
-"""agent/filesystems.py, but for freezing itself: tests/vm does that in guests."""
+"""agent/filesystems.py. No filesystem is frozen here: the kernel calls are recorded. tests/vm freezes those of guests."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quiesce.agent import filesystems, linux
 from quiesce.agent.filesystems import (
     Found,
+    FreezeError,
+    Freezer,
     Mount,
     carrying_filesystems,
     classify,
@@ -18,6 +26,7 @@ from quiesce.agent.filesystems import (
     on_the_network,
     parse_mountinfo,
 )
+from quiesce.model.reports import FreezeState
 
 MOUNTINFO = r"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,errors=remount-ro
 23 22 0:20 / /proc rw,nosuid - proc proc rw
@@ -51,6 +60,13 @@ def test_any_mountpoint_is_read_back(names):
     escaped = [name.replace("\\", r"\134").replace(" ", r"\040") for name in names]
     text = "".join(f"{number} 1 8:{number} / {name} rw - ext4 /dev/sda rw\n" for number, name in enumerate(escaped))
     assert [item.mountpoint for item in parse_mountinfo(text)] == names
+
+
+@pytest.mark.parametrize("character", ["\x0c", "\x0b", "\x1c", "\x85", "\u2028", "\r"])
+def test_only_a_newline_ends_a_line(character):
+    """Broken: a filesystem mounted at such a path would be missed, and its files not held still."""
+    text = f"36 22 8:1 / /mnt/a{character}b rw - ext4 /dev/sda1 rw\n"
+    assert [item.mountpoint for item in parse_mountinfo(text)] == [f"/mnt/a{character}b"]
 
 
 def test_an_own_mountinfo_can_be_read():
@@ -231,6 +247,16 @@ def test_a_deleted_backing_file_is_no_error(sysfs, tmp_path):
     assert carrying_filesystems((7, 0), str(sysfs.root)) == frozenset()
 
 
+def test_a_backing_file_whose_name_is_no_text_is_no_error(sysfs, here, tmp_path):
+    """Broken: one oddly named file would keep the guest from every checkpoint."""
+    path = sysfs.add("loop0", "7:0", backing="")
+    name = os.fsencode(tmp_path) + b"/\xff.img"
+    (path / "loop" / "backing_file").write_bytes(name + b"\n")
+    assert carrying_filesystems((7, 0), str(sysfs.root)) == frozenset()
+    os.close(os.open(name, os.O_CREAT))
+    assert carrying_filesystems((7, 0), str(sysfs.root)) == {here}
+
+
 def test_partitions_and_mapped_devices_are_followed_down_to_the_loop(sysfs, here, tmp_path):
     """Broken: LVM or RAID on loop devices would be frozen in the wrong order."""
     (tmp_path / "image").touch()
@@ -267,3 +293,307 @@ def test_disks_that_come_over_the_network_are_told_apart(name, expected, sysfs):
     assert path.exists()
     for device in ((8, 16), (8, 17), (253, 0)):
         assert on_the_network(device, str(sysfs.root)) == expected
+
+
+def test_one_networked_disk_below_is_enough_and_an_unknown_device_has_none(sysfs):
+    """Broken: a volume half of which is elsewhere would be promised in this machine's checkpoint."""
+    sysfs.add("vda", "254:0")
+    sysfs.add("virtual/block/nbd3", "43:3")
+    (sysfs.root / "devices" / "nbd3").symlink_to(sysfs.root / "devices" / "virtual/block/nbd3")
+    sysfs.add("dm-0", "253:0", slaves=("vda",))
+    sysfs.add("dm-1", "253:1", slaves=("dm-0", "nbd3"))
+    sysfs.add("dm-2", "253:2", slaves=("dm-1",))
+    found = [on_the_network(device, str(sysfs.root)) for device in ((253, 0), (253, 1), (253, 2), (99, 99), (0, 40))]
+    assert found == [False, True, True, False, False]
+
+
+# -- the freezer, on mounts that are really there
+
+
+class Kernel:
+    """Takes the calls that freeze and thaw, and answers with `errors`, by (operation, mount)."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+        self.errors: dict[tuple[str, int], int] = {}
+
+    def ioctl(self, descriptor: int, operation: int, _argument: int) -> int:
+        return self._answer({linux.FIFREEZE: "freeze", linux.FITHAW: "thaw"}[operation], descriptor)
+
+    def syncfs(self, descriptor: int) -> None:
+        self._answer("flush", descriptor)
+
+    def _answer(self, what: str, descriptor: int) -> int:
+        call = (what, descriptor)
+        self.calls.append(call)
+        if call in self.errors:
+            raise OSError(self.errors[call], os.strerror(self.errors[call]))
+        return 0
+
+
+class Notes:
+    """A dead-man that only notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int]] = []
+
+    def __getattr__(self, name: str):
+        return lambda *values: self.told.append((name, *values))
+
+
+class Watch:
+    """Has something been mounted? As the test says."""
+
+    def __init__(self) -> None:
+        self.news = False
+
+    def changed(self) -> bool:
+        return self.news
+
+    def close(self) -> None:
+        pass
+
+
+class World:
+    """A machine of two filesystems, both really the one on which tests keep their files."""
+
+    def __init__(self, path: Path) -> None:
+        number = filesystems._mount_id(str(path))
+        self.path = path
+        self.found = [
+            Found((Mount(number, (254, 16), str(path), "ext4", "/dev/vdb", super_read_only=False),)),
+            Found((Mount(number, (254, 0), str(path), "ext4", "/dev/vda", super_read_only=False),)),
+        ]
+        self.kernel = Kernel()
+        self.deadman = Notes()
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World(tmp_path)
+    (tmp_path / "rcu").write_text("0\n")
+    monkeypatch.setattr(filesystems, "discover", lambda: list(made.found))
+    monkeypatch.setattr(filesystems, "_MountWatch", Watch)
+    monkeypatch.setattr(filesystems, "RCU_EXPEDITED", str(tmp_path / "rcu"))
+    monkeypatch.setattr(filesystems.fcntl, "ioctl", made.kernel.ioctl)
+    monkeypatch.setattr(linux, "syncfs", made.kernel.syncfs)
+    return made
+
+
+@pytest.fixture
+def freezer(world: World) -> Iterator[Freezer]:
+    made = Freezer()
+    yield made
+    made.close()
+
+
+NEVER = 2**63
+
+
+def test_all_are_frozen_in_order_and_thawed_in_reverse(world, freezer):
+    """Broken: a freeze could wait for a filesystem frozen before it; or the dead-man would learn of a freeze too late."""
+    first, second = freezer.descriptors
+    freezer.freeze(NEVER, world.deadman)
+    assert freezer.frozen
+    assert (world.path / "rcu").read_text() == "1\n"
+    assert freezer.thaw(world.deadman)
+    assert not freezer.frozen
+    assert world.kernel.calls == [("freeze", first), ("freeze", second), ("thaw", second), ("thaw", first)]
+    assert world.deadman.told == [
+        ("rcu_set", 0),
+        ("freezing", 0),
+        ("freezing", 1),
+        ("thawed", 1),
+        ("thawed", 0),
+        ("rcu_back",),
+    ]
+    assert (world.path / "rcu").read_text() == "0"
+    assert {item.state for item in freezer.report()} == {FreezeState.THAWED}
+
+
+@pytest.mark.parametrize(
+    ("number", "says"), [(errno.EBUSY, "already frozen by somebody else"), (errno.EIO, "cannot be frozen")]
+)
+def test_one_that_is_refused_thaws_those_before_it(number, says, world, freezer):
+    """Broken: a failed attempt would leave filesystems frozen, or thaw one that somebody else froze."""
+    first, second = freezer.descriptors
+    world.kernel.errors["freeze", second] = number
+    with pytest.raises(FreezeError, match=says):
+        freezer.freeze(NEVER, world.deadman)
+    assert world.kernel.calls == [("freeze", first), ("freeze", second), ("thaw", first)]
+    assert ("not_ours", 1) in world.deadman.told
+    assert not freezer.frozen
+
+
+def test_one_without_a_freeze_is_flushed_and_said_to_be(world, freezer):
+    """Broken: a vfat (/boot/efi) would keep the guest from every checkpoint, or be called frozen."""
+    first, second = freezer.descriptors
+    world.kernel.errors["freeze", first] = errno.EOPNOTSUPP
+    freezer.freeze(NEVER, world.deadman)
+    assert ("flush", first) in world.kernel.calls
+    assert [item.state for item in freezer.report()] == [FreezeState.FLUSHED, FreezeState.FROZEN]
+    assert freezer.thaw(world.deadman)
+    assert ("thaw", first) not in world.kernel.calls
+    assert ("thaw", second) in world.kernel.calls
+
+
+def test_past_the_deadline_nothing_is_frozen(world, freezer):
+    """Broken: the guest would be frozen when nobody waits for it any more."""
+    with pytest.raises(FreezeError, match="deadline"):
+        freezer.freeze(0, world.deadman)
+    assert world.kernel.calls == []
+    assert (world.path / "rcu").read_text() == "0"
+
+
+def test_a_freeze_that_somebody_else_ended_is_not_vouched_for(world, freezer):
+    """Broken: files that changed in the window would be called consistent."""
+    first, _ = freezer.descriptors
+    freezer.freeze(NEVER, world.deadman)
+    world.kernel.errors["thaw", first] = errno.EINVAL
+    assert not freezer.thaw(world.deadman)
+    assert not freezer.frozen
+
+
+def test_one_that_cannot_be_thawed_is_left_to_the_deadman(world, freezer):
+    """Broken: the dead-man would think it thawed, and it would stay frozen for ever."""
+    first, _ = freezer.descriptors
+    freezer.freeze(NEVER, world.deadman)
+    world.kernel.errors["thaw", first] = errno.EIO
+    assert not freezer.thaw(world.deadman)
+    assert freezer.frozen
+    assert ("thawed", 0) not in world.deadman.told
+
+
+NEW = Found((mount(999, (254, 48), "/new"),))
+
+
+def test_what_was_mounted_since_the_preparation_refuses_the_freeze(world, freezer):
+    """Broken: a filesystem that nobody froze would be under an application-consistent label."""
+    freezer._mounts.news = True
+    world.found.append(NEW)
+    with pytest.raises(FreezeError, match="/new was mounted since"):
+        freezer.freeze(NEVER, world.deadman)
+    assert world.kernel.calls == []
+
+
+def test_what_was_mounted_in_the_window_breaks_it(world, freezer):
+    """Broken: as above."""
+    freezer.freeze(NEVER, world.deadman)
+    freezer._mounts.news = True
+    world.found.append(NEW)
+    assert not freezer.thaw(world.deadman)
+
+
+@pytest.mark.parametrize("skip", [None, "read-only"])
+def test_mounts_that_hold_nothing_new_change_nothing(skip, world, freezer):
+    """Broken: an automounter, or a bind mount, would fail checkpoints at random."""
+    again = Found((mount(998, (254, 16), "/bind"),)) if skip is None else Found((mount(999, (254, 48), "/cd"),), skip)
+    world.found.append(again)
+    freezer._mounts.news = True
+    freezer.freeze(NEVER, world.deadman)
+    assert freezer.thaw(world.deadman)
+
+
+def test_one_hidden_below_another_mount_is_skipped_and_says_so(world):
+    """Broken: the filesystem over it would be frozen in its stead, twice."""
+    world.found = [Found((mount(2**30, (254, 16), str(world.path)),))]
+    freezer = Freezer()
+    (item,) = freezer.report()
+    assert (item.state, freezer.descriptors) == (FreezeState.SKIPPED, [])
+    assert "hidden" in str(item.reason)
+    freezer.close()
+
+
+# -- why_not_frozen
+
+
+def test_files_on_what_freezes_are_held_still(world, freezer):
+    """Broken: no application could be vouched for."""
+    (world.path / "data").mkdir()
+    paths = [str(world.path), str(world.path / "data")]
+    assert freezer.why_not_frozen(paths) == ""
+    freezer.freeze(NEVER, world.deadman)
+    assert freezer.why_not_frozen(paths) == ""
+    freezer.thaw(world.deadman)
+    assert freezer.why_not_frozen(paths) == ""
+    assert freezer.why_not_frozen([]) == ""
+
+
+def test_files_elsewhere_are_not_and_the_path_is_named(world, freezer):
+    """Broken: a database on tmpfs or NFS would be vouched for, though it went on changing or is in no image."""
+    said = freezer.why_not_frozen([str(world.path), "/proc/self"])
+    assert said == "its files in /proc/self are on a filesystem that is not frozen"
+
+
+def test_files_on_what_was_skipped_say_why(world):
+    """Broken: the user would not learn what to change."""
+    world.found = [Found(world.found[0].mounts, "on the network or the host, not on this machine's disks")]
+    freezer = Freezer()
+    said = freezer.why_not_frozen([str(world.path)])
+    assert said.endswith("is not frozen: on the network or the host, not on this machine's disks")
+    freezer.close()
+
+
+def test_files_on_what_was_only_flushed_are_not_held_still(world):
+    """Broken: a database on vfat would be vouched for, though it could be written to."""
+    del world.found[1:]
+    freezer = Freezer()
+    world.kernel.errors["freeze", freezer.descriptors[0]] = errno.ENOTTY
+    freezer.freeze(NEVER, world.deadman)
+    assert freezer.why_not_frozen([str(world.path)]).endswith("ext4 cannot be frozen; it was flushed")
+    freezer.close()
+
+
+def test_files_that_cannot_be_reached_are_not_vouched_for(world, freezer):
+    """Broken: a path that vanished would end the attempt with an exception, or count as held."""
+    assert "cannot be reached: No such file" in freezer.why_not_frozen([str(world.path / "absent")])
+
+
+WATCH = """
+import subprocess, sys
+from quiesce.agent.filesystems import _MountWatch
+
+def run(*command):
+    subprocess.run([*command, sys.argv[1]], check=True)
+
+watch = _MountWatch()
+said = [watch.changed()]
+run("mount", "-t", "tmpfs", "none")
+said += [watch.changed(), watch.changed()]
+run("umount")
+said += [watch.changed(), watch.changed()]
+watch.close()
+print(said)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs a mount namespace of its own")
+def test_each_mount_is_noticed_once(tmp_path):
+    """Broken: a filesystem mounted in the window would go unseen, or one mounted long ago would spoil each attempt."""
+    unshare = ["unshare", "--mount", "--propagation", "private"]
+    if subprocess.run([*unshare, "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True, check=False).returncode:
+        pytest.skip("this container may not mount")
+    ended = subprocess.run(
+        [*unshare, sys.executable, "-c", WATCH, str(tmp_path)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (ended.stdout, ended.stderr) == ("[False, True, False, True, False]\n", "")
+
+
+def test_a_slave_that_is_gone_is_passed_over(tmp_path: Path) -> None:
+    """A device that vanishes while we look would break every preparation."""
+    sysfs = Sysfs(tmp_path / "sys")
+    (sysfs.add("dm-0", "253:0") / "slaves" / "gone").mkdir(parents=True)
+    assert not on_the_network((253, 0), str(sysfs.root))
+
+
+def test_a_file_system_in_a_file_of_one_elsewhere_is_elsewhere() -> None:
+    """What lies in a file on NFS would be called part of the checkpoint."""
+    text = (
+        "30 1 0:40 / /srv rw - nfs4 host:/srv rw\n"
+        "31 1 7:0 / /loop rw - ext4 /dev/loop0 rw\n"
+        "32 1 7:1 / /inner rw - ext4 /dev/loop1 rw\n"
+        "33 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+    )
+    carriers = {(7, 0): frozenset({(0, 40)}), (7, 1): frozenset({(7, 0)})}
+    found = filesystems.skip_carried_elsewhere(classify(parse_mountinfo(text)), carriers)
+    assert {item.mount.mountpoint for item in found if not item.skip} == {"/"}

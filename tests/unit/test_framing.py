@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 
 import pytest
 from hypothesis import example, given
@@ -141,3 +142,11 @@ def test_reset_forgets_what_was_half_read():
     list(splitter.feed(b"x" * (MAX_LINE + 1)))
     splitter.reset()
     assert list(splitter.feed(b"whole\n")) == [b"whole"]
+
+
+def test_hostile_quotes_cost_no_time() -> None:
+    """A guest that sends a line of quotes and backslashes would keep the host busy for minutes."""
+    started = time.monotonic()
+    with pytest.raises(ProtocolError):
+        decode(b'\\"' * 100_000)
+    assert time.monotonic() - started < 2

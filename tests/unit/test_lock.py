@@ -58,18 +58,21 @@ def test_the_death_of_its_holder_frees_it(tmp_path):
 
 def test_waiting_takes_its_turn_after_the_holder(tmp_path):
     """Broken: two first commands would make the catalog's tables at once; or the second would fail instead of waiting."""
+    go, start = os.pipe()
     receive, send = os.pipe()
+    child = os.fork()  # before the lock is taken: a child would inherit it
+    if child == 0:
+        try:
+            os.close(start)
+            os.read(go, 1)
+            with lock.wait(tmp_path / "locks", "schema"):
+                os.write(send, b"has it")
+        finally:
+            os._exit(0)
+    os.close(go)
+    os.close(send)
     with lock.wait(tmp_path / "locks", "schema"):
-        child = os.fork()
-        if child == 0:
-            try:
-                os.write(send, b"tries ")
-                with lock.wait(tmp_path / "locks", "schema"):
-                    os.write(send, b"has it")
-            finally:
-                os._exit(0)
-        os.close(send)
-        assert os.read(receive, 6) == b"tries "
+        os.close(start)
         assert not select.select([receive], [], [], 0.1)[0]
     assert os.read(receive, 6) == b"has it"
     os.close(receive)

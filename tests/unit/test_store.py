@@ -155,7 +155,7 @@ def test_a_deletion_that_began_is_remembered(url, catalog):
 
 def test_only_images_of_ours_are_known(catalog):
     """Broken: an image that somebody else made could be removed."""
-    catalog.note_image("host1", "/images/a.qcow2")
+    catalog.note_image("host1", "uuid-1", "/images/a.qcow2")
     assert catalog.made_image("host1", "/images/a.qcow2")
     assert not catalog.made_image("host1", "/images/b.qcow2")
     assert not catalog.made_image("host2", "/images/a.qcow2")

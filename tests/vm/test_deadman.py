@@ -150,6 +150,8 @@ def test_host_process_killed(machine: Machine, quiesce: Quiesce, frozen: Callabl
     assert_released_in_time(machine, at_least_ms=500)
     assert longest_tick_ms(machine) < 2000
     assert unfinished(quiesce) == 1
+    assert quiesce("doctor", machine.name, "--repair")["mended"]
+    assert_nothing_left(machine, quiesce)
 
 
 def test_host_process_stopped(machine: Machine, quiesce: Quiesce, frozen: Callable[[], Frozen]) -> None:
@@ -159,7 +161,9 @@ def test_host_process_stopped(machine: Machine, quiesce: Quiesce, frozen: Callab
     time.sleep(WINDOW_S + 1)
     assert_released_in_time(machine, at_least_ms=1000)
     window.process.send_signal(signal.SIGCONT)
-    window.process.kill()
+    output, _ = window.process.communicate(timeout=60)
+    assert window.process.returncode in (5, 6, 8), output
+    assert_nothing_left(machine, quiesce)
 
 
 def test_switch_that_hangs_is_a_failure(machine: Machine, quiesce: Quiesce, monkeypatch: pytest.MonkeyPatch) -> None:

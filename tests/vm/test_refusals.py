@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import secrets
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +11,8 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from lab import Machine, cache
-from lab.machine import PREFIX, URI, kvm_works
+from lab import Machine
+from tests.vm.bare import Bare, directory
 from tests.vm.conftest import Quiesce
 
 
@@ -102,47 +99,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.2)
 
 
-class Bare:
-    """A domain that runs no guest at all, for refusals that come before any guest is asked."""
-
-    def __init__(self, directory: Path, *, name: str = "", disk_xml: str | None = None, start: bool = True) -> None:
-        self.name = name or directory.name
-        self.directory = directory
-        self.connection = libvirt.open(URI)
-        self.disk = directory / "disk.qcow2"
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", self.disk, "64M"], check=True)
-        subprocess.run(["qemu-img", "create", "-q", "-f", "raw", directory / "disk.raw", "8M"], check=True)
-        disk_xml = disk_xml or self.disk_xml()
-        self.domain = self.connection.defineXML(f"""
-            <domain type='{"kvm" if kvm_works() else "qemu"}'><name>{self.name}</name><memory unit='MiB'>64</memory>
-            <os><type machine='q35'>hvm</type></os><devices>{disk_xml}
-            <controller type='scsi' model='virtio-scsi'/><controller type='usb' model='none'/>
-            <memballoon model='none'/></devices></domain>""")
-        if start:
-            self.domain.create()
-
-    def disk_xml(self, extra: str = "", file: str = "disk.qcow2", format: str = "qcow2") -> str:
-        return (
-            f"<disk type='file'><driver name='qemu' type='{format}'/><source file='{self.directory}/{file}'/>"
-            f"<target dev='vda' bus='virtio'/>{extra}</disk>"
-        )
-
-    def remove(self) -> None:
-        if self.domain.isActive():
-            self.domain.destroy()
-        self.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
-        self.connection.close()
-
-
 @pytest.fixture
 def bare_directory() -> Iterator[Path]:
-    """Named like a machine and below its directory, so that what a killed run leaves is found and removed."""
-    directory = cache.root() / "machines" / f"{PREFIX}{secrets.token_hex(4)}"
-    directory.mkdir(parents=True)
-    with (directory / "owner.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield directory
-    shutil.rmtree(directory)
+    with directory() as path:
+        yield path
 
 
 @pytest.fixture
@@ -157,7 +117,7 @@ def bare(bare_directory: Path) -> Iterator[Bare]:
     [
         ("<disk type='file'><driver name='qemu' type='raw'/><source file='{}/disk.raw'/>"
          "<target dev='vda' bus='virtio'/></disk>", True, "disk vda: its format is raw"),
-        ("<disk type='file'><driver name='qemu' type='qcow2'/><source file='{}/disk.qcow2'/>"
+        ("<disk type='file'><driver name='qemu' type='qcow2'/><source file='{}/vda.qcow2'/>"
          "<target dev='vda' bus='virtio'/><readonly/></disk>", True, "disk vda: it is read-only"),
         ("<disk type='file'><driver name='qemu' type='raw'/><source file='{}/disk.raw'/>"
          "<target dev='vda' bus='virtio'/><shareable/></disk>", True, "disk vda: it is shared"),

@@ -23,6 +23,8 @@ from quiesce.model.reports import Filesystem, FreezeState
 Device = tuple[int, int]
 
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "virtiofs", "glusterfs", "afs", "lustre", "gfs2", "ocfs2"})
+NOT_OURS = "on the network or the host, not on this machine's disks"
+ELSEWHERE = "on a network block device, not on this machine's disks"
 MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
 WITHOUT_BLOCK_DEVICE_NUMBER = frozenset({"btrfs", "bcachefs"})
 """Live on block devices, but number themselves as anonymous devices."""
@@ -100,7 +102,7 @@ def classify(mounts: Iterable[Mount]) -> list[Found]:
         if mount.fstype in MEMORY:
             continue
         if mount.fstype in NETWORK:
-            skip = "on the network or the host, not on this machine's disks"
+            skip = NOT_OURS
         elif mount.fstype == "overlay":
             skip = "carried by the filesystems below it"
         elif mount.fstype.startswith("fuse.") and not block_backed:
@@ -143,12 +145,23 @@ def discover() -> list[Found]:
         except OSError:
             continue  # the process ended
     found = [
-        replace(item, skip="on a network block device, not on this machine's disks")
-        if not item.skip and on_the_network(item.mount.device)
-        else item
+        replace(item, skip=ELSEWHERE) if not item.skip and on_the_network(item.mount.device) else item
         for item in classify(mounts)
     ]
-    return freeze_order(found, {item.mount.device: carrying_filesystems(item.mount.device) for item in found})
+    carriers = {item.mount.device: carrying_filesystems(item.mount.device) for item in found}
+    return freeze_order(skip_carried_elsewhere(found, carriers), carriers)
+
+
+def skip_carried_elsewhere(found: list[Found], carriers: dict[Device, frozenset[Device]]) -> list[Found]:
+    """Filesystems in files of one that is not on this machine's disks are not there either."""
+    elsewhere = {item.mount.device for item in found if item.skip in (ELSEWHERE, NOT_OURS)}
+    while True:
+        more = {device for device, below in carriers.items() if below & elsewhere} - elsewhere
+        if not more:
+            return [
+                replace(item, skip=ELSEWHERE) if item.mount.device in elsewhere and not item.skip else item for item in found
+            ]
+        elsewhere |= more
 
 
 def carrying_filesystems(device: Device, sysfs: str = "/sys") -> frozenset[Device]:
@@ -181,10 +194,13 @@ def on_the_network(device: Device, sysfs: str = "/sys") -> bool:
     on it is not in the images of this machine."""
     base = os.path.realpath(f"{sysfs}/dev/block/{device[0]}:{device[1]}")
     for name in _listdir(f"{base}/slaves"):
-        with open(f"{base}/slaves/{name}/dev") as file:
-            major, _, minor = file.read().strip().partition(":")
-        if on_the_network((int(major), int(minor)), sysfs):
-            return True
+        try:
+            with open(f"{base}/slaves/{name}/dev") as file:
+                major, _, minor = file.read().strip().partition(":")
+            if on_the_network((int(major), int(minor)), sysfs):
+                return True
+        except (OSError, ValueError):
+            continue  # it is gone
     return bool(re.search(r"/session\d+/|/nvme-fabrics/|/devices/rbd/|/block/(nbd|drbd)\d+", base + "/"))
 
 
@@ -197,6 +213,7 @@ class Freezer:
     """Freezes and thaws the filesystems found when it was made. Holds a descriptor on each until `close`."""
 
     def __init__(self) -> None:
+        self._mounts = _MountWatch()  # before looking, so that no mount falls in between
         self._items: list[_Item] = []
         for found in discover():
             item = _Item(found, FreezeState.SKIPPED if found.skip else FreezeState.FREEZABLE, found.skip)
@@ -206,7 +223,6 @@ class Freezer:
                     item.state, item.reason = FreezeState.SKIPPED, "hidden below another mount; cannot be reached"
             self._items.append(item)
         self._freezable = [item for item in self._items if item.descriptor is not None]
-        self._mounts = _MountWatch()
         self._rcu_previous: Optional[int] = None
 
     @property

@@ -20,6 +20,8 @@ def precompile(archive_path: str) -> None:
         file.write(first_line)
         with zipfile.ZipFile(archive_path) as source, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as target:
             for info in source.infolist():
+                if info.filename.endswith(".pyc"):
+                    continue  # made for another Python
                 content = source.read(info)
                 target.writestr(info, content)
                 if info.filename.endswith(".py") and info.filename != "__main__.py":

@@ -6,12 +6,60 @@ import json
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from quiesce.catalog.store import Catalog, operations_table, steps_table
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """An operation that was begun and not finished, and whose owner is gone if the VM's lock can be had."""
+
+    id: str
+    verb: str
+    started: str
+    steps: tuple[tuple[str, dict[str, Any]], ...]
+    """What was intended, done or not, in order."""
+
+    def details(self, what: str) -> list[dict[str, Any]]:
+        return [details for name, details in self.steps if name == what]
+
+
+def interrupted(catalog: Catalog, host: str, vm_uuid: str) -> list[Interrupted]:
+    """The unfinished operations on a VM, oldest first."""
+    with catalog.transaction() as connection:
+        found = connection.execute(
+            sa.select(operations_table.c.id, operations_table.c.verb, operations_table.c.started)
+            .where(operations_table.c.host == host, operations_table.c.vm_uuid == vm_uuid)
+            .where(operations_table.c.finished.is_(None))
+            .order_by(operations_table.c.started)
+        ).all()
+        steps = {
+            id: connection.execute(
+                sa.select(steps_table.c.what, steps_table.c.details)
+                .where(steps_table.c.operation == id)
+                .order_by(steps_table.c.number)
+            ).all()
+            for id, _, _ in found
+        }
+    return [
+        Interrupted(id, verb, started, tuple((what, json.loads(details)) for what, details in steps[id]))
+        for id, verb, started in found
+    ]
+
+
+def finish(catalog: Catalog, operation_id: str, outcome: str) -> None:
+    """Closes an operation: nothing of it is left to mend."""
+    with catalog.transaction() as connection:
+        connection.execute(
+            sa.update(operations_table)
+            .where(operations_table.c.id == operation_id)
+            .values(finished=datetime.now(UTC).isoformat(), outcome=outcome)
+        )
 
 
 class Journal:
@@ -54,10 +102,4 @@ class Journal:
             )
 
     def finish(self, outcome: str) -> None:
-        """Closes the operation: nothing of it is left to mend."""
-        with self._catalog.transaction() as connection:
-            connection.execute(
-                sa.update(operations_table)
-                .where(operations_table.c.id == self.id)
-                .values(finished=datetime.now(UTC).isoformat(), outcome=outcome)
-            )
+        finish(self._catalog, self.id, outcome)

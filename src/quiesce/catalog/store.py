@@ -45,6 +45,7 @@ _images = sa.Table(
     _metadata,
     sa.Column("host", sa.String, primary_key=True),
     sa.Column("path", sa.String, primary_key=True),
+    sa.Column("vm_uuid", sa.String, nullable=False),
 )
 """Images we made, noted before they are: nothing else is ever removed."""
 operations_table = sa.Table(
@@ -177,10 +178,15 @@ class Catalog:
         nodes = [from_wire(Checkpoint, json.loads(body), own=True) for body in bodies]
         return [node.name for node in nodes if any(image.path == path for image in node.disks)]
 
-    def note_image(self, host: str, path: str) -> None:
+    def note_image(self, host: str, vm_uuid: str, path: str) -> None:
         """To be said before an image is made."""
         with self.transaction() as connection:
-            connection.execute(sa.insert(_images).values(host=host, path=path))
+            connection.execute(sa.insert(_images).values(host=host, path=path, vm_uuid=vm_uuid))
+
+    def images_made_for(self, host: str, vm_uuid: str) -> list[str]:
+        query = sa.select(_images.c.path).where(_images.c.host == host, _images.c.vm_uuid == vm_uuid)
+        with self.transaction() as connection:
+            return list(connection.scalars(query.order_by(_images.c.path)).all())
 
     def made_image(self, host: str, path: str) -> bool:
         query = sa.select(_images.c.path).where(_images.c.host == host, _images.c.path == path)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from quiesce import __version__
-from quiesce.cli import checkpoint, delete, guest_install, restore, show, tree, vms, writers
+from quiesce.cli import checkpoint, delete, doctor, guest_install, restore, show, tree, vms, writers
 
 app = typer.Typer(
     name="quiesce",
@@ -29,6 +29,7 @@ app.command("tree")(tree.command)
 app.command("show")(show.command)
 app.command("restore")(restore.command)
 app.command("delete")(delete.command)
+app.command("doctor")(doctor.command)
 
 
 def _print_version(wanted: bool) -> None:

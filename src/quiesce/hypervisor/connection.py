@@ -72,6 +72,12 @@ class Host:
         with translated("listing VMs"):
             return sorted(self.connection.listAllDomains(), key=lambda domain: str(domain.name()))
 
+    def emulated_kind(self) -> str:
+        """The domain type for a domain that need not run: `kvm` where the host offers it, for it may offer nothing else."""
+        with translated("asking what the host can run"):
+            capabilities = str(self.connection.getCapabilities())
+        return "qemu" if "<domain type='qemu'" in capabilities else "kvm"
+
     def close(self) -> None:
         with suppress(libvirt.libvirtError):  # the daemon is gone; so is the connection
             self.connection.close()

@@ -62,11 +62,10 @@ def passthrough_devices(xml: str) -> tuple[str, ...]:
 
 
 def restored(xml: str, *, name: str, generation: str, sources: Mapping[str, str]) -> str:
-    """The definition `xml` for running on other images.
+    """The definition `xml` for running on other images, under the VM's present name.
 
-    `sources`: image path for each disk target. What libvirt noted of the old chain (backingStore, mirror, index) is
-    removed, as it would be believed over the images' own headers. `generation`: the new VM generation ID, a UUID, which
-    tells the guest that it went back in time.
+    `sources`: image path for each disk target. `generation`: the new VM generation ID, a UUID, which tells the guest that it
+    went back in time.
     """
     root = ET.fromstring(xml)
     _required(root, "name").text = name
@@ -75,6 +74,20 @@ def restored(xml: str, *, name: str, generation: str, sources: Mapping[str, str]
         element = ET.Element("genid")
         root.insert(list(root).index(_required(root, "name")) + 1, element)
     element.text = generation
+    _point(root, sources)
+    return ET.tostring(root, encoding="unicode")
+
+
+def with_sources(xml: str, sources: Mapping[str, str]) -> str:
+    """The definition `xml` with other images for some of its disks, and nothing else changed."""
+    root = ET.fromstring(xml)
+    _point(root, sources)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _point(root: ET.Element, sources: Mapping[str, str]) -> None:
+    """What libvirt noted of the old chain (backingStore, mirror, index) is removed: it would be believed over the images' own
+    headers."""
     for disk in root.iterfind("./devices/disk"):
         target = _required(disk, "target").get("dev", "")
         if target not in sources:
@@ -88,6 +101,21 @@ def restored(xml: str, *, name: str, generation: str, sources: Mapping[str, str]
         if driver is None:
             driver = ET.SubElement(disk, "driver", {"name": "qemu"})
         driver.set("type", "qcow2")
+
+
+def helper(name: str, images: Mapping[str, str], kind: str) -> str:
+    """A domain with nothing but these images. `kind`: the domain type the host can run, as `kvm` or `qemu`."""
+    root = ET.Element("domain", {"type": kind})
+    ET.SubElement(root, "name").text = name
+    ET.SubElement(root, "memory", {"unit": "MiB"}).text = "16"
+    ET.SubElement(ET.SubElement(root, "os"), "type").text = "hvm"
+    devices = ET.SubElement(root, "devices")
+    for target, path in images.items():
+        disk = ET.SubElement(devices, "disk", {"type": "file", "device": "disk"})
+        ET.SubElement(disk, "driver", {"name": "qemu", "type": "qcow2"})
+        ET.SubElement(disk, "source", {"file": path})
+        ET.SubElement(disk, "target", {"dev": target})
+    ET.SubElement(devices, "memballoon", {"model": "none"})
     return ET.tostring(root, encoding="unicode")
 
 

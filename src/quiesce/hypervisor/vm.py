@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import enum
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import libvirt
 
-from quiesce.hypervisor import domain_xml
+from quiesce.hypervisor import domain_xml, merge
 from quiesce.hypervisor.connection import Host, translated
-from quiesce.model.errors import HypervisorError
 
 
 class PowerState(enum.Enum):
@@ -131,39 +129,17 @@ class Vm:
         with translated("switching to the differencing disks"):
             self.domain.snapshotCreateXML(domain_xml.snapshot(overlays, others), flags)
 
-    def commit_into_base(self, target: str, base: str, *, progress: Callable[[int, int], None] = lambda *_: None) -> None:
-        """Merges what the running VM writes on a disk into the image `base` below it, and lets the VM write there.
+    def commit_into_base(self, target: str, base: str, *, progress: merge.ReportProgress = lambda *_: None) -> None:
+        """Merges what the VM writes on a disk into the image `base` below it, which it then writes; running or off.
 
-        `progress` gets bytes done and in all. When this returns the overlays above `base` are no longer in use. After an
-        error the VM still writes where it did before, on a good chain. Source: notes/libvirt-qemu.md 2.1.
+        After an error the VM still stands where it did, on a good chain.
         """
-        with translated(f"merging disk {target}"):
-            self.domain.blockCommit(target, base, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
-            try:
-                self._pivot_when_ready(target, progress)
-            except BaseException:
-                if self.domain.blockJobInfo(target, 0):
-                    self.domain.blockJobAbort(target, 0)
-                raise
-        if self.sources().get(target) != base:
-            raise HypervisorError(f"disk {target} did not come to rest on {base} after its merge")
-
-    def _pivot_when_ready(self, target: str, progress: Callable[[int, int], None]) -> None:
-        while True:
-            info = self.domain.blockJobInfo(target, 0)
-            if not info:
-                raise HypervisorError(f"the merge of disk {target} ended before it was complete")
-            progress(info["cur"], info["end"])
-            if (info["cur"] == info["end"] and info["end"] > 0) or info["end"] == 0:
-                # cur == end alone also holds just after the start; libvirt refuses to pivot until the mirror is ready.
-                try:
-                    self.domain.blockJobAbort(target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
-                except libvirt.libvirtError as error:
-                    if error.get_error_code() != libvirt.VIR_ERR_BLOCK_COPY_ACTIVE:
-                        raise
-                else:
-                    return
-            time.sleep(0.02)
+        if self.domain.isActive():
+            merge.commit_active(self.domain, target, base, progress)
+            return
+        with merge.helper_domain(self.host, {target: self.sources()[target]}) as helper:
+            merge.commit_active(helper, target, base, progress)
+        self.redefine(domain_xml.with_sources(self.definition(), {target: base}))
 
     def power_off(self) -> None:
         """Ends the VM at once, as a power failure would. Nothing happens if it is off."""

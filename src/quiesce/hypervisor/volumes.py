@@ -67,8 +67,10 @@ class Directory:
     def has(self, name: str) -> bool:
         try:
             self.pool.storageVolLookupByName(name)
-        except libvirt.libvirtError:
-            return False
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
+                return False
+            raise HypervisorError(f"looking for {self.path}/{name}: {error.get_error_message()}") from error
         return True
 
     def capacity(self, name: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -30,6 +29,7 @@ from quiesce.model.reports import Filesystem, FreezeState, Writer
 from quiesce.model.tree import Checkpoint, DiskImage, Kind
 from quiesce.operations import guest, images, plan
 from quiesce.operations.context import Context
+from quiesce.operations.recover import recover
 from quiesce.window.driver import WindowExpiredError, WindowReport, drive
 from quiesce.window.machine import Action, Member, Step
 from quiesce.wire.messages import Frozen, Held, Inventory, Released, Thawed
@@ -59,6 +59,7 @@ def checkpoint(
     name = check_checkpoint_name(name) if name is not None else default_checkpoint_name(datetime.now(UTC))
     with context.vm(vm_name) as vm, context.locked(vm, "checkpoint"), contextlib.ExitStack() as stack:
         with context.phase("plan"):
+            recover(context, vm)
             facts = vm.facts()
             disks = plan.disks_to_switch(facts)
             plan.require_running(facts)
@@ -125,7 +126,6 @@ class _Attempt:
     """One attempt and what must be undone if it fails."""
 
     def __init__(self, context: Context, vm: Vm, disks: tuple[Disk, ...], required: Consistency, window_s: float) -> None:
-        self.id = uuid.uuid4().hex
         self.created = datetime.now(UTC)
         self._context = context
         self._vm = vm
@@ -133,6 +133,7 @@ class _Attempt:
         self._required = required
         self._window_s = window_s
         self._journal = Journal(context.catalog, vm.host.name, vm.uuid, "checkpoint")
+        self.id = self._journal.id
         self._overlays: dict[str, str] = {}
         self._participant: _Participant | None = None
 
@@ -269,13 +270,9 @@ class _Attempt:
                 return  # recorded, so the overlays are the VM's disks for good
             if self._participant and not self._participant.ended:
                 raise HypervisorError("libvirt has not returned from the switch; its outcome is not known")
-            sources = self._vm.sources()
-            for disk in self._disks:
-                if disk.target in self._overlays and sources.get(disk.target) == self._overlays[disk.target]:
-                    with self._journal.step("merge-back", target=disk.target, base=disk.path):
-                        self._vm.commit_into_base(disk.target, str(disk.path))
-            for overlay in self._overlays.values():
-                images.discard(self._context, self._vm, overlay)
+            below = {disk.target: str(disk.path) for disk in self._disks}
+            overlays = {target: (overlay, below[target]) for target, overlay in self._overlays.items()}
+            images.put_back(self._context, self._vm, overlays)
             self._journal.finish("undone")
         except QuiesceError as error:
             self._context.emit(Warned(f"the failed attempt could not be undone: {error.message}"))

@@ -73,8 +73,8 @@ def guest_install(context: Context, vm_name: str) -> Installed:
             qemu_agent.write_file(f"{AGENT}.new", archive)
             qemu_agent.write_file(UNIT, UNIT_TEXT.encode())
             qemu_agent.write_file(RULE, RULE_TEXT.encode())
-            _run(vm, qemu_agent, "/usr/bin/python3", "-I", "-S", f"{AGENT}.new", "--precompile")
             _run(vm, qemu_agent, "/bin/mv", f"{AGENT}.new", AGENT)
+            _run(vm, qemu_agent, "/usr/bin/python3", "-I", "-S", AGENT, "--precompile")
         with context.phase("start"):
             _run(vm, qemu_agent, "/bin/systemctl", "daemon-reload")
             _run(vm, qemu_agent, "/bin/udevadm", "control", "--reload")

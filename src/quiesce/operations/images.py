@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Mapping
 
 from quiesce.catalog import manifest
 from quiesce.catalog.journal import Journal
@@ -21,8 +22,8 @@ def make_overlay(context: Context, vm: Vm, journal: Journal, target: str, capaci
     directory, _ = volumes.split(backing)
     name = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', vm.name)}.{target}.{secrets.token_hex(6)}.qcow2"
     path = f"{directory}/{name}"
-    with journal.step("make-overlay", target=target, path=path), volumes.directory(vm.host, directory) as pool:
-        context.catalog.note_image(vm.host.name, path)
+    context.catalog.note_image(vm.host.name, vm.uuid, path)
+    with journal.step("make-overlay", target=target, path=path, backing=backing), volumes.directory(vm.host, directory) as pool:
         return pool.create_overlay(name, capacity, backing, format)
 
 
@@ -52,22 +53,43 @@ def discard_or_warn(context: Context, vm: Vm, journal: Journal, path: str) -> No
         journal.done(number)
 
 
+def put_back(context: Context, vm: Vm, overlays: Mapping[str, tuple[str, str]]) -> None:
+    """Brings the VM, running or off, back from overlays onto the images below them, with all it wrote, and removes the
+    overlays. `overlays`: (overlay, image below) by target; those the VM does not write are only removed."""
+    sources = vm.sources()
+    for target, (overlay, below) in overlays.items():
+        if sources.get(target) == overlay:
+            vm.commit_into_base(target, below)
+    for overlay, _ in overlays.values():
+        discard(context, vm, overlay)
+
+
+def orphans(context: Context, vm: Vm) -> list[str]:
+    """Every image made for this VM that nothing stands on. Sure only under the VM's lock, with no operation unfinished."""
+    used = in_use(vm)
+    return [
+        path
+        for path in context.catalog.images_made_for(vm.host.name, vm.uuid)
+        if path not in used and not context.catalog.checkpoints_with(vm.host.name, path)
+    ]
+
+
 def in_use(vm: Vm) -> set[str]:
     """Every image the VM reads or would read when started: its sources and all below them, by the running VM's own account
     and by the images' headers."""
     used = vm.chain()
     frontier = set(used)
     while frontier:
-        below = set()
-        for path in frontier:
-            directory, name = volumes.split(path)
-            with volumes.directory(vm.host, directory) as pool:
-                backing = pool.backing(name)
-            if backing and backing not in used:
-                below.add(backing)
-        used |= below
-        frontier = below
+        frontier = {below for path in frontier if (below := backing(vm, path))} - used
+        used |= frontier
     return used
+
+
+def backing(vm: Vm, path: str) -> str | None:
+    """The image below this one, by its header."""
+    directory, name = volumes.split(path)
+    with volumes.directory(vm.host, directory) as pool:
+        return pool.backing(name)
 
 
 def write_manifest(context: Context, vm: Vm, node: Checkpoint, xml: str) -> None:

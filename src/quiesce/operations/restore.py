@@ -17,6 +17,8 @@ from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, DiskImage, Kind, Tree
 from quiesce.operations import guest, images, plan
 from quiesce.operations.context import Context
+from quiesce.operations.recover import recover
+from quiesce.wire.schema import to_wire
 
 FLUSH_TIMEOUT_S = 30.0
 """Longest that a guest about to be powered off is given to write out what is dirty, in seconds."""
@@ -43,6 +45,7 @@ def restore(
     """
     with context.vm(reference.vm) as vm, context.locked(vm, "restore"):
         with context.phase("plan"):
+            recover(context, vm)
             facts = vm.facts()
             tree = context.catalog.tree(vm.host.name, vm.uuid)
             node = tree.find(reference.checkpoint)
@@ -65,7 +68,8 @@ def restore(
                     )
             with context.phase("stop"), journal.step("stop"):
                 vm.power_off()
-            with context.phase("define"), journal.step("define", checkpoint=node.id, sources=made):
+            intended = {"checkpoint": node.id, "sources": made, "before": before, "safety": to_wire(safety) if safety else None}
+            with context.phase("define"), journal.step("define", **intended):
                 xml = context.catalog.domain_xml(node.id)
                 vm.redefine(domain_xml.restored(xml, name=vm.name, generation=generation, sources=made))
                 if safety:

@@ -96,7 +96,8 @@ def _depth(line: bytes) -> int:
     return deepest
 
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?$)')
+"""One that never ends reaches to the end, so that a line is gone through once whatever is in it."""
 
 
 def _no_constant(name: str) -> Any:

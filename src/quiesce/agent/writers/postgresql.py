@@ -521,7 +521,7 @@ def _running() -> Iterator[_Postmaster]:
     own_root = os.stat("/proc/self/root")
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{pid}/comm") as file:
+            with open(f"/proc/{pid}/comm", errors="replace") as file:
                 if file.read().strip() not in ("postgres", "postmaster"):
                     continue
             root = os.stat(f"/proc/{pid}/root")
@@ -541,10 +541,10 @@ def _running() -> Iterator[_Postmaster]:
 
 
 def _parent_is_server(pid: str) -> bool:
-    with open(f"/proc/{pid}/stat") as file:
+    with open(f"/proc/{pid}/stat", errors="replace") as file:
         parent = file.read().rpartition(")")[2].split()[1]
     try:
-        with open(f"/proc/{parent}/comm") as file:
+        with open(f"/proc/{parent}/comm", errors="replace") as file:
             return file.read().strip() in ("postgres", "postmaster")
     except OSError:
         return False

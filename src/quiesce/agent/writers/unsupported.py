@@ -29,7 +29,7 @@ def discover() -> list[ApplicationWriter]:
     names = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{pid}/comm") as file:
+            with open(f"/proc/{pid}/comm", errors="replace") as file:
                 names.add(file.read().strip())
         except OSError:
             continue  # it ended
