@@ -38,6 +38,9 @@ PREFIX = "quiesce-lab-"
 MEMORY_MIB = 640
 URI = "qemu:///system"
 
+used_names: set[str] = set()
+"""Names of all machines this process made."""
+
 libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised; they need not be printed as well
 
 
@@ -110,7 +113,7 @@ class Machine:
         boot: bool = True,
     ) -> None:
         self.image = image
-        self.name = PREFIX + secrets.token_hex(4)
+        self.name = new_name()
         self.uuid = str(uuid.uuid4())
         self.directory = cache.root() / "machines" / self.name
         self._start_from = start_from
@@ -295,6 +298,13 @@ class Machine:
 </domain>"""
 
 
+def new_name() -> str:
+    """A name no other machine has; what is still called so at the end was left behind."""
+    name = PREFIX + secrets.token_hex(4)
+    used_names.add(name)
+    return name
+
+
 def remove_abandoned() -> None:
     """Removes machines whose owner died."""
     for directory in (cache.root() / "machines").glob(f"{PREFIX}*"):
@@ -305,14 +315,16 @@ def remove_abandoned() -> None:
 
 
 def left_behind() -> list[str]:
-    """Domains and files of machines that are still there; a test suite asserts that there are none."""
+    """Domains, pools and files that machines of this process left; a test suite asserts that there are none."""
     connection = libvirt.open(URI)
     try:
-        domains = [domain.name() for domain in connection.listAllDomains() if domain.name().startswith(PREFIX)]
-        pools = [pool.name() for pool in connection.listAllStoragePools() if "quiesce" in pool.name()]
+        domains = [domain.name() for domain in connection.listAllDomains()]
+        pools = [(pool.name(), pool.XMLDesc(0)) for pool in connection.listAllStoragePools()]
     finally:
         connection.close()
-    return domains + pools + [str(path) for path in (cache.root() / "machines").glob("*")]
+    left = [name for name in domains if name in used_names]
+    left += [name for name, xml in pools if any(used in xml for used in used_names)]
+    return left + [str(path) for path in (cache.root() / "machines").glob("*") if path.name in used_names]
 
 
 def _remove_domain(name: str) -> None:

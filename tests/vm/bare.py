@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import libvirt
 
 from lab import cache
-from lab.machine import PREFIX, URI, kvm_works
+from lab.machine import URI, kvm_works, new_name
 
 
 class Bare:
@@ -52,7 +51,7 @@ class Bare:
 @contextmanager
 def directory() -> Iterator[Path]:
     """Named like a machine and below its directory, so that what a killed run leaves is found and removed."""
-    path = cache.root() / "machines" / f"{PREFIX}{secrets.token_hex(4)}"
+    path = cache.root() / "machines" / new_name()
     path.mkdir(parents=True)
     with (path / "owner.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -71,7 +71,7 @@ def test_agent_missing_not_running_or_too_old(machine: Machine, quiesce: Quiesce
         setsid python3 -m quiesce.agent >/dev/null 2>&1 &
         sleep 2
     """)
-    wait_for(lambda: quiesce("vms")[0]["agent"] == "ready")
+    wait_for(lambda: next(vm for vm in quiesce("vms") if vm["name"] == machine.name)["agent"] == "ready")
     with unchanged(machine, quiesce):
         message = quiesce.fails("checkpoint", machine.name, code=5)
     assert "does not fit this quiesce" in message

@@ -31,10 +31,12 @@ def _start_event_loop() -> None:
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turns an error of libvirt into ours, saying what was being done."""
+    """Turns an error of libvirt into ours, saying what was being done. A VM that is gone is a NotFoundError."""
     try:
         yield
     except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            raise NotFoundError(f"{what}: the VM is gone") from error
         raise HypervisorError(f"{what}: {error.get_error_message() or error}") from error
 
 

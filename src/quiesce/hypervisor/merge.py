@@ -13,6 +13,7 @@ from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.connection import Host, translated
 from quiesce.model.errors import HypervisorError
 
+HELPER_PREFIX = "quiesce-merge-"
 ReportProgress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
@@ -41,7 +42,7 @@ def commit_active(domain: libvirt.virDomain, target: str, base: str, progress: R
 @contextmanager
 def helper_domain(host: Host, images: Mapping[str, str]) -> Iterator[libvirt.virDomain]:
     """A paused domain that has these images open and runs nothing; it dies with the block, and with our connection."""
-    xml = domain_xml.helper(f"quiesce-merge-{secrets.token_hex(4)}", images, host.emulated_kind())
+    xml = domain_xml.helper(f"{HELPER_PREFIX}{secrets.token_hex(4)}", images, host.emulated_kind())
     with translated("starting a domain to merge images in"):
         flags = libvirt.VIR_DOMAIN_START_PAUSED | libvirt.VIR_DOMAIN_START_AUTODESTROY
         domain = host.connection.createXML(xml, flags)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
+from quiesce.hypervisor import merge
 from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.vm import PowerState
+from quiesce.model.errors import NotFoundError
 from quiesce.operations.context import Context
 from quiesce.wire.messages import PORT_NAME
 
@@ -23,11 +26,15 @@ class VmSummary:
 def vms(context: Context) -> list[VmSummary]:
     host = Host(context.uri)
     try:
-        names = [str(domain.name()) for domain in host.domains()]
+        names = [name for domain in host.domains() if not (name := str(domain.name())).startswith(merge.HELPER_PREFIX)]
         counts = context.catalog.counts(host.name)
     finally:
         host.close()
-    return [_summary(context, name, counts) for name in names]
+    found = []
+    for name in names:
+        with suppress(NotFoundError):  # it was undefined meanwhile
+            found.append(_summary(context, name, counts))
+    return found
 
 
 def _summary(context: Context, name: str, counts: dict[str, int]) -> VmSummary:
