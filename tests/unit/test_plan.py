@@ -36,7 +36,9 @@ def facts(**changes: Any) -> Facts:
         "job": None,
         "managed_save": False,
     }
-    return Facts(**{**values, **changes})
+    values |= changes
+    values.setdefault("next_sources", {disk.target: disk.path for disk in values["disks"]})
+    return Facts(**values)
 
 
 @pytest.mark.parametrize(
@@ -174,3 +176,11 @@ def test_long_chains_are_warned_of_and_overlong_ones_refused():
     assert len(check(chain(*rest[: plan.MAX_CHAIN - 1]), TREE)) == 1
     with pytest.raises(RefusedError, match="disk vda has a chain of 190"):
         check(chain(*rest[: plan.MAX_CHAIN]), TREE)
+
+
+def test_a_disk_plugged_in_only_for_this_run_is_refused():
+    """Broken: a restore would silently lose it, and a recovery what was written to it."""
+    (disk,) = facts().disks[:1]
+    with pytest.raises(RefusedError, match=f"disk {disk.target}: it is not the disk the VM will have"):
+        plan.disks_to_switch(facts(next_sources={}))
+    assert plan.disks_to_switch(facts(next_sources={}, persistent=False))

@@ -26,7 +26,7 @@ class Bare:
         self.connection = libvirt.open(URI)
         targets = ["vda", "vdb"][:disks]
         for target in targets:
-            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", directory / f"{target}.qcow2", "64M"], check=True)
+            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", directory / f"{target}.qcow2", "16M"], check=True)
         subprocess.run(["qemu-img", "create", "-q", "-f", "raw", directory / "disk.raw", "8M"], check=True)
         disk_xml = disk_xml or "".join(
             f"<disk type='file'><driver name='qemu' type='qcow2'/><source file='{directory}/{target}.qcow2'/>"

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import libvirt
 import pytest
 
+from quiesce.catalog.journal import Journal
 from quiesce.catalog.store import Catalog
 from quiesce.hypervisor import domain_xml
 from quiesce.model.names import CheckpointReference
@@ -175,6 +177,21 @@ def test_killed_at_every_step(scene: Scene, quiesce: Quiesce, verb: str, running
     assert kills > 5
     check(scene, verb, kills)
     print(f"{verb}: killed at {kills} steps, nothing lost")
+
+
+def test_a_merge_left_running(scene: Scene, quiesce: Quiesce) -> None:
+    """Killed in the middle of a merge, QEMU goes on with it: the next operation ends it, and nothing is lost."""
+    scene.bare.domain.create()
+    node = scene.tree().find("two")
+    with scene.context() as context:
+        journal = Journal(context.catalog, node.host, node.vm_uuid, "delete")
+        journal.intend("merge", target="vda", base=paths(node)[0], top=scene.sources()[0])
+    scene.bare.domain.blockCommit("vda", paths(node)[0], None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
+    assert scene.bare.domain.blockJobInfo("vda", 0)
+    quiesce("delete", f"{scene.bare.name}@two")
+    scene.bare.domain.destroy()
+    assert scene.content() == scene.present
+    assert [node.name for node in scene.tree().checkpoints] == ["one"]
 
 
 def check(scene: Scene, verb: str, kills: int) -> None:

@@ -219,8 +219,13 @@ class _Watch:
         for index in list(self._maybe_frozen):
             thread = self._threads.get(index)
             if thread is None or not thread.is_alive():
-                self._threads[index] = threading.Thread(target=self._thaw, args=(index,))
-                self._threads[index].start()
+                thread = threading.Thread(target=self._thaw, args=(index,))
+                try:
+                    thread.start()
+                except RuntimeError:  # no memory, or no process, is left for one
+                    self._thaw(index)
+                else:
+                    self._threads[index] = thread
 
     def _join(self) -> None:
         for thread in self._threads.values():

@@ -25,6 +25,7 @@ Device = tuple[int, int]
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "virtiofs", "glusterfs", "afs", "lustre", "gfs2", "ocfs2"})
 NOT_OURS = "on the network or the host, not on this machine's disks"
 ELSEWHERE = "on a network block device, not on this machine's disks"
+HIDDEN = "hidden below another mount; cannot be reached"
 MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
 WITHOUT_BLOCK_DEVICE_NUMBER = frozenset({"btrfs", "bcachefs"})
 """Live on block devices, but number themselves as anonymous devices."""
@@ -220,7 +221,7 @@ class Freezer:
             if not found.skip:
                 item.descriptor = _open(found)
                 if item.descriptor is None:
-                    item.state, item.reason = FreezeState.SKIPPED, "hidden below another mount; cannot be reached"
+                    item.state, item.reason = FreezeState.SKIPPED, HIDDEN
             self._items.append(item)
         self._freezable = [item for item in self._items if item.descriptor is not None]
         self._rcu_previous: Optional[int] = None
@@ -247,6 +248,9 @@ class Freezer:
         appeared = self._appeared()
         if appeared:
             raise FreezeError(f"{appeared} was mounted since the preparation; try again")
+        hidden = next((item.found.mount.mountpoint for item in self._items if item.reason == HIDDEN), "")
+        if hidden:
+            raise FreezeError(f"{hidden} is hidden below another mount and cannot be frozen; unmount it")
         self._expedite_rcu(deadman)
         try:
             for index, item in enumerate(self._freezable):

@@ -26,6 +26,8 @@ class Disk:
     """A copy or an active commit runs on it."""
     chain: tuple[str, ...]
     """Paths of its backing images, nearest first, as far as the XML names them."""
+    mirror: str | None = None
+    """The image it copies to or commits into."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ def _disk(element: ET.Element) -> Disk:
         read_only=element.find("readonly") is not None,
         shareable=element.find("shareable") is not None,
         mirrored=element.find("mirror") is not None,
+        mirror=_mirror(element),
         chain=tuple(_chain(element)),
     )
 
@@ -202,6 +205,11 @@ def _disk(element: ET.Element) -> Disk:
 def _path(element: ET.Element) -> str | None:
     source = element.find("source")
     return source.get("file") or source.get("dev") if source is not None else None
+
+
+def _mirror(element: ET.Element) -> str | None:
+    mirror = element.find("mirror")
+    return _path(mirror) if mirror is not None else None
 
 
 def _chain(element: ET.Element) -> list[str]:

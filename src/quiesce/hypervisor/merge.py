@@ -26,8 +26,8 @@ def commit_active(domain: libvirt.virDomain, target: str, base: str, progress: R
     Source: notes/libvirt-qemu.md 2.1.
     """
     with translated(f"merging disk {target}"):
-        domain.blockCommit(target, base, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
         try:
+            domain.blockCommit(target, base, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
             _pivot_when_ready(domain, target, progress)
         except BaseException:
             with suppress(libvirt.libvirtError):

@@ -10,6 +10,7 @@ import libvirt
 
 from quiesce.hypervisor import domain_xml, merge
 from quiesce.hypervisor.connection import Host, translated
+from quiesce.model.errors import RefusedError
 
 
 class PowerState(enum.Enum):
@@ -38,6 +39,8 @@ class Facts:
     disks: tuple[domain_xml.Disk, ...]
     channels: Mapping[str, domain_xml.Channel]
     passthrough: tuple[str, ...]
+    next_sources: Mapping[str, str | None]
+    """The image of each disk in the definition a later start will use."""
     snapshots: int
     """Snapshots libvirt itself keeps of it."""
     job: str | None
@@ -74,6 +77,9 @@ class Vm:
                 disks=found,
                 channels=domain_xml.channels(xml),
                 passthrough=domain_xml.passthrough_devices(xml),
+                next_sources={
+                    disk.target: disk.path for disk in domain_xml.disks(self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+                },
                 snapshots=self.domain.snapshotNum(),
                 job=self._job(found) if power in (PowerState.RUNNING, PowerState.PAUSED) else None,
                 managed_save=bool(self.domain.hasManagedSaveImage()),
@@ -103,9 +109,10 @@ class Vm:
             return {disk.target: disk.path for disk in found if disk.device not in ("cdrom", "floppy")}
 
     def chain(self) -> set[str]:
-        """Every image named in the VM's present XML, those below others included."""
+        """Every image named for the VM's disks, now or when it is started next, those below others included."""
         with translated(f"reading the disks of {self.name}"):
-            found = domain_xml.disks(self.domain.XMLDesc(0))
+            xmls = self.domain.XMLDesc(0), self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+            found = [disk for xml in xmls for disk in domain_xml.disks(xml) if disk.device not in ("cdrom", "floppy")]
             return {path for disk in found for path in (disk.path, *disk.chain) if path}
 
     def capacity(self, target: str) -> int:
@@ -134,12 +141,31 @@ class Vm:
 
         After an error the VM still stands where it did, on a good chain.
         """
-        if self.domain.isActive():
+        if self.active():
             merge.commit_active(self.domain, target, base, progress)
             return
+        if self.domain.hasManagedSaveImage():
+            raise RefusedError(
+                f"{self.name} has a saved memory image, which names the disks as they are",
+                hint=f"start it, or drop the saved memory: virsh managedsave-remove {self.name}",
+            )
         with merge.helper_domain(self.host, {target: self.sources()[target]}) as helper:
             merge.commit_active(helper, target, base, progress)
-        self.redefine(domain_xml.with_sources(self.definition(), {target: base}))
+            # While the helper has the images open, nobody can start the VM on what it no longer stands on.
+            self.redefine(domain_xml.with_sources(self.definition(), {target: base}))
+
+    def cancel_merges(self, bases: set[str]) -> None:
+        """Ends merges into one of these images that their owner left behind; the VM stays on a good chain."""
+        with translated(f"cancelling merges of {self.name}"):
+            if not self.domain.isActive():
+                return
+            for disk in domain_xml.disks(self.domain.XMLDesc(0)):
+                if disk.mirror in bases:
+                    self.domain.blockJobAbort(disk.target, 0)
+
+    def active(self) -> bool:
+        with translated(f"asking whether {self.name} runs"):
+            return bool(self.domain.isActive())
 
     def power_off(self) -> None:
         """Ends the VM at once, as a power failure would. Nothing happens if it is off."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import posixpath
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import libvirt
 
@@ -100,15 +104,25 @@ class Directory:
 @contextmanager
 def directory(host: Host, path: str) -> Iterator[Directory]:
     """The directory as a pool: the pool that is there already, or one that lives only as long as the block."""
-    pool, ours = _find_or_make(host, path)
-    try:
-        with translated(f"reading the images in {path}"):
-            pool.refresh(0)
-        yield Directory(path, pool)
-    finally:
-        if ours:
-            with suppress(libvirt.libvirtError):
-                pool.destroy()
+    with _alone():
+        pool, ours = _find_or_make(host, path)
+        try:
+            with translated(f"reading the images in {path}"):
+                pool.refresh(0)
+            yield Directory(path, pool)
+        finally:
+            if ours:
+                with suppress(libvirt.libvirtError):
+                    pool.destroy()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One of this user's processes on this machine at a time: two pools of one directory exclude each other. Not reentrant."""
+    directory = "/run/lock" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", tempfile.gettempdir())
+    with (Path(directory) / f"quiesce-pools-{os.geteuid()}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def split(path: str) -> tuple[str, str]:

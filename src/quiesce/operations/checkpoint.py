@@ -104,7 +104,7 @@ def _open_agent(context: Context, vm: Vm, facts: Facts, required: Consistency, s
     try:
         guest.require_agent_port(facts)
         return stack.enter_context(guest.agent(vm))[0]
-    except AgentError as error:
+    except QuiesceError as error:
         if required is not Consistency.CRASH:
             raise
         context.emit(Warned(f"{error.message}; the guest is not asked to come to rest"))

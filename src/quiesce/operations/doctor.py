@@ -25,4 +25,4 @@ def doctor(context: Context, vm_name: str, *, repair: bool) -> Diagnosis:
         ]
         if not found:
             found = [f"{path} is needed by nothing" for path in images.orphans(context, vm)]
-        return Diagnosis(tuple(found), tuple(recover(context, vm)) if repair else ())
+        return Diagnosis(tuple(found), tuple(recover(context, vm, orphans=True)) if repair else ())

@@ -12,7 +12,7 @@ from quiesce.hypervisor import volumes
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError, RefusedError
 from quiesce.model.events import Warned
-from quiesce.model.tree import Checkpoint
+from quiesce.model.tree import Checkpoint, DiskImage, Tree
 from quiesce.operations.context import Context
 
 
@@ -55,34 +55,57 @@ def discard_or_warn(context: Context, vm: Vm, journal: Journal, path: str) -> No
 
 def put_back(context: Context, vm: Vm, overlays: Mapping[str, tuple[str, str]]) -> None:
     """Brings the VM, running or off, back from overlays onto the images below them, with all it wrote, and removes the
-    overlays. `overlays`: (overlay, image below) by target; those the VM does not write are only removed."""
+    overlays. `overlays`: (overlay, image below) by target.
+
+    Raises RefusedError, and keeps the overlay, for a disk that stands on neither: something may have been written to it.
+    """
     sources = vm.sources()
     for target, (overlay, below) in overlays.items():
         if sources.get(target) == overlay:
             vm.commit_into_base(target, below)
-    for overlay, _ in overlays.values():
+    sources = vm.sources()
+    for target, (overlay, below) in overlays.items():
+        if sources.get(target) != below:
+            raise RefusedError(f"disk {target} of {vm.name} is no longer on {below}; {overlay} is left alone")
         discard(context, vm, overlay)
 
 
 def orphans(context: Context, vm: Vm) -> list[str]:
     """Every image made for this VM that nothing stands on. Sure only under the VM's lock, with no operation unfinished."""
-    used = in_use(vm)
+    nodes = context.catalog.tree(vm.host.name, vm.uuid).checkpoints
+    needed = with_backing(vm, vm.chain() | {image.path for node in nodes for image in node.disks})
     return [
         path
         for path in context.catalog.images_made_for(vm.host.name, vm.uuid)
-        if path not in used and not context.catalog.checkpoints_with(vm.host.name, path)
+        if path not in needed and not context.catalog.checkpoints_with(vm.host.name, path)
     ]
 
 
 def in_use(vm: Vm) -> set[str]:
     """Every image the VM reads or would read when started: its sources and all below them, by the running VM's own account
     and by the images' headers."""
-    used = vm.chain()
-    frontier = set(used)
+    return with_backing(vm, vm.chain())
+
+
+def with_backing(vm: Vm, paths: set[str]) -> set[str]:
+    """These images and all below them, by their headers."""
+    found, frontier = set(paths), set(paths)
     while frontier:
-        frontier = {below for path in frontier if (below := backing(vm, path))} - used
-        used |= frontier
-    return used
+        frontier = {below for path in frontier if (below := backing(vm, path))} - found
+        found |= frontier
+    return found
+
+
+def require_known_base(vm: Vm, disks: tuple[DiskImage, ...], tree: Tree) -> None:
+    """Raises RefusedError if a disk does not lie on the checkpoint it should: somebody changed the chain."""
+    parent = tree.get(tree.head_parent)
+    for disk in disks:
+        base = parent.image(disk.target) if parent else None
+        if parent and base and backing(vm, disk.path) != base.path:
+            raise RefusedError(
+                f"somebody changed the chain of disk {disk.target}: checkpoint {parent.name!r} has it based on {base.path}",
+                hint="qemu-img info --backing-chain shows it as it is; --discard-current restores regardless",
+            )
 
 
 def backing(vm: Vm, path: str) -> str | None:

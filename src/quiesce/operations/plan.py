@@ -44,6 +44,8 @@ def disks_to_switch(facts: Facts) -> tuple[Disk, ...]:
         if disk.device in ("cdrom", "floppy"):
             continue
         problem = _problem(disk)
+        if not problem and facts.persistent and facts.next_sources.get(disk.target) != disk.path:
+            problem = "it is not the disk the VM will have when it is started next; make the change permanent, or undo it"
         if problem:
             problems.append(f"disk {disk.target}: {problem}")
         else:

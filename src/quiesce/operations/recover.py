@@ -12,8 +12,9 @@ from quiesce.operations.context import Context
 from quiesce.wire.schema import from_wire
 
 
-def recover(context: Context, vm: Vm) -> list[str]:
-    """Brings catalog, definition and images of the VM to agree again, and returns what was done, a line each.
+def recover(context: Context, vm: Vm, *, orphans: bool = False) -> list[str]:
+    """Brings catalog, definition and images of the VM to agree again, and returns what was done, a line each. `orphans`:
+    looks for images nothing needs even where no operation was interrupted.
 
     To be called under the VM's lock: an operation that is unfinished then has no owner any more. Decided from what libvirt and
     the images say; the journal only tells what to look at. Can itself be killed and called again. Raises QuiesceError if
@@ -21,6 +22,8 @@ def recover(context: Context, vm: Vm) -> list[str]:
     """
     done = []
     for operation in journal.interrupted(context.catalog, vm.host.name, vm.uuid):
+        bases = {step["base"] for step in operation.details("merge")}
+        vm.cancel_merges(bases | {step["backing"] for step in operation.details("make-overlay")})
         match operation.verb:
             case "checkpoint":
                 outcome = _checkpoint(context, vm, operation)
@@ -30,7 +33,7 @@ def recover(context: Context, vm: Vm) -> list[str]:
                 outcome = "can be called again"
         journal.finish(context.catalog, operation.id, f"recovered: {outcome}")
         done.append(f"the {operation.verb} begun at {operation.started} was interrupted; it {outcome}")
-    if done:
+    if done or orphans:
         for path in images.orphans(context, vm):
             images.discard(context, vm, path)
             done.append(f"{path}, which nothing needs, was removed")
@@ -51,7 +54,7 @@ def _checkpoint(context: Context, vm: Vm, operation: Interrupted) -> str:
 
 def _restore(context: Context, vm: Vm, operation: Interrupted) -> str:
     for step in operation.details("define"):
-        if step["sources"].items() <= vm.sources().items():
+        if set(step["sources"].values()) & images.in_use(vm):
             safety = from_wire(Checkpoint, step["safety"], own=True) if step["safety"] else None
             if safety and not context.catalog.has(safety.id):
                 context.catalog.add(safety, step["before"], head_parent=step["checkpoint"])

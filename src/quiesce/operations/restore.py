@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from quiesce.catalog.journal import Journal
 from quiesce.hypervisor import domain_xml, volumes
 from quiesce.hypervisor.vm import Facts, PowerState, Vm
-from quiesce.model.errors import AgentError, NotFoundError, QuiesceError, RefusedError
+from quiesce.model.errors import NotFoundError, QuiesceError, RefusedError
 from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
@@ -52,6 +52,8 @@ def restore(
             _require_restorable(facts, tree, node)
             plan.require_nothing_in_the_way(facts)
             safety = None if discard_current else _safety(vm, facts, tree)
+            if safety:
+                images.require_known_base(vm, safety.disks, tree)
             capacities = _require_images(vm, node)
         if facts.power is PowerState.RUNNING and safety:
             with context.phase("flush the guest"):
@@ -72,6 +74,10 @@ def restore(
             with context.phase("define"), journal.step("define", **intended):
                 xml = context.catalog.domain_xml(node.id)
                 vm.redefine(domain_xml.restored(xml, name=vm.name, generation=generation, sources=made))
+                if vm.active():
+                    raise RefusedError(
+                        f"{vm.name} was started by somebody else during the restore", hint="stop it and try again"
+                    )
                 if safety:
                     context.catalog.add(safety, before, head_parent=node.id)
                 else:
@@ -165,5 +171,5 @@ def _flush(context: Context, vm: Vm, facts: Facts) -> None:
         guest.require_agent_port(facts)
         with guest.agent(vm) as (requester, _), guest.translated(vm.name):
             requester.prepare(1000, False, FLUSH_TIMEOUT_S)
-    except AgentError as error:
+    except QuiesceError as error:
         context.emit(Warned(f"the guest was not flushed before it was powered off: {error.message}"))
