@@ -10,17 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quiesce.agent.writers import HoldError, postgresql
-from quiesce.agent.writers.postgresql import (
-    Cluster,
-    Stopped,
-    _cluster_id,
-    _code,
-    _data_directories,
-    _format_lsn,
-    _Postmaster,
-    _say,
-    read_control_file,
-)
+from quiesce.agent.writers.postgresql import Cluster, _code, _say
+from quiesce.agent.writers.postgresql_files import Postmaster, cluster_id, data_directories, read_control_file
+from quiesce.agent.writers.postgresql_stopped import Stopped, _format_lsn
 from quiesce.agent.writers.wal import parse_lsn
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Writer
@@ -135,7 +127,7 @@ def test_a_control_file_that_vanishes_in_the_window_is_no_longer_vouched_for(tmp
 )
 def test_a_cluster_is_called_as_its_distribution_calls_it(directory, expected):
     """Broken: a writer's id would change, and with it what later checkpoints are compared by."""
-    assert _cluster_id(directory) == expected
+    assert cluster_id(directory) == expected
 
 
 @given(st.integers(0, 2**64 - 1))
@@ -148,7 +140,7 @@ def _cluster(log: Log) -> Cluster:
     """A running cluster over a log of our own, with no server behind it."""
     directory = log.directory.parent
     (directory / "PG_VERSION").write_text("17\n")
-    cluster = Cluster(_Postmaster(1, 0, str(directory), 5432, "/nowhere", container=False))
+    cluster = Cluster(Postmaster(1, 0, str(directory), 5432, "/nowhere", container=False))
     cluster._segment_size = log.segment
     cluster._position = {"redo_lsn": _format_lsn(log.start), "timeline": "1"}
     return cluster
@@ -277,7 +269,7 @@ def test_a_lost_session_loses_the_grade(held):
 
 def test_a_cluster_in_a_container_is_refused_and_says_why(log):
     """Broken: a database that nobody holds would pass for held."""
-    cluster = Cluster(_Postmaster(1, 0, str(log.directory.parent), 5432, "/nowhere", container=True))
+    cluster = Cluster(Postmaster(1, 0, str(log.directory.parent), 5432, "/nowhere", container=True))
     found = cluster.identify()
     assert found.grade is Grade.REFUSED
     assert "container" in str(found.reason)
@@ -307,6 +299,7 @@ def test_data_directories_are_found_where_debians_configuration_says(tmp_path, m
     configuration = tmp_path / "postgresql.conf"
     configuration.write_text(f"# data_directory = '/wrong'\n data_directory = '{tmp_path}'\t# note\n")
     monkeypatch.setattr(
-        "quiesce.agent.writers.postgresql.glob.glob", lambda pattern: [str(configuration)] if pattern.endswith("conf") else []
+        "quiesce.agent.writers.postgresql_files.glob.glob",
+        lambda pattern: [str(configuration)] if pattern.endswith("conf") else [],
     )
-    assert list(_data_directories()) == [str(tmp_path)]
+    assert list(data_directories()) == [str(tmp_path)]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
 
 import anyio
-import anyio.to_thread
 
 from quiesce.catalog.journal import Journal
 from quiesce.hypervisor.domain_xml import Disk
@@ -23,15 +20,16 @@ from quiesce.model.errors import (
     QuiesceError,
 )
 from quiesce.model.events import Warned
-from quiesce.model.grades import LEVELS, Consistency, Grade, Level, judge
+from quiesce.model.grades import LEVELS, Consistency, Grade, judge
 from quiesce.model.names import check_checkpoint_name, default_checkpoint_name
 from quiesce.model.reports import Filesystem, FreezeState, Writer
 from quiesce.model.tree import Checkpoint, DiskImage, Kind
 from quiesce.operations import guest, images, plan
 from quiesce.operations.context import Context
+from quiesce.operations.participant import Participant
 from quiesce.operations.recover import recover
-from quiesce.window.driver import WindowExpiredError, WindowReport, drive
-from quiesce.window.machine import Action, Member, Step
+from quiesce.window.driver import WindowReport, drive
+from quiesce.window.machine import Action, Member
 from quiesce.wire.messages import Frozen, Held, Inventory, Released, Thawed
 from quiesce.wire.requester import AgentRefusedError, Requester
 
@@ -39,7 +37,6 @@ DEFAULT_WINDOW_S = 10.0
 """VSS's own limit for holding writes."""
 PREPARE_TIMEOUT_S = 600.0
 """Longest preparation, in seconds; applications run meanwhile."""
-SETTLE_TIMEOUT_S = 60.0
 
 
 def checkpoint(
@@ -135,7 +132,7 @@ class _Attempt:
         self._journal = Journal(context.catalog, vm.host.name, vm.uuid, "checkpoint")
         self.id = self._journal.id
         self._overlays: dict[str, str] = {}
-        self._participant: _Participant | None = None
+        self._participant: Participant | None = None
 
     @contextlib.contextmanager
     def overlays(self) -> Iterator[dict[str, str]]:
@@ -174,7 +171,7 @@ class _Attempt:
         """The window and the judgement. Raises QuiesceError if the label is not what is required."""
         levels = frozenset(writer.level for writer in inventory.writers) if inventory else frozenset()
         member = Member(self._vm.name, levels, quiesced=requester is not None)
-        participant = self._participant = _Participant(self._vm, requester, overlays)
+        participant = self._participant = Participant(self._vm, requester, overlays)
         number = self._journal.intend("switch", overlays=overlays)
         try:
             report = anyio.run(drive, [member], {member.name: participant}, self._window_s, self._context.emit)
@@ -194,7 +191,7 @@ class _Attempt:
             self._context.catalog.add(node, xml, head_parent=node.id)
         images.write_manifest(self._context, self._vm, node, xml)
 
-    def _judge(self, report: WindowReport, inventory: Inventory | None, participant: _Participant) -> _Verdict:
+    def _judge(self, report: WindowReport, inventory: Inventory | None, participant: Participant) -> _Verdict:
         outcome, name = report.outcome, self._vm.name
         verdict = _Verdict(Consistency.CRASH, phases_us=dict(report.phases_us))
         frozen: Frozen | None = outcome.value(Action.FREEZE, name)
@@ -276,69 +273,6 @@ class _Attempt:
             self._journal.finish("undone")
         except QuiesceError as error:
             self._context.emit(Warned(f"the failed attempt could not be undone: {error.message}"))
-
-
-class _Participant:
-    """One VM in the window."""
-
-    def __init__(self, vm: Vm, requester: Requester | None, overlays: dict[str, str]) -> None:
-        self._vm = vm
-        self._requester = requester
-        self._overlays = overlays
-        self._switch_ended = threading.Event()
-        self._switch_started = False
-        self.switched = False
-        """The VM writes to the overlays."""
-        self.whole = False
-        """It has no disk that was not switched, as one plugged in during the attempt."""
-
-    async def perform(self, step: Step, timeout: float) -> Any:
-        if step.action is Action.SWITCH:
-            return await self._perform_switch(timeout)
-        return await anyio.to_thread.run_sync(self._ask, step, timeout)
-
-    def _ask(self, step: Step, timeout: float) -> Any:
-        requester = self._requester
-        assert requester is not None
-        match step:
-            case Step(Action.HOLD, _, Level() as level):
-                return requester.hold(level, timeout)
-            case Step(Action.FREEZE):
-                return requester.freeze(timeout)
-            case Step(Action.THAW):
-                return requester.thaw(timeout)
-            case Step(Action.RELEASE, _, Level() as level):
-                return requester.release(level, timeout)
-            case Step(Action.ABORT):
-                return requester.abort(timeout)
-        raise AssertionError(step)
-
-    async def _perform_switch(self, timeout: float) -> None:
-        self._switch_started = True
-        with anyio.move_on_after(timeout):
-            return await anyio.to_thread.run_sync(self._switch, abandon_on_cancel=True)
-        raise WindowExpiredError("libvirt did not return from the switch in time")
-
-    def _switch(self) -> None:
-        try:
-            self._vm.switch(self._overlays)
-        finally:
-            self._switch_ended.set()
-
-    @property
-    def ended(self) -> bool:
-        """No switch is under way."""
-        return not self._switch_started or self._switch_ended.is_set()
-
-    def settle(self) -> None:
-        """Waits for a switch that was given up on, and finds out whether the VM writes to its overlays, all of it."""
-        if not self._switch_started:
-            return
-        if not self._switch_ended.wait(SETTLE_TIMEOUT_S):
-            raise HypervisorError(f"libvirt has not returned from switching {self._vm.name} for {SETTLE_TIMEOUT_S:g} s")
-        sources = self._vm.disk_sources()
-        self.switched = all(sources.get(target) == path for target, path in self._overlays.items())
-        self.whole = sources.keys() == self._overlays.keys()
 
 
 def _as_crash(writer: Writer) -> Writer:

@@ -12,19 +12,17 @@ dead-man: locks vanish with the session.
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import re
-import struct
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from quiesce.agent import linux
 from quiesce.agent.writers import ApplicationWriter, HoldError, wal
+from quiesce.agent.writers.postgresql_files import Postmaster, cluster_id, data_directories, paths_of, read_version, running
+from quiesce.agent.writers.postgresql_stopped import Stopped
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Writer
 
@@ -62,26 +60,15 @@ SELECT s.system_identifier::text, c.timeline_id, c.checkpoint_lsn::text, c.redo_
        EXISTS (SELECT 1 FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid())
 FROM pg_control_checkpoint() c, pg_control_system() s
 """
-_CONTROL_STATES = {1: "shut down", 2: "shut down in recovery"}
 
 
 def discover() -> list[ApplicationWriter]:
     """Every cluster of this machine, running or down."""
-    running = list(_running())
-    directories = {os.path.realpath(cluster.directory) for cluster in running}
-    found: list[ApplicationWriter] = [Cluster(cluster) for cluster in running]
-    found += [Stopped(directory) for directory in sorted(_data_directories()) if os.path.realpath(directory) not in directories]
+    postmasters = list(running())
+    directories = {os.path.realpath(postmaster.directory) for postmaster in postmasters}
+    found: list[ApplicationWriter] = [Cluster(postmaster) for postmaster in postmasters]
+    found += [Stopped(directory) for directory in sorted(data_directories()) if os.path.realpath(directory) not in directories]
     return found
-
-
-@dataclass(frozen=True)
-class _Postmaster:
-    pid: int
-    uid: int
-    directory: str
-    port: int
-    socket_directory: str
-    container: bool
 
 
 @dataclass
@@ -99,10 +86,10 @@ class Cluster:
 
     level = Level.BACK_END
 
-    def __init__(self, postmaster: _Postmaster) -> None:
+    def __init__(self, postmaster: Postmaster) -> None:
         self._postmaster = postmaster
-        self._id = _cluster_id(postmaster.directory)
-        self._version = _read_first_line(os.path.join(postmaster.directory, "PG_VERSION"))
+        self._id = cluster_id(postmaster.directory)
+        self._version = read_version(postmaster.directory)
         self._role: Optional[str] = None
         self._grade = Grade.REFUSED
         self._reason: Optional[str] = None
@@ -367,7 +354,7 @@ class Cluster:
         self._control = None
 
     def paths(self) -> list[str]:
-        return _paths(self._postmaster.directory)
+        return paths_of(self._postmaster.directory)
 
     def remember(self) -> None:
         if not self._learned_now:
@@ -428,149 +415,6 @@ class Cluster:
         self._timings[what] = (time.monotonic_ns() - started_ns) // 1000
 
 
-class Stopped:
-    """A cluster that is not running: there is nothing to hold, and its control file says how it will start."""
-
-    level = Level.BACK_END
-
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
-        self._before: Optional[tuple[int, int, int, int]] = None
-        self._grade = Grade.REFUSED
-        self._reason: Optional[str] = None
-        self._look()
-
-    def _look(self) -> None:
-        try:
-            control = read_control_file(self._directory)
-        except (OSError, struct.error) as error:
-            self._grade, self._reason = Grade.REFUSED, f"it is down and its control file cannot be read: {error}"
-            return
-        state = control[1]
-        if self._before is not None and control != self._before:
-            self._grade, self._reason = Grade.CRASH, "it was down, and was started during the attempt"
-        elif state in _CONTROL_STATES:
-            self._grade, self._reason = Grade.CLEAN, f"it is down; it was {_CONTROL_STATES[state]} cleanly"
-        else:
-            self._grade, self._reason = (
-                Grade.CRASH,
-                "it is down and was not shut down cleanly; it will recover when started",
-            )
-        self._before = self._before or control
-
-    def identify(self) -> Writer:
-        system, _state, checkpoint, redo = self._before or (0, 0, 0, 0)
-        position = {
-            "system_identifier": str(system),
-            "checkpoint_lsn": _format_lsn(checkpoint),
-            "redo_lsn": _format_lsn(redo),
-        }
-        return Writer(
-            id=_cluster_id(self._directory),
-            application="postgresql",
-            version=_read_first_line(os.path.join(self._directory, "PG_VERSION")),
-            level=self.level,
-            grade=self._grade,
-            reason=self._reason,
-            role="down",
-            position=position,
-            data_directory=self._directory,
-        )
-
-    def prepare(self, deadline_ns: int, window_ms: int) -> None:
-        self._look()
-
-    def hold(self, deadline_ns: int) -> None:
-        self._look()
-        if not self._grade.vouched:
-            raise HoldError(self._reason or "it changed")
-
-    def forgo(self, reason: str) -> None:
-        self._grade, self._reason = Grade.CRASH, reason
-
-    def release(self) -> None:
-        self._look()
-
-    def abort(self) -> None:
-        pass
-
-    def paths(self) -> list[str]:
-        return _paths(self._directory)
-
-    def remember(self) -> None:
-        pass
-
-
-def _paths(directory: str) -> list[str]:
-    """All a cluster's files are below these: its directory, its log, its tablespaces."""
-    linked = [os.path.join(directory, "pg_wal"), *glob.glob(os.path.join(glob.escape(directory), "pg_tblspc", "*"))]
-    return [os.path.realpath(path) for path in (directory, *linked)]
-
-
-def read_control_file(directory: str) -> tuple[int, int, int, int]:
-    """(system identifier, state, checkpoint LSN, redo LSN); catalog/pg_control.h, this part unchanged since 11."""
-    with open(os.path.join(directory, "global", "pg_control"), "rb") as file:
-        data = file.read(48)
-    system, _control_version, _catalog_version, state = struct.unpack_from("=QIIi", data)
-    checkpoint, redo = struct.unpack_from("=QQ", data, 32)
-    return system, state, checkpoint, redo
-
-
-def _running() -> Iterator[_Postmaster]:
-    """Postmasters: a server process whose working directory's postmaster.pid names it."""
-    own_root = os.stat("/proc/self/root")
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/comm", errors="replace") as file:
-                if file.read().strip() not in ("postgres", "postmaster"):
-                    continue
-            root = os.stat(f"/proc/{pid}/root")
-            directory = os.readlink(f"/proc/{pid}/cwd")
-            with open(f"/proc/{pid}/cwd/postmaster.pid") as file:
-                lines = file.read().splitlines()
-            container = (root.st_dev, root.st_ino) != (own_root.st_dev, own_root.st_ino)
-            if not container and lines[0].strip() != pid:
-                continue
-            if container and _parent_is_server(pid):
-                continue
-            uid = os.stat(f"/proc/{pid}").st_uid
-            sockets = [path for path in lines[4].split(",") if path] or ["/tmp"]  # noqa: S108 - PostgreSQL's default
-            yield _Postmaster(int(pid), uid, directory, int(lines[3]), sockets[0], container)
-        except (OSError, ValueError, IndexError):
-            continue  # it ended, or is none
-
-
-def _parent_is_server(pid: str) -> bool:
-    with open(f"/proc/{pid}/stat", errors="replace") as file:
-        parent = file.read().rpartition(")")[2].split()[1]
-    try:
-        with open(f"/proc/{parent}/comm", errors="replace") as file:
-            return file.read().strip() in ("postgres", "postmaster")
-    except OSError:
-        return False
-
-
-def _data_directories() -> Iterator[str]:
-    """Where the distributions put clusters, and where Debian's configuration says they are."""
-    for pattern in ("/var/lib/postgresql/*/*", "/var/lib/pgsql/*/data", "/var/lib/pgsql/data"):
-        for directory in glob.glob(pattern):
-            if os.path.exists(os.path.join(directory, "global", "pg_control")):
-                yield directory
-    for path in glob.glob("/etc/postgresql/*/*/postgresql.conf"):
-        with suppress(OSError), open(path, errors="replace") as file:
-            match = re.search(r"^\s*data_directory\s*=\s*'([^']+)'", file.read(), re.MULTILINE)
-            directory = match.group(1) if match else "/var/lib/postgresql/"
-            elsewhere = not directory.startswith("/var/lib/postgresql/")
-            if elsewhere and os.path.exists(os.path.join(directory, "global", "pg_control")):
-                yield directory
-
-
-def _cluster_id(directory: str) -> str:
-    """Debian's `17/main` where the directory has that form, else the directory itself."""
-    match = re.fullmatch(r"/var/lib/postgresql/([0-9.]+/[^/]+)", directory)
-    return f"postgresql:{match.group(1) if match else directory}"
-
-
 def _recall() -> dict[str, dict[str, list[str]]]:
     try:
         with open(_MEMORY) as file:
@@ -607,15 +451,3 @@ def _say(error: Exception) -> str:
 def _close(connection: Any) -> None:
     with suppress(Exception):
         connection.close()
-
-
-def _format_lsn(value: int) -> str:
-    return f"{value >> 32:X}/{value & 0xFFFFFFFF:X}"
-
-
-def _read_first_line(path: str) -> str:
-    try:
-        with open(path, errors="replace") as file:
-            return file.readline().strip()
-    except OSError:
-        return "unknown"

@@ -1,0 +1,100 @@
+"""Finds PostgreSQL's clusters in a machine, and reads what their files say without any server."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Postmaster:
+    pid: int
+    uid: int
+    directory: str
+    port: int
+    socket_directory: str
+    container: bool
+
+
+def running() -> Iterator[Postmaster]:
+    """Postmasters: a server process whose working directory's postmaster.pid names it."""
+    own_root = os.stat("/proc/self/root")
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/comm", errors="replace") as file:
+                if file.read().strip() not in ("postgres", "postmaster"):
+                    continue
+            root = os.stat(f"/proc/{pid}/root")
+            directory = os.readlink(f"/proc/{pid}/cwd")
+            with open(f"/proc/{pid}/cwd/postmaster.pid") as file:
+                lines = file.read().splitlines()
+            container = (root.st_dev, root.st_ino) != (own_root.st_dev, own_root.st_ino)
+            if not container and lines[0].strip() != pid:
+                continue
+            if container and _parent_is_server(pid):
+                continue
+            uid = os.stat(f"/proc/{pid}").st_uid
+            sockets = [path for path in lines[4].split(",") if path] or ["/tmp"]  # noqa: S108 - PostgreSQL's default
+            yield Postmaster(int(pid), uid, directory, int(lines[3]), sockets[0], container)
+        except (OSError, ValueError, IndexError):
+            continue  # it ended, or is none
+
+
+def _parent_is_server(pid: str) -> bool:
+    with open(f"/proc/{pid}/stat", errors="replace") as file:
+        parent = file.read().rpartition(")")[2].split()[1]
+    try:
+        with open(f"/proc/{parent}/comm", errors="replace") as file:
+            return file.read().strip() in ("postgres", "postmaster")
+    except OSError:
+        return False
+
+
+def data_directories() -> Iterator[str]:
+    """Where the distributions put clusters, and where Debian's configuration says they are."""
+    for pattern in ("/var/lib/postgresql/*/*", "/var/lib/pgsql/*/data", "/var/lib/pgsql/data"):
+        for directory in glob.glob(pattern):
+            if os.path.exists(os.path.join(directory, "global", "pg_control")):
+                yield directory
+    for path in glob.glob("/etc/postgresql/*/*/postgresql.conf"):
+        with suppress(OSError), open(path, errors="replace") as file:
+            match = re.search(r"^\s*data_directory\s*=\s*'([^']+)'", file.read(), re.MULTILINE)
+            directory = match.group(1) if match else "/var/lib/postgresql/"
+            elsewhere = not directory.startswith("/var/lib/postgresql/")
+            if elsewhere and os.path.exists(os.path.join(directory, "global", "pg_control")):
+                yield directory
+
+
+def cluster_id(directory: str) -> str:
+    """Debian's `17/main` where the directory has that form, else the directory itself."""
+    match = re.fullmatch(r"/var/lib/postgresql/([0-9.]+/[^/]+)", directory)
+    return f"postgresql:{match.group(1) if match else directory}"
+
+
+def paths_of(directory: str) -> list[str]:
+    """All a cluster's files are below these: its directory, its log, its tablespaces."""
+    linked = [os.path.join(directory, "pg_wal"), *glob.glob(os.path.join(glob.escape(directory), "pg_tblspc", "*"))]
+    return [os.path.realpath(path) for path in (directory, *linked)]
+
+
+def read_control_file(directory: str) -> tuple[int, int, int, int]:
+    """(system identifier, state, checkpoint LSN, redo LSN); catalog/pg_control.h, this part unchanged since 11."""
+    with open(os.path.join(directory, "global", "pg_control"), "rb") as file:
+        data = file.read(48)
+    system, _control_version, _catalog_version, state = struct.unpack_from("=QIIi", data)
+    checkpoint, redo = struct.unpack_from("=QQ", data, 32)
+    return system, state, checkpoint, redo
+
+
+def read_version(directory: str) -> str:
+    """The major version, as the cluster's own file has it."""
+    try:
+        with open(os.path.join(directory, "PG_VERSION"), errors="replace") as file:
+            return file.readline().strip()
+    except OSError:
+        return "unknown"
