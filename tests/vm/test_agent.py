@@ -98,6 +98,19 @@ def test_freeze_of_somebody_else(machine: Machine, requester: Requester) -> None
     machine.run("fsfreeze -u /mnt/theirs && touch /mnt/theirs/file")
 
 
+def test_a_crash_image_can_be_had_of_any_guest(machine: Machine, quiesce: Quiesce) -> None:
+    """Where the filesystems cannot be frozen by us, only who asks for no more than a crash image gets one."""
+    machine.run("""
+        mkdir -p /mnt/theirs && truncate -s 16M /root/theirs.img && mke2fs -q -t ext4 /root/theirs.img
+        mount -o loop /root/theirs.img /mnt/theirs && fsfreeze -f /mnt/theirs
+    """)
+    assert "already frozen by somebody else" in quiesce.fails("checkpoint", machine.name, "--require", "filesystem", code=6)
+    assert quiesce("tree", machine.name)["checkpoints"] == []
+    node = quiesce("checkpoint", machine.name, "--require", "crash")
+    assert (node["consistency"], node["stall_ms"]) == ("crash", 0)
+    machine.run("fsfreeze -u /mnt/theirs; touch /root/writable /var/lib/postgresql/writable")
+
+
 def test_thaw_of_somebody_else(machine: Machine, quiesce: Quiesce, monkeypatch: pytest.MonkeyPatch) -> None:
     """A freeze that somebody broke during the window is not called consistent, and nothing of the attempt is kept."""
     from quiesce.catalog.store import Catalog

@@ -13,7 +13,6 @@ from quiesce.catalog.journal import Journal
 from quiesce.hypervisor.domain_xml import Disk
 from quiesce.hypervisor.vm import Facts, Vm
 from quiesce.model.errors import (
-    AgentError,
     ConsistencyError,
     HypervisorError,
     NameTakenError,
@@ -155,28 +154,30 @@ class _Attempt:
             raise
         self._journal.finish("done")
 
-    def prepare(self, requester: Requester) -> Inventory:
+    def prepare(self, requester: Requester) -> Inventory | None:
+        """What the guest has to hold and freeze; None where it cannot be prepared and a crash image is enough."""
         insist = self._required is Consistency.APPLICATION
-        with self._context.phase("prepare"):
-            try:
-                with guest.translated(self._vm.name):
-                    try:
-                        return requester.prepare(int(self._window_s * 1000), insist, PREPARE_TIMEOUT_S)
-                    except AgentRefusedError as refusal:
-                        raise self._inconsistent(refusal) from refusal
-            except (TimeoutError, ConnectionError) as error:
-                raise AgentError(str(error)) from error
+        try:
+            with self._context.phase("prepare"), guest.translated(self._vm.name):
+                try:
+                    return requester.prepare(int(self._window_s * 1000), insist, PREPARE_TIMEOUT_S)
+                except AgentRefusedError as refusal:
+                    raise self._inconsistent(refusal) from refusal
+        except QuiesceError as error:
+            if self._required is not Consistency.CRASH:
+                raise
+            self._context.emit(Warned(f"{error.message}; the guest is not asked to come to rest"))
+            return None
 
     def run_window(self, requester: Requester | None, inventory: Inventory | None, overlays: dict[str, str]) -> _Verdict:
         """The window and the judgement. Raises QuiesceError if the label is not what is required."""
-        levels = frozenset(writer.level for writer in inventory.writers) if inventory else frozenset()
-        member = Member(self._vm.name, levels, quiesced=requester is not None)
-        participant = self._participant = Participant(self._vm, requester, overlays)
         number = self._journal.intend("switch", overlays=overlays)
-        try:
-            report = anyio.run(drive, [member], {member.name: participant}, self._window_s, self._context.emit)
-        finally:
-            participant.settle()
+        report, participant = self._drive(requester if inventory else None, inventory, overlays)
+        failed = report.outcome.failed_step
+        if failed and failed.action in (Action.HOLD, Action.FREEZE) and self._required is Consistency.CRASH:
+            self._context.emit(Warned(f"{self._explain(report).message}; the guest is not asked to come to rest"))
+            inventory = None
+            report, participant = self._drive(None, None, overlays)
         verdict = self._judge(report, inventory, participant)
         if not participant.switched:
             raise self._explain(report)
@@ -184,6 +185,18 @@ class _Attempt:
         if not verdict.consistency.satisfies(self._required):
             raise self._fell_short(report, verdict)
         return verdict
+
+    def _drive(
+        self, requester: Requester | None, inventory: Inventory | None, overlays: dict[str, str]
+    ) -> tuple[WindowReport, Participant]:
+        levels = frozenset(writer.level for writer in inventory.writers) if inventory else frozenset()
+        member = Member(self._vm.name, levels, quiesced=requester is not None)
+        participant = self._participant = Participant(self._vm, requester, overlays)
+        try:
+            report = anyio.run(drive, [member], {member.name: participant}, self._window_s, self._context.emit)
+        finally:
+            participant.settle()
+        return report, participant
 
     def record(self, node: Checkpoint) -> None:
         xml = self._vm.definition()
