@@ -74,6 +74,7 @@ def main() -> int:
                     "blockcommit",
                     machine.name,
                     target,
+                    "--shallow",  # without it virsh merges all the way down, into the lab's cached image
                     "--active",
                     "--pivot",
                     "--wait",
