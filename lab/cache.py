@@ -5,9 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+STAMP = "stamp"
+"""Sizes and times of an entry's disks when it was made."""
 
 
 def root() -> Path:
@@ -29,12 +33,16 @@ def locked(path: Path) -> Iterator[None]:
 def entry(path: Path) -> Iterator[Path | None]:
     """Yields a directory to fill if the entry `path` does not exist yet, else None.
 
-    The entry appears whole or not at all: it is filled under another name and renamed.
+    The entry appears whole or not at all: it is filled under another name and renamed. One whose disks were written to since,
+    as by a merge that went a layer too far, is made anew, and so is whatever was made from it.
     """
     with locked(path.parent / f".{path.name}.lock"):
         if path.is_dir():
-            yield None
-            return
+            if (path / STAMP).is_file() and (path / STAMP).read_text() == _stamp(path):
+                yield None
+                return
+            print(f"lab: {path.name} was written to; making it anew", file=sys.stderr, flush=True)
+            _remove_with_what_was_made_from_it(path)
         partial = path.with_name(f"{path.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o755)
@@ -43,7 +51,22 @@ def entry(path: Path) -> Iterator[Path | None]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+        (partial / STAMP).write_text(_stamp(partial))
         partial.rename(path)
+
+
+def _stamp(directory: Path) -> str:
+    found = ((file.name, file.stat()) for file in sorted(directory.glob("*.qcow2")))
+    return "".join(f"{name} {status.st_size} {status.st_mtime_ns}\n" for name, status in found)
+
+
+def _remove_with_what_was_made_from_it(path: Path) -> None:
+    """What was made from an entry is younger."""
+    born = path.stat().st_ctime_ns
+    shutil.rmtree(path)
+    for made in path.parent.glob("saved-*"):
+        if made.is_dir() and made.stat().st_ctime_ns > born:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def prune(pattern: Path, keep: int) -> None:
