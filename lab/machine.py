@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -371,13 +371,3 @@ def _rename_in_ram_image(ram: Path, old: dict[str, str], new: dict[str, str]) ->
             data = data.replace(value.encode(), new[key].encode())
         file.seek(_SAVE_XML_OFFSET)
         file.write(data)
-
-
-@contextlib.contextmanager
-def removed_afterwards(path: Path) -> Iterator[Path]:
-    """A directory that does not outlive the block."""
-    path.mkdir(parents=True)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)

@@ -45,7 +45,6 @@ def checkpoint(
     name: str | None = None,
     required: Consistency = Consistency.APPLICATION,
     window_s: float = DEFAULT_WINDOW_S,
-    kind: Kind = Kind.PRODUCTION,
 ) -> Checkpoint:
     """Takes a checkpoint of the running VM and returns it.
 
@@ -76,7 +75,7 @@ def checkpoint(
                 vm_name=vm.name,
                 name=name,
                 created=attempt.created.isoformat(timespec="milliseconds"),
-                kind=kind,
+                kind=Kind.PRODUCTION,
                 consistency=verdict.consistency,
                 required=required,
                 disks=tuple(DiskImage(disk.target, str(disk.path), disk.format) for disk in disks),
