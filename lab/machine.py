@@ -3,6 +3,7 @@
     with Machine(build()) as machine:            # boots: 30 to 60 s without KVM
         machine.run("psql -c 'SELECT 1'")
     with Machine(image, start_from=saved_machine) as machine:   # resumes a saved RAM image: about 2 s
+    with Machine(image, firmware=True) as machine:   # boots through UEFI, with variables of its own, and has a TPM 2.0
 
 A machine's directory carries a lock held by its owner, so that whatever a killed owner left is removed by the next one.
 """
@@ -40,6 +41,12 @@ URI = "qemu:///system"
 
 used_names: set[str] = set()
 """Names of all machines this process made."""
+
+TPM_STATES = Path("/var/lib/libvirt/swtpm")
+"""Where libvirt keeps what TPMs remember, in directories named by their machines' UUIDs."""
+
+tpm_states_before = set(TPM_STATES.glob("*"))
+"""Those that were there when this process started."""
 
 libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised; they need not be printed as well
 
@@ -111,6 +118,7 @@ class Machine:
         start_from: SavedMachine | None = None,
         customize: Callable[[str], str] = lambda xml: xml,
         boot: bool = True,
+        firmware: bool = False,
     ) -> None:
         self.image = image
         self.name = new_name()
@@ -119,6 +127,7 @@ class Machine:
         self._start_from = start_from
         self._customize = customize
         self._boot = boot
+        self._firmware = firmware
 
     def __enter__(self) -> Self:
         self._stack = contextlib.ExitStack()
@@ -162,6 +171,11 @@ class Machine:
 
     def disk(self, target: str) -> Path:
         return self.directory / f"{target}.qcow2"
+
+    @property
+    def nvram(self) -> Path:
+        """The UEFI variables of a machine with firmware."""
+        return self.directory / "nvram.fd"
 
     def console(self) -> str:
         try:
@@ -279,18 +293,23 @@ class Machine:
             for target in self.image.disks
         )
         kind = "kvm" if kvm_works() else "qemu"
+        system, tpm = "<os>", ""
+        if self._firmware:
+            insecure = "<firmware><feature enabled='no' name='secure-boot'/></firmware>"  # or libvirt takes the first there is
+            system = f"<os firmware='efi'>{insecure}<nvram>{self.nvram}</nvram>"
+            tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
         return f"""
 <domain type='{kind}'>
   <name>{self.name}</name><uuid>{self.uuid}</uuid><genid/>
   <memory unit='MiB'>{MEMORY_MIB}</memory><vcpu>2</vcpu>
-  <os><type arch='x86_64' machine='q35'>hvm</type>
+  {system}<type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{self.image.kernel}</kernel><initrd>{self.image.initrd}</initrd>
     <cmdline>root=/dev/vda rw console=ttyS0 quiet loglevel=3 systemd.show_status=0 mitigations=off</cmdline></os>
   <features><acpi/></features><cpu mode='maximum'/><clock offset='utc'/>
   <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash>
   <devices>
     {disks}
-    <controller type='virtio-serial' index='0'/><controller type='usb' model='none'/><memballoon model='none'/>
+    <controller type='virtio-serial' index='0'/><controller type='usb' model='none'/><memballoon model='none'/>{tpm}
     <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
     <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
     <serial type='file'><source path='{self.directory}/console.log'/><target port='0'/></serial>
@@ -318,12 +337,14 @@ def left_behind() -> list[str]:
     """Domains, pools and files that machines of this process left; a test suite asserts that there are none."""
     connection = libvirt.open(URI)
     try:
-        domains = [domain.name() for domain in connection.listAllDomains()]
+        tpm_states = set(TPM_STATES.glob("*")) - tpm_states_before  # before the domains: one without a domain was left
+        domains = {domain.UUIDString(): domain.name() for domain in connection.listAllDomains()}
         pools = [(pool.name(), pool.XMLDesc(0)) for pool in connection.listAllStoragePools()]
     finally:
         connection.close()
-    left = [name for name in domains if name in used_names]
+    left = [name for name in domains.values() if name in used_names]
     left += [name for name, xml in pools if any(used in xml for used in used_names)]
+    left += [str(path) for path in tpm_states if path.name not in domains]
     return left + [str(path) for path in (cache.root() / "machines").glob("*") if path.name in used_names]
 
 
@@ -335,9 +356,10 @@ def _remove_domain(name: str) -> None:
             domain = connection.lookupByName(name)
             with contextlib.suppress(libvirt.libvirtError):
                 domain.destroy()
-            flags = libvirt.VIR_DOMAIN_UNDEFINE_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            flags = libvirt.VIR_DOMAIN_UNDEFINE_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_TPM
+            flags |= libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
             with contextlib.suppress(libvirt.libvirtError):
-                domain.undefineFlags(flags | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+                domain.undefineFlags(flags)
         finally:
             connection.close()
 

@@ -63,6 +63,7 @@ DOMAIN = """
 </domain>
 """
 GENERATION = "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee"
+UUID = "22222222-2222-4222-8222-222222222222"
 
 
 def disk(xml: str, target: str) -> ET.Element:
@@ -73,7 +74,7 @@ def test_disks_are_read_as_they_are():
     """Broken: a disk that cannot be checkpointed would be taken for one that can, or its chain for another."""
     assert domain_xml.disks(DOMAIN) == (
         Disk("vda", "disk", "file", "/images/top.qcow2", "qcow2", read_only=False, shareable=False, mirrored=True,
-             chain=("/images/middle.qcow2", "/dev/vg/base"), mirror="/images/copy.qcow2"),
+             chain=("/images/middle.qcow2", "/dev/vg/base"), mirror="/images/copy.qcow2", mirror_ready=True),
         Disk("vdb", "disk", "block", "/dev/vg/data", "raw", read_only=False, shareable=True, mirrored=False, chain=()),
         Disk("vdc", "disk", "network", None, "raw", read_only=False, shareable=False, mirrored=False, chain=()),
         Disk("sda", "cdrom", "file", None, "raw", read_only=True, shareable=False, mirrored=False, chain=()),
@@ -96,7 +97,13 @@ def test_host_devices_with_state_of_their_own_are_found():
 
 @pytest.fixture
 def restored() -> str:
-    return domain_xml.restored(DOMAIN, name="web2", generation=GENERATION, sources={"vda": "/images/new & fresh.qcow2"})
+    return domain_xml.restored(
+        DOMAIN,
+        identity=domain_xml.Identity("web2", UUID),
+        generation=GENERATION,
+        sources={"vda": "/images/new & fresh.qcow2"},
+        nvram=None,
+    )
 
 
 def test_a_restored_disk_has_its_new_image_and_nothing_of_the_old_chain(restored):
@@ -126,7 +133,16 @@ def test_disks_that_are_not_restored_are_left_alone(target, restored):
 
 def test_a_disk_that_was_a_device_becomes_a_file():
     """Broken: libvirt would look for an image file among the devices."""
-    found = disk(domain_xml.restored(DOMAIN, name="n", generation=GENERATION, sources={"vdb": "/images/b.qcow2"}), "vdb")
+    found = disk(
+        domain_xml.restored(
+            DOMAIN,
+            identity=domain_xml.Identity("n", UUID),
+            generation=GENERATION,
+            sources={"vdb": "/images/b.qcow2"},
+            nvram=None,
+        ),
+        "vdb",
+    )
     assert found.get("type") == "file"
     assert found.find("source").attrib == {"file": "/images/b.qcow2"}
     assert found.find("driver").get("type") == "qcow2"
@@ -134,8 +150,13 @@ def test_a_disk_that_was_a_device_becomes_a_file():
 
 def test_a_disk_without_a_driver_gets_one():
     """Broken: libvirt would take the image for raw, and the guest would see its header."""
-    bare = "<domain><name>a</name><devices><disk type='file'><target dev='vda'/></disk></devices></domain>"
-    found = disk(domain_xml.restored(bare, name="a", generation=GENERATION, sources={"vda": "/x"}), "vda")
+    bare = "<domain><name>a</name><uuid/><devices><disk type='file'><target dev='vda'/></disk></devices></domain>"
+    found = disk(
+        domain_xml.restored(
+            bare, identity=domain_xml.Identity("a", UUID), generation=GENERATION, sources={"vda": "/x"}, nvram=None
+        ),
+        "vda",
+    )
     assert found.find("driver").attrib == {"name": "qemu", "type": "qcow2"}
 
 
@@ -143,7 +164,7 @@ def test_the_name_and_the_rest_of_the_definition(restored):
     """Broken: a restore would define another VM, or lose what the administrator configured."""
     root = ET.fromstring(restored)
     assert root.findtext("name") == "web2"
-    assert root.findtext("uuid") == "11111111-2222-3333-4444-555555555555"
+    assert root.findtext("uuid") == "22222222-2222-4222-8222-222222222222"
     assert root.findtext("title") == "the web server"
     argument = root.find("{http://libvirt.org/schemas/domain/qemu/1.0}commandline/{*}arg")
     assert argument.get("value") == "-version"
@@ -160,14 +181,14 @@ def test_a_generation_id_is_added(restored):
 def test_a_generation_id_is_replaced(old):
     """Broken: the guest would keep the old one, or libvirt refuse two."""
     xml = DOMAIN.replace("<memory", old + "<memory")
-    xml = domain_xml.restored(xml, name="web1", generation=GENERATION, sources={})
+    xml = domain_xml.restored(xml, identity=domain_xml.Identity("web1", UUID), generation=GENERATION, sources={}, nvram=None)
     assert [element.text for element in ET.fromstring(xml).iter("genid")] == [GENERATION]
 
 
 def test_a_definition_without_a_name_is_said_so():
     """Broken: a damaged record would end in an AttributeError."""
     with pytest.raises(ValueError, match="without <name>"):
-        domain_xml.restored("<domain/>", name="a", generation=GENERATION, sources={})
+        domain_xml.restored("<domain/>", identity=domain_xml.Identity("a", UUID), generation=GENERATION, sources={}, nvram=None)
 
 
 def test_a_snapshot_request_names_every_disk():
@@ -190,53 +211,89 @@ def test_a_snapshot_request_names_every_disk():
     }
 
 
-def test_an_overlay_is_what_was_measured_to_be_best():
-    """Broken: first writes would copy whole clusters, or the overlay would lie on another image."""
-    root = ET.fromstring(domain_xml.overlay_volume("a<b.qcow2", 10 * 2**30, "/i/base.qcow2", "qcow2"))
-    assert root.findtext("name") == "a<b.qcow2"
-    assert int(root.findtext("capacity")) == 10 * 2**30
-    assert root.findtext("allocation") == "0"
-    assert root.find("target/format").get("type") == "qcow2"
-    assert root.find("target/features/extended_l2") is not None
-    assert (root.findtext("target/clusterSize"), root.find("target/clusterSize").get("unit")) == ("128", "KiB")
-    assert root.findtext("backingStore/path") == "/i/base.qcow2"
-    assert root.find("backingStore/format").get("type") == "qcow2"
-
-
-def test_a_raw_volume_has_its_size_from_the_start():
-    """Broken: a manifest could not be uploaded into it."""
-    root = ET.fromstring(domain_xml.raw_volume("m.json", 123))
-    assert [root.findtext(tag) for tag in ("name", "capacity", "allocation")] == ["m.json", "123", "123"]
-    assert root.find("target/format").get("type") == "raw"
-
-
-@pytest.mark.parametrize(
-    ("kind", "expected"), [("dir", "/images"), ("fs", "/images"), ("netfs", "/images"), ("logical", None), ("rbd", None)]
-)
-def test_only_pools_of_files_have_a_directory(kind, expected):
-    """Broken: an overlay would be made in a volume group, or beside the images in a pool of its own."""
-    xml = f"<pool type='{kind}'><name>p</name><target><path>/images</path></target></pool>"
-    assert domain_xml.pool_directory(xml) == expected
-
-
-def test_a_pool_of_ours_is_one_of_files():
-    """Broken: a directory without a pool could not be used."""
-    xml = domain_xml.directory_pool("quiesce-1", "/srv/a & b")
-    assert domain_xml.pool_directory(xml) == "/srv/a & b"
-    assert ET.fromstring(xml).findtext("name") == "quiesce-1"
-
-
-@pytest.mark.parametrize(
-    ("backing", "expected"),
-    [("<backingStore><path>/i/base.qcow2</path></backingStore>", "/i/base.qcow2"), ("<backingStore/>", None), ("", None)],
-)
-def test_what_a_volume_lies_on(backing, expected):
-    """Broken: an image that another still needs would be removed."""
-    assert domain_xml.volume_backing(f"<volume><name>a</name>{backing}</volume>") == expected
-
-
 def test_a_new_channel_is_found_again():
     """Broken: the port would be added under a name nobody looks for."""
     assert "io.quiesce.agent.0" in domain_xml.channels(
         f"<domain><devices>{domain_xml.channel('io.quiesce.agent.0')}</devices></domain>"
     )
+
+
+@pytest.mark.parametrize(
+    ("firmware", "expected"),
+    [
+        ("<nvram template='/t.fd'>/n/web1.fd</nvram>", "/n/web1.fd"),
+        ("<nvram type='file'><source file='/n/web1.fd'/></nvram>", "/n/web1.fd"),
+        ("<nvram template='/t.fd'/>", None),
+        ("", None),
+    ],
+    ids=["as text", "as a source", "not made yet", "none"],
+)
+def test_where_the_uefi_variables_are(firmware, expected):
+    """Broken: a checkpoint would be without them, and the VM restored to boot as it did before; or their file be removed."""
+    xml = f"<domain><name>a</name><uuid>b</uuid><os>{firmware}</os><devices/></domain>"
+    assert domain_xml.nvram(xml) == expected
+    identity = domain_xml.Identity("a", "b")
+    other = domain_xml.moved(xml, identity=identity, sources={}, nvram="/n/other.fd")
+    assert domain_xml.nvram(other) == ("/n/other.fd" if firmware else None)
+    assert ("template='/t.fd'" in firmware) == ('template="/t.fd"' in other)
+    assert domain_xml.nvram(domain_xml.moved(xml, identity=identity, sources={}, nvram=None)) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("<tpm><backend type='emulator' version='2.0'/></tpm>", f"/var/lib/libvirt/swtpm/{UUID}/tpm2/tpm2-00.permall"),
+        ("<tpm><backend type='emulator'><source type='dir' path='/t'/></backend></tpm>", "/t/tpm2-00.permall"),
+        ("<tpm><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>", None),
+        ("", None),
+    ],
+    ids=["libvirt's place", "another place", "the host's own", "none"],
+)
+def test_where_an_emulated_tpm_keeps_its_state(device, expected):
+    """Broken: a restored guest would find its disks locked, for the TPM would not give out its key."""
+    assert domain_xml.tpm_state(f"<domain><uuid>{UUID}</uuid><devices>{device}</devices></domain>") == expected
+
+
+def test_a_disk_that_is_put_on_another_image_is_all_that_changes():
+    """Broken: what an administrator configured would be lost with a checkpoint of a VM that is off."""
+    changed = domain_xml.with_sources(DOMAIN, {"vda": "/images/overlay.qcow2"})
+    assert [found.path for found in domain_xml.disks(changed)] == ["/images/overlay.qcow2", "/dev/vg/data", None, None]
+    before, after = ET.fromstring(DOMAIN), ET.fromstring(changed)
+    assert [child.tag for child in before] == [child.tag for child in after]
+    for target in ("vdb", "vdc", "sda"):
+        assert ET.tostring(disk(DOMAIN, target)) == ET.tostring(disk(changed, target))
+    assert domain_xml.with_sources(changed, {}) == changed
+
+
+def test_a_disk_that_a_checkpoint_leaves_out_is_as_the_vm_has_it_now():
+    """Broken: a raw disk would be opened as qcow2, or an older disk come back and be written over."""
+    now = DOMAIN.replace("/dev/vg/data", "/dev/vg/newer").replace("<shareable/>", "<serial>NEW</serial>")
+    mixed = domain_xml.with_disks_of(DOMAIN, now, ("vdb", "vdx"))
+    found = {item.target: item for item in domain_xml.disks(mixed)}
+    assert found.keys() == {"vda", "vdb", "vdc", "sda"}
+    assert (found["vdb"].path, found["vdb"].format, found["vdb"].shareable) == ("/dev/vg/newer", "raw", False)
+    assert disk(mixed, "vdb").findtext("serial") == "NEW"
+    assert found["vda"] == domain_xml.disks(DOMAIN)[0]
+
+
+def test_a_snapshot_with_memory_says_where_it_goes():
+    """Broken: libvirt would keep the memory in a place of its own, or not at all."""
+    root = ET.fromstring(domain_xml.snapshot({"vda": "/i/a"}, (), "/i/a & b.memory"))
+    assert root.find("memory").attrib == {"snapshot": "external", "file": "/i/a & b.memory"}
+    assert ET.fromstring(domain_xml.snapshot({"vda": "/i/a"}, ())).find("memory") is None
+
+
+def test_a_domain_to_merge_in_runs_nothing_and_reaches_nothing():
+    """Broken: a guest would run on the images that are being merged."""
+    root = ET.fromstring(domain_xml.helper("quiesce-merge-1", "qemu"))
+    assert (root.get("type"), root.findtext("name")) == ("qemu", "quiesce-merge-1")
+    assert {device.tag for device in root.find("devices")} <= {"controller", "memballoon"}
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_an_image_is_opened_in_it_as_what_it_is(read_only):
+    """Broken: an image would be read as raw, or one that is only copied be locked against its VM."""
+    xml = domain_xml.helper_disk("sda", "/i/a & b.qcow2", read_only=read_only)
+    (found,) = domain_xml.disks(f"<domain><devices>{xml}</devices></domain>")
+    assert (found.target, found.path, found.format, found.read_only) == ("sda", "/i/a & b.qcow2", "qcow2", read_only)
+    assert ET.fromstring(domain_xml.copy_target("/i/c & d")).find("source").get("file") == "/i/c & d"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from quiesce.catalog import journal as journals
 from quiesce.catalog.journal import Journal
 from quiesce.catalog.store import Catalog, operations_table, steps_table
 
@@ -84,3 +85,29 @@ def test_two_operations_keep_apart(catalog):
     assert (rows[first.id].outcome, rows[first.id].verb) == ("undone", "checkpoint")
     assert rows[first.id].finished >= rows[first.id].started
     assert (rows[second.id].outcome, rows[second.id].finished) == (None, None)
+
+
+def test_an_interrupted_operation_tells_what_was_under_way(catalog):
+    """Broken: what a killed operation had done would be done again, or what it had not would be taken for done."""
+    journal = Journal(catalog, "host1", "uuid-1", "delete")
+    with journal.step("merge", top="b", base="a"):
+        pass
+    journal.intend("merge", top="c", base="b")
+    journal.intend("forget", checkpoint="x")
+    (found,) = journals.interrupted(catalog, "host1", "uuid-1")
+    assert (found.id, found.verb) == (journal.id, "delete")
+    assert found.details("merge") == [{"top": "b", "base": "a"}, {"top": "c", "base": "b"}]
+    assert found.unfinished("merge") == [{"top": "c", "base": "b"}]
+    assert found.unfinished("forget") == [{"checkpoint": "x"}]
+    assert found.unfinished("define") == found.details("define") == []
+
+
+def test_interrupted_operations_are_those_of_this_vm_that_have_not_ended_oldest_first(catalog):
+    """Broken: another VM's merge would be cancelled, or what came later undone before what came earlier."""
+    first, second, ended = (Journal(catalog, "host1", "uuid-1", verb) for verb in ("restore", "checkpoint", "rename"))
+    Journal(catalog, "host1", "uuid-2", "delete")
+    Journal(catalog, "host2", "uuid-1", "delete")
+    ended.finish("done")
+    assert [found.id for found in journals.interrupted(catalog, "host1", "uuid-1")] == [first.id, second.id]
+    journals.finish(catalog, first.id, "recovered: was undone")
+    assert [found.id for found in journals.interrupted(catalog, "host1", "uuid-1")] == [second.id]

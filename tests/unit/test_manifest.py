@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quiesce.catalog import manifest
+from quiesce.catalog.manifest import Manifest
 from quiesce.model.errors import QuiesceError
 from quiesce.model.tree import Checkpoint
 from tests.samples import node
 from tests.strategies import JSON, NASTY, almost, examples, of
 
-GOOD = json.loads(manifest.dump(node("a"), "<domain/>"))
+A = Manifest(node("a"), "<domain/>", made=("/images/b.qcow2", "/images/a.vda.qcow2"))
+GOOD = json.loads(manifest.dump(A))
 
 
-@given(of(Checkpoint, NASTY), st.text())
-def test_a_manifest_holds_all_of_a_checkpoint(checkpoint, xml):
+@given(st.builds(Manifest, of(Checkpoint, NASTY), st.text(), st.lists(NASTY).map(sorted).map(tuple)))
+def test_a_manifest_holds_all_of_a_checkpoint(whole):
     """Broken: a catalog made again from its manifests would not be the one that was lost."""
-    assert manifest.load(manifest.dump(checkpoint, xml)) == (checkpoint, xml)
+    assert manifest.load(manifest.dump(whole)) == whole
 
 
 def test_a_manifest_is_the_same_each_time():
     """Broken: two copies of one checkpoint could not be compared."""
-    assert manifest.dump(node("a"), "<domain/>") == manifest.dump(node("a"), "<domain/>")
-    assert manifest.name("f00d") == "quiesce-f00d.json"
+    assert manifest.dump(A) == manifest.dump(replace(A, made=A.made[::-1]))
 
 
 @given(st.binary(max_size=100) | JSON.map(lambda value: json.dumps(value).encode()))
@@ -41,10 +43,11 @@ def test_any_other_file_is_refused(content):
 def test_a_damaged_manifest_is_refused_or_says_what_it_says(value):
     """Broken: a damaged manifest would end in a traceback, or give a checkpoint of the wrong types."""
     try:
-        checkpoint, xml = manifest.load(json.dumps(value).encode())
+        found = manifest.load(json.dumps(value).encode())
     except QuiesceError:
         return
-    assert manifest.load(manifest.dump(checkpoint, xml)) == (checkpoint, xml)
+    again = manifest.load(manifest.dump(found))
+    assert again == replace(found, made=tuple(sorted(found.made)))
 
 
 def test_a_deeply_nested_file_is_refused():
@@ -60,3 +63,13 @@ def test_a_manifest_of_the_future_is_refused():
     for key in GOOD:
         with pytest.raises(QuiesceError, match="not a manifest"):
             manifest.load(json.dumps({name: item for name, item in GOOD.items() if name != key}).encode())
+
+
+def test_a_manifest_is_known_by_its_name():
+    """Broken: a catalog could not be made again, or a stranger's file be taken for one of ours, and removed with it."""
+    id = "0123456789abcdef" * 2
+    assert manifest.name(id) == f"quiesce-{id}.json"
+    assert manifest.checkpoint_id(manifest.name(id)) == id
+    for other in ("quiesce-.json", f"quiesce-{id}.json.bak", f"quiesce-{id}0.json", f"quiesce-{id.upper()}.json", f"{id}.json"):
+        assert manifest.checkpoint_id(other) is None
+    assert manifest.checkpoint_id(manifest.name(id) + "\n") is None

@@ -9,11 +9,11 @@ import pytest
 
 from quiesce.hypervisor.domain_xml import Disk
 from quiesce.hypervisor.vm import Facts, PowerState
-from quiesce.model.errors import BusyError, RefusedError
+from quiesce.model.chains import Chains
+from quiesce.model.errors import BusyError, RefusedError, UsageError
 from quiesce.model.events import Event, Warned
-from quiesce.model.tree import Tree
+from quiesce.model.grades import Consistency
 from quiesce.operations import plan
-from tests.samples import node
 
 GOOD = Disk("vda", "disk", "file", "/i/a.qcow2", "qcow2", read_only=False, shareable=False, mirrored=False, chain=())
 CDROM = Disk("sda", "cdrom", "file", None, "raw", read_only=True, shareable=False, mirrored=False, chain=())
@@ -41,17 +41,42 @@ def facts(**changes: Any) -> Facts:
     return Facts(**values)
 
 
+@pytest.mark.parametrize(("power", "says"), [(PowerState.PAUSED, "is paused"), (PowerState.OTHER, "neither running")])
 @pytest.mark.parametrize(
-    ("power", "says"), [(PowerState.OFF, "is off"), (PowerState.PAUSED, "is paused"), (PowerState.OTHER, "neither running")]
+    "check",
+    [plan.require_running, lambda found: plan.require_answering(found, Consistency.FILESYSTEM)],
+    ids=["running", "answering"],
 )
-def test_a_vm_that_does_not_run_is_refused_with_what_to_do(power, says):
+def test_a_vm_that_does_not_run_is_refused_with_what_to_do(check, power, says):
     """Broken: a guest that cannot answer would be waited for until the time-out."""
     with pytest.raises(RefusedError, match=says) as refusal:
-        plan.require_running(facts(power=power))
+        check(facts(power=power))
     assert refusal.value.exit_code == 4
     assert "web1" in refusal.value.message
     assert "virsh" in refusal.value.hint
-    plan.require_running(facts())
+    check(facts())
+
+
+def test_a_paused_vm_will_do_where_its_guest_is_not_asked():
+    """Broken: a VM that its administrator has paused could not be kept as it is."""
+    plan.require_answering(facts(power=PowerState.PAUSED), Consistency.CRASH)
+    with pytest.raises(RefusedError, match="neither running"):
+        plan.require_answering(facts(power=PowerState.OTHER), Consistency.CRASH)
+
+
+def test_a_vm_with_saved_memory_is_refused():
+    """Broken: libvirt would resume the guest on other disks than its memory knows, and the guest ruin them."""
+    with pytest.raises(RefusedError, match="saved memory") as refusal:
+        plan.require_no_saved_memory(facts(managed_save=True))
+    assert "managedsave-remove web1" in refusal.value.hint
+    plan.require_no_saved_memory(facts())
+
+
+def test_a_transient_vm_is_refused_where_it_would_be_gone():
+    """Broken: the VM would be stopped for a restore, and no longer exist."""
+    with pytest.raises(RefusedError, match="transient"):
+        plan.require_persistent(facts(persistent=False))
+    plan.require_persistent(facts())
 
 
 def test_a_job_of_libvirts_is_waited_for():
@@ -123,59 +148,23 @@ def test_disks_are_taken_and_removable_media_left():
     assert plan.disks_to_switch(facts(disks=(GOOD, CDROM, second))) == (GOOD, second)
 
 
-# -- the chain
-
-BASE = node("base", name="before")
-TREE = Tree.of([BASE], "base")
-
-
-def chain(*paths: str) -> tuple[Disk, ...]:
-    return (but(chain=paths),)
-
-
-def check(disks: tuple[Disk, ...], tree: Tree) -> list[Event]:
-    events: list[Event] = []
-    plan.require_known_chain(disks, tree, events.append)
-    return events
-
-
-def test_a_chain_as_the_tree_says_passes():
-    """Broken: every second checkpoint would be refused."""
-    assert check(chain(BASE.disks[0].path, "/older.qcow2"), TREE) == []
-    assert check(chain("/anything.qcow2"), Tree.of([BASE], None)) == []
-    assert check(chain(), Tree.of([], None)) == []
-
-
-@pytest.mark.parametrize("paths", [(), ("/other.qcow2",), ("/other.qcow2", BASE.disks[0].path)])
-def test_a_chain_that_somebody_changed_is_refused(paths):
-    """Broken: a checkpoint would be recorded below one it is not based on, and restored as something else."""
-    with pytest.raises(RefusedError, match="chain of disk vda") as refusal:
-        check(chain(*paths), TREE)
-    assert "'before'" in refusal.value.message
-
-
-def test_a_disk_added_since_the_last_checkpoint_is_no_obstacle():
-    """Broken: after adding a disk a VM could never be checkpointed again."""
-    assert check((*chain(BASE.disks[0].path), but(target="vdb", path="/i/b.qcow2")), TREE) == []
-
-
-def test_a_checkpoint_whose_deletion_was_interrupted_is_not_built_upon():
-    """Broken: a checkpoint would be based on images that may hold what came later."""
-    with pytest.raises(RefusedError, match=r"'before'.* was interrupted") as refusal:
-        check(chain(BASE.disks[0].path), Tree.of([BASE], "base", ["base"]))
-    assert "quiesce delete web1@before" in refusal.value.hint
-
-
 def test_long_chains_are_warned_of_and_overlong_ones_refused():
     """Broken: the VM would become slow without a word, or meet libvirt's own limit in the window."""
-    rest = [BASE.disks[0].path, *(f"/{number}" for number in range(plan.MAX_CHAIN))]
-    assert check(chain(*rest[: plan.LONG_CHAIN - 1]), TREE) == []
-    (warning,) = check(chain(*rest[: plan.LONG_CHAIN]), TREE)
+
+    def check(length: int) -> list[Event]:
+        paths = [str(GOOD.path), *(f"/{number}" for number in range(1, length))]
+        chains = Chains(dict(zip(paths, [*paths[1:], None], strict=True)))
+        events: list[Event] = []
+        plan.require_short_chains((GOOD,), chains, events.append)
+        return events
+
+    assert check(plan.LONG_CHAIN - 1) == []
+    (warning,) = check(plan.LONG_CHAIN)
     assert isinstance(warning, Warned)
     assert "vda" in warning.message
-    assert len(check(chain(*rest[: plan.MAX_CHAIN - 1]), TREE)) == 1
+    assert len(check(plan.MAX_CHAIN - 1)) == 1
     with pytest.raises(RefusedError, match="disk vda has a chain of 190"):
-        check(chain(*rest[: plan.MAX_CHAIN]), TREE)
+        check(plan.MAX_CHAIN)
 
 
 def test_a_disk_plugged_in_only_for_this_run_is_refused():
@@ -184,3 +173,25 @@ def test_a_disk_plugged_in_only_for_this_run_is_refused():
     with pytest.raises(RefusedError, match=f"disk {disk.target}: it is not the disk the VM will have"):
         plan.disks_to_switch(facts(next_sources={}))
     assert plan.disks_to_switch(facts(next_sources={}, persistent=False))
+
+
+def test_a_disk_that_is_left_out_needs_not_be_one_of_ours():
+    """Broken: one raw or shared disk would keep the VM from every checkpoint, though its user does without it."""
+    bad = but(target="vdb", path="/i/b.raw", format="raw")
+    assert plan.disks_to_switch(facts(disks=(GOOD, bad)), ("vdb",)) == (GOOD,)
+    with pytest.raises(RefusedError, match="disk vdb: its format is raw") as refusal:
+        plan.disks_to_switch(facts(disks=(GOOD, bad)))
+    assert "--exclude" in refusal.value.hint
+
+
+def test_a_disk_to_leave_out_must_be_there():
+    """Broken: a mistyped --exclude would put the disk that was meant into the checkpoint."""
+    with pytest.raises(UsageError, match="no disk vdx, vdy to exclude") as refusal:
+        plan.disks_to_switch(facts(), ("vdy", "vda", "vdx"))
+    assert "domblklist web1" in refusal.value.hint
+
+
+def test_not_every_disk_can_be_left_out():
+    """Broken: a checkpoint of nothing would be called one."""
+    with pytest.raises(UsageError, match=r"nothing of .* would be left"):
+        plan.disks_to_switch(facts(), ("vda",))

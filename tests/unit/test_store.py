@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from quiesce.catalog.store import Catalog, default_url
+from quiesce.catalog.journal import Journal, interrupted
+from quiesce.catalog.store import SCHEMA_VERSION, Catalog, default_url
 from quiesce.model.errors import NameTakenError, QuiesceError
-from quiesce.model.grades import Grade, Level
+from quiesce.model.grades import Consistency, Grade, Level
 from quiesce.model.reports import Filesystem, FreezeState, Writer
-from quiesce.model.tree import DiskImage
+from quiesce.model.settings import Settings, Type
+from quiesce.model.tree import DiskImage, MachineFile, Role, Tree
 from tests.samples import node
 
 WRITER = Writer(
@@ -38,6 +40,10 @@ FULL = node(
     phases_us={"hold back-end": 8},
     guest_clock_ns={"held": 2**62},
     warnings=("größer als 中",),
+    off=True,
+    hidden=False,
+    excluded=("vdb",),
+    files=(MachineFile(Role.NVRAM, "/images/a.nvram"), MachineFile(Role.TPM, "/images/a.tpm")),
 )
 
 
@@ -108,18 +114,35 @@ def test_checkpoints_are_counted_by_vm(catalog):
     assert catalog.counts("host1") == {"uuid-1": 2, "uuid-2": 1}
     assert catalog.counts("host2") == {"uuid-1": 1}
     assert catalog.counts("host3") == {}
-    catalog.remove(node("c", vm_uuid="uuid-2"), head_parent=None)
-    assert catalog.counts("host1") == {"uuid-1": 2}
+    catalog.remove(node("c", vm_uuid="uuid-2"))
+    catalog.update(node("a", hidden=True))
+    assert catalog.counts("host1") == {"uuid-1": 1}
 
 
-def test_removing_forgets_the_node_and_moves_the_head(catalog):
-    """Broken: a deleted checkpoint would stay in the tree, or the head point to it."""
-    catalog.add(node("a"), "<a/>", head_parent="a")
-    catalog.add(node("b", parent="a"), "<b/>", head_parent="b")
-    catalog.remove(node("b", parent="a"), head_parent="a")
-    assert ids(catalog) == ["a"]
+def test_what_stood_on_a_removed_checkpoint_stands_on_its_parent(catalog):
+    """Broken: a removed checkpoint would stay in the tree, or checkpoints and the VM hang on what is gone."""
+    for key, parent in {"a": None, "b": "a", "c": "b", "d": "b", "e": "c"}.items():
+        catalog.add(node(key, parent=parent), f"<{key}/>", head_parent="b")
+    catalog.add(node("x", parent="b", vm_uuid="uuid-2"), "<x/>", head_parent="b")  # a strange coincidence
+    catalog.remove(node("b", parent="a"))
+    tree = catalog.tree("host1", "uuid-1")
+    assert {found.id: found.parent for found in tree.nodes} == {"a": None, "c": "a", "d": "a", "e": "c"}
+    assert tree.head_parent == "a"
+    assert (catalog.has("a"), catalog.has("b")) == (True, False)
+    assert catalog.tree("host1", "uuid-2").head_parent == "b"
+    catalog.remove(node("a"))
+    tree = catalog.tree("host1", "uuid-1")
+    assert ({found.parent for found in tree.nodes}, tree.head_parent) == ({None, "c"}, None)
+    catalog.add(node("f", name="b"), "<f/>", head_parent="f")  # the name is free again
+
+
+def test_removing_a_checkpoint_leaves_a_head_that_stands_elsewhere(catalog):
+    """Broken: after a deletion the next checkpoint would hang on the wrong node, and a restore's record be lost."""
+    catalog.add(node("a"), "<a/>", head_parent="a", untouched={"/i/now": "1.5"})
+    catalog.add(node("b", parent="a"), "<b/>", head_parent="a", untouched={"/i/now": "1.5"})
+    catalog.remove(node("b", parent="a"))
     assert catalog.tree("host1", "uuid-1").head_parent == "a"
-    catalog.add(node("c", name="b"), "<c/>", head_parent="c")  # the name is free again
+    assert catalog.untouched("host1", "uuid-1") == {"/i/now": "1.5"}
 
 
 def test_the_head_is_moved_alone(catalog):
@@ -140,17 +163,128 @@ def test_a_name_is_given_once_and_a_refusal_changes_nothing(catalog):
     assert catalog.tree("host1", "uuid-1").head_parent == "a"
 
 
-def test_a_deletion_that_began_is_remembered(url, catalog):
-    """Broken: a checkpoint whose images already hold what came later could be restored."""
-    for key in "ab":
-        catalog.add(node(key), "<domain/>", head_parent=None)
-    catalog.mark_deleting(node("a"))
+def test_what_a_restore_left_is_known_until_something_else_is_said_of_the_head(catalog):
+    """Broken: disks would be called application-consistent for what was restored although a guest has written since."""
+    written = {"/i/now.vda": "1767225600.123456789", "/i/now.vdb": "2.0"}
+    assert catalog.untouched("host1", "uuid-1") == {}
+    catalog.set_head("host1", "uuid-1", "a", written)
+    assert catalog.untouched("host1", "uuid-1") == written
+    assert catalog.untouched("host1", "uuid-2") == catalog.untouched("host2", "uuid-1") == {}
+    catalog.add(node("b"), "<b/>", head_parent="b")
+    assert catalog.untouched("host1", "uuid-1") == {}
+    catalog.add(node("c"), "<c/>", head_parent="c", untouched=written)
+    assert catalog.untouched("host1", "uuid-1") == written
+    catalog.set_head("host1", "uuid-1", "b")
+    assert catalog.untouched("host1", "uuid-1") == {}
+
+
+def test_a_hidden_checkpoint_stays_and_its_name_is_free(url, catalog):
+    """Broken: a deleted checkpoint's images would be forgotten while others need them, or its name be taken for good."""
+    catalog.add(node("a", name="before"), "<a/>", head_parent="a")
+    catalog.update(node("a", name="before", hidden=True))
     again = Catalog(url)
-    assert again.tree("host1", "uuid-1").deleting == {"a"}
+    tree = again.tree("host1", "uuid-1")
+    assert ([found.id for found in tree.nodes], tree.checkpoints) == (["a"], ())
+    assert again.domain_xml("a") == "<a/>"
     again.close()
-    catalog.remove(node("a"), head_parent=None)
-    assert catalog.tree("host1", "uuid-1").deleting == set()
-    assert (catalog.has("a"), catalog.has("b")) == (False, True)
+    catalog.add(node("b", name="before"), "<b/>", head_parent="b")
+    catalog.update(node("b", name="before", hidden=True))  # two of them have no name
+    assert [found.id for found in catalog.tree("host1", "uuid-1").nodes] == ["a", "b"]
+
+
+def test_an_update_is_of_all_or_of_none(catalog):
+    """Broken: of a deletion of many half would be shown as deleted, or a rename give two checkpoints one name."""
+    for key in "abc":
+        catalog.add(node(key), f"<{key}/>", head_parent=None)
+    with pytest.raises(NameTakenError, match="is there already"):
+        catalog.update(node("a", warnings=("new",)), node("b", name="c"))
+    assert catalog.tree("host1", "uuid-1").checkpoints == (node("a"), node("b"), node("c"))
+    catalog.update(node("a", name="z"), node("b", hidden=True))
+    assert [found.name for found in catalog.tree("host1", "uuid-1").checkpoints] == ["z", "c"]
+    assert catalog.tree("host1", "uuid-1").head_parent is None
+    assert catalog.domain_xml("a") == "<a/>"
+
+
+def test_where_a_merge_put_an_image_and_what_it_left_are_recorded_at_once(catalog):
+    """Broken: a checkpoint would lose its image, or what still lies on the old one could not be told from a stranger."""
+    old = node("a").disks[0].path
+    for path in (old, "/i/other"):
+        catalog.note_image("host1", "uuid-1", path)
+    catalog.note_image("host1", "uuid-2", "/i/theirs")
+    catalog.note_image("host2", "uuid-1", old)
+    catalog.add(node("a"), "<a/>", head_parent="a")
+    assert catalog.merged_images("host1", "uuid-1") == set()
+    moved = node("a", disks=(DiskImage("vda", "/i/base", "qcow2"),))
+    catalog.moved(moved, old)
+    assert catalog.tree("host1", "uuid-1").nodes == (moved,)
+    assert catalog.merged_images("host1", "uuid-1") == {old}
+    assert catalog.merged_images("host1", "uuid-2") == catalog.merged_images("host2", "uuid-1") == set()
+    catalog.forget_image("host1", old)
+    assert catalog.merged_images("host1", "uuid-1") == set()
+    catalog.moved(moved, "/i/vms-own-first-disk")  # not ours: it is never removed, so nothing need be known of it
+    assert catalog.merged_images("host1", "uuid-1") == set()
+
+
+def test_settings_come_back_as_they_were(url, catalog):
+    """Broken: a VM's checkpoints would be taken otherwise than its administrator has said."""
+    assert catalog.settings("host1", "uuid-1") == Settings()
+    chosen = Settings(Type.STANDARD, Consistency.FILESYSTEM, automatic=True, exclude=("vdb", "vdc"))
+    catalog.set_settings("host1", "uuid-1", Settings(Type.DISABLED))
+    catalog.set_settings("host1", "uuid-1", chosen)
+    again = Catalog(url)
+    assert again.settings("host1", "uuid-1") == chosen
+    assert again.settings("host1", "uuid-2") == again.settings("host2", "uuid-1") == Settings()
+    again.close()
+
+
+def test_the_least_that_is_accepted_of_a_vm_nothing_was_said_of_is_the_most():
+    """Broken: VMs would get crash-consistent checkpoints by default."""
+    assert Settings() == Settings(Type.PRODUCTION, Consistency.APPLICATION, automatic=False, exclude=())
+
+
+def test_every_vm_with_a_checkpoint_or_a_file_is_known(catalog):
+    """Broken: `doctor` would pass over a VM, and what was left of it stay for good."""
+    catalog.add(node("a"), "<a/>", head_parent="a")
+    catalog.note_image("host1", "uuid-0", "/i/a")
+    catalog.note_image("host1", "uuid-1", "/i/b")
+    catalog.add(node("b", vm_uuid="uuid-9", hidden=True), "<b/>", head_parent=None)
+    catalog.add(node("c", vm_uuid="uuid-8", host="host2"), "<c/>", head_parent=None)
+    assert catalog.vm_uuids("host1") == ["uuid-0", "uuid-1", "uuid-9"]
+    assert catalog.vm_uuids("host3") == []
+
+
+def test_all_that_is_known_of_a_vm_goes_to_another(catalog):
+    """Broken: a VM that was defined anew would lose its checkpoints, their images, or what interrupted operations left."""
+    catalog.add(node("a"), "<a/>", head_parent="a", untouched={"/i/now": "1"})
+    catalog.add(node("b", parent="a", hidden=True), "<b/>", head_parent="a", untouched={"/i/now": "1"})
+    catalog.note_image("host1", "uuid-1", "/i/now")
+    catalog.set_settings("host1", "uuid-1", Settings(Type.STANDARD))
+    pending = Journal(catalog, "host1", "uuid-1", "delete")
+    catalog.set_head("host1", "uuid-2", None)
+    catalog.set_settings("host1", "uuid-2", Settings(Type.DISABLED))
+    catalog.add(node("x", host="host2"), "<x/>", head_parent="x")
+    catalog.rehome("host1", "uuid-1", "uuid-2")
+    tree = catalog.tree("host1", "uuid-2")
+    assert tree.nodes == (node("a", vm_uuid="uuid-2"), node("b", parent="a", hidden=True, vm_uuid="uuid-2"))
+    assert tree.head_parent == "a"
+    assert catalog.untouched("host1", "uuid-2") == {"/i/now": "1"}
+    assert catalog.images_made_for("host1", "uuid-2") == ["/i/now"]
+    assert catalog.settings("host1", "uuid-2").type is Type.STANDARD
+    assert [operation.id for operation in interrupted(catalog, "host1", "uuid-2")] == [pending.id]
+    assert catalog.domain_xml("a") == "<a/>"
+    assert catalog.tree("host1", "uuid-1") == Tree((), None)
+    assert catalog.vm_uuids("host1") == ["uuid-2"]
+    assert catalog.tree("host2", "uuid-1").head_parent == "x"
+
+
+def test_two_vms_with_checkpoints_of_one_name_stay_two(catalog):
+    """Broken: one VM's checkpoint would replace, or hide, the other's."""
+    catalog.add(node("a", name="before"), "<a/>", head_parent="a")
+    catalog.add(node("b", name="before", vm_uuid="uuid-2"), "<b/>", head_parent="b")
+    with pytest.raises(NameTakenError, match="named the same"):
+        catalog.rehome("host1", "uuid-1", "uuid-2")
+    assert catalog.tree("host1", "uuid-1").nodes == (node("a", name="before"),)
+    assert catalog.tree("host1", "uuid-2").head_parent == "b"
 
 
 def test_only_images_of_ours_are_known(catalog):
@@ -168,7 +302,9 @@ def test_an_images_checkpoints_are_found_whatever_their_vm(catalog):
     catalog.add(node("a", name="before"), "<domain/>", head_parent=None)
     catalog.add(node("a2", name="other", vm_uuid="uuid-2", disks=node("a").disks), "<domain/>", head_parent=None)
     path = node("a").disks[0].path
+    catalog.add(node("a3", name="kept", files=(MachineFile(Role.NVRAM, "/i/a.nvram"),)), "<domain/>", head_parent=None)
     assert sorted(catalog.checkpoints_with("host1", path)) == ["before", "other"]
+    assert catalog.checkpoints_with("host1", "/i/a.nvram") == ["kept"]
     assert catalog.checkpoints_with("host2", path) == []
     assert catalog.checkpoints_with("host1", path + "x") == []
 
@@ -261,7 +397,7 @@ def test_processes_open_a_new_catalog_at_once(attempt, url, tmp_path):
     os.close(send)
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
     with sqlite3.connect(tmp_path / "state" / "catalog.db") as connection:
-        assert connection.execute("SELECT version FROM schema_version").fetchall() == [(1,)]
+        assert connection.execute("SELECT version FROM schema_version").fetchall() == [(SCHEMA_VERSION,)]
     connection.close()
 
 

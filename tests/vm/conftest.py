@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import subprocess
@@ -16,13 +15,10 @@ from typing import Any
 
 import pytest
 
-from lab import Image, Machine, SavedMachine, build, saved
+import lab.ready
+from lab import Image, Machine, SavedMachine, build
 from lab.machine import left_behind
-from quiesce.catalog.store import Catalog
 from quiesce.hypervisor.vm import Vm
-from quiesce.operations import agent_archive
-from quiesce.operations.context import Context
-from quiesce.operations.guest_install import RULE_TEXT, UNIT_TEXT, guest_install
 
 FAILED = pytest.StashKey[bool]()
 
@@ -57,21 +53,12 @@ def image() -> Image:
 
 @pytest.fixture(scope="session")
 def booted(image: Image) -> SavedMachine:
-    """A guest just booted, PostgreSQL up, without our agent."""
-    return saved("booted", image, Machine.wait_for_postgresql)
+    return lab.ready.booted(image)
 
 
 @pytest.fixture(scope="session")
-def ready(image: Image, booted: SavedMachine, tmp_path_factory: pytest.TempPathFactory) -> SavedMachine:
-    """A guest with this very agent installed."""
-    key = hashlib.sha256(agent_archive.build() + UNIT_TEXT.encode() + RULE_TEXT.encode()).hexdigest()[:16]
-
-    def install(machine: Machine) -> None:
-        catalog = Catalog(f"sqlite:///{tmp_path_factory.mktemp('install')}/catalog.db")
-        guest_install(Context("qemu:///system", catalog, lambda _: None), machine.name)
-        catalog.close()
-
-    return saved(f"agent-{key}", image, install, start_from=booted)
+def ready(image: Image) -> SavedMachine:
+    return lab.ready.ready(image)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import Machine
+from lab import Machine, ticker
 from lab.ledger import Ledger, longest_stall_ms
 from quiesce.catalog.store import Catalog, operations_table
 from quiesce.hypervisor.vm import Vm
@@ -62,8 +62,7 @@ def frozen(machine: Machine, quiesce: Quiesce) -> Iterator[Callable[[], Frozen]]
     """Freezes on demand; afterwards looks at what the guest's clients lived through."""
     ledger = Ledger(machine)
     ledger.start()
-    machine.write_file("/run/ticker.py", TICKER)
-    machine.spawn("exec setsid python3 /run/ticker.py")
+    ticker.start(machine)
     time.sleep(1)
     processes = []
 
@@ -86,38 +85,18 @@ def frozen(machine: Machine, quiesce: Quiesce) -> Iterator[Callable[[], Frozen]]
         process.communicate()
 
 
-TICKER = b"""
-import os, time
-files = [os.open(path, os.O_WRONLY | os.O_CREAT) for path in ("/root/tick", "/var/lib/postgresql/tick")]
-notes = os.open("/run/ticks", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-while True:
-    started = time.monotonic_ns()
-    for file in files:
-        os.pwrite(file, b"x", 0)
-        os.fsync(file)
-    os.write(notes, b"%d %d\\n" % (started, time.monotonic_ns()))
-    time.sleep(0.01)
-"""
-
-
-def longest_tick_ms(machine: Machine) -> float:
-    """The longest that a program writing to both filesystems had to wait."""
-    times = [tuple(map(int, line.split())) for line in machine.run("cat /run/ticks").stdout.splitlines()]
-    return max(end - start for start, end in times) / 1e6
-
-
 def assert_released_in_time(machine: Machine, *, at_least_ms: float) -> None:
     """Both filesystems and the database took writes again within the deadline plus one second."""
-    before = machine.run("wc -l </run/ticks").stdout
+    before = ticker.ticks(machine)
     time.sleep(1)
-    assert machine.run("wc -l </run/ticks").stdout != before, "the filesystems are still frozen"
+    assert ticker.ticks(machine) != before, "the filesystems are still frozen"
     ledger = Ledger(machine)
     entries = ledger.acknowledged()
     time.sleep(1)
     assert len(ledger.acknowledged()) > len(entries), "the database is still held"
     limit_ms = (WINDOW_S + 1) * 1000
     stall_ms = longest_stall_ms(ledger.acknowledged(), 0, 2**63)
-    tick_ms = longest_tick_ms(machine)
+    tick_ms = ticker.longest_ms(machine)
     print(f"longest wait: filesystems {tick_ms:.0f} ms, database {stall_ms:.0f} ms, limit {limit_ms:.0f} ms")
     assert at_least_ms < tick_ms < limit_ms
     assert at_least_ms < stall_ms < limit_ms
@@ -148,9 +127,9 @@ def test_host_process_killed(machine: Machine, quiesce: Quiesce, frozen: Callabl
     window.process.kill()
     assert window.process.wait() == -signal.SIGKILL
     assert_released_in_time(machine, at_least_ms=500)
-    assert longest_tick_ms(machine) < 2000
+    assert ticker.longest_ms(machine) < 2000
     assert unfinished(quiesce) == 1
-    assert quiesce("doctor", machine.name, "--repair")["mended"]
+    assert quiesce("doctor", machine.name, "--repair")[0]["mended"]
     assert_nothing_left(machine, quiesce)
 
 
@@ -241,7 +220,7 @@ def restarted_libvirt(machine: Machine) -> Iterator[None]:
     if Path("/run/systemd/system").is_dir():
         subprocess.run(["systemctl", "restart", "libvirtd.service"], check=True)
     else:
-        subprocess.run(["libvirtd", "-d"], check=True)
+        subprocess.run(["script/bootstrap"], check=True)
     deadline = time.monotonic() + 30
     while True:
         try:

@@ -12,7 +12,7 @@ import libvirt
 import pytest
 
 from lab import Machine
-from tests.vm.bare import Bare, directory
+from lab.bare import Bare, directory
 from tests.vm.conftest import Quiesce
 
 
@@ -55,7 +55,7 @@ def test_paused_and_off(machine: Machine, quiesce: Quiesce) -> None:
         assert "virsh resume" in quiesce.fails("writers", machine.name, code=4)
     machine.domain.destroy()
     with unchanged(machine, quiesce):
-        assert "is off" in quiesce.fails("checkpoint", machine.name, code=4)
+        assert "is off" in quiesce.fails("checkpoint", machine.name, code=6)
         assert "virsh start" in quiesce.fails("guest", "install", machine.name, code=4)
 
 

@@ -16,17 +16,27 @@ from quiesce.catalog.store import Catalog, operations_table, steps_table
 
 
 @dataclass(frozen=True)
+class Step:
+    what: str
+    details: dict[str, Any]
+    done: bool
+
+
+@dataclass(frozen=True)
 class Interrupted:
     """An operation that was begun and not finished, and whose owner is gone if the VM's lock can be had."""
 
     id: str
     verb: str
     started: str
-    steps: tuple[tuple[str, dict[str, Any]], ...]
+    steps: tuple[Step, ...]
     """What was intended, done or not, in order."""
 
     def details(self, what: str) -> list[dict[str, Any]]:
-        return [details for name, details in self.steps if name == what]
+        return [step.details for step in self.steps if step.what == what]
+
+    def unfinished(self, what: str) -> list[dict[str, Any]]:
+        return [step.details for step in self.steps if step.what == what and not step.done]
 
 
 def interrupted(catalog: Catalog, host: str, vm_uuid: str) -> list[Interrupted]:
@@ -40,14 +50,14 @@ def interrupted(catalog: Catalog, host: str, vm_uuid: str) -> list[Interrupted]:
         ).all()
         steps = {
             id: connection.execute(
-                sa.select(steps_table.c.what, steps_table.c.details)
+                sa.select(steps_table.c.what, steps_table.c.details, steps_table.c.done)
                 .where(steps_table.c.operation == id)
                 .order_by(steps_table.c.number)
             ).all()
             for id, _, _ in found
         }
     return [
-        Interrupted(id, verb, started, tuple((what, json.loads(details)) for what, details in steps[id]))
+        Interrupted(id, verb, started, tuple(Step(what, json.loads(details), done) for what, details, done in steps[id]))
         for id, verb, started in found
     ]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import dataclass
 from typing import Any
 
 from quiesce.model.errors import QuiesceError
@@ -10,24 +12,44 @@ from quiesce.model.tree import Checkpoint
 from quiesce.wire.framing import ProtocolError
 from quiesce.wire.schema import from_wire, to_wire
 
-FORMAT = 1
+FORMAT = 2
 
 
 def name(checkpoint_id: str) -> str:
     return f"quiesce-{checkpoint_id}.json"
 
 
-def dump(checkpoint: Checkpoint, domain_xml: str) -> bytes:
-    content: dict[str, Any] = {"format": FORMAT, "checkpoint": to_wire(checkpoint), "domain_xml": domain_xml}
+@dataclass(frozen=True)
+class Manifest:
+    checkpoint: Checkpoint
+    domain_xml: str
+    made: tuple[str, ...]
+    """Those of its files that quiesce made, and may remove some day."""
+
+
+def dump(manifest: Manifest) -> bytes:
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "checkpoint": to_wire(manifest.checkpoint),
+        "domain_xml": manifest.domain_xml,
+        "made": sorted(manifest.made),
+    }
     return json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"
 
 
-def load(content: bytes) -> tuple[Checkpoint, str]:
-    """(checkpoint, domain XML). Raises QuiesceError if this is no manifest."""
+def load(content: bytes) -> Manifest:
+    """Raises QuiesceError if this is no manifest."""
     try:
         value = json.loads(content)
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise QuiesceError("not a manifest of a known format")
-        return from_wire(Checkpoint, value["checkpoint"], own=True), str(value["domain_xml"])
-    except (ValueError, KeyError, RecursionError, ProtocolError) as error:
+        checkpoint = from_wire(Checkpoint, value["checkpoint"], own=True)
+        return Manifest(checkpoint, str(value["domain_xml"]), tuple(str(path) for path in value["made"]))
+    except (ValueError, KeyError, TypeError, RecursionError, ProtocolError) as error:
         raise QuiesceError(f"not a manifest: {error}") from error
+
+
+def checkpoint_id(name: str) -> str | None:
+    """The id of the checkpoint that a file of this name describes, if any."""
+    match = re.fullmatch(r"quiesce-([0-9a-f]{32})\.json", name)
+    return match[1] if match else None

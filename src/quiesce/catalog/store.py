@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from sqlalchemy import event
 
 from quiesce.catalog import lock
 from quiesce.model.errors import NameTakenError, QuiesceError
+from quiesce.model.settings import Settings
 from quiesce.model.tree import Checkpoint, Tree
 from quiesce.wire.schema import from_wire, to_wire
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _metadata = sa.MetaData()
 
@@ -27,27 +29,39 @@ _heads = sa.Table(
     sa.Column("host", sa.String, primary_key=True),
     sa.Column("vm_uuid", sa.String, primary_key=True),
     sa.Column("parent", sa.String, nullable=True),
+    sa.Column("untouched", sa.Text, nullable=True),
 )
+"""Where each VM stands. `untouched`: a JSON object of the head's images as a restore left them, and when they were last written
+then."""
 _checkpoints = sa.Table(
     "checkpoints",
     _metadata,
     sa.Column("id", sa.String, primary_key=True),
     sa.Column("host", sa.String, nullable=False),
     sa.Column("vm_uuid", sa.String, nullable=False),
-    sa.Column("name", sa.String, nullable=False),
+    sa.Column("name", sa.String, nullable=True),
     sa.Column("body", sa.Text, nullable=False),
     sa.Column("domain_xml", sa.Text, nullable=False),
-    sa.Column("deleting", sa.Boolean, nullable=False, default=False),
     sa.UniqueConstraint("host", "vm_uuid", "name"),
 )
+"""A hidden checkpoint has no name here, so that another one can take it."""
 _images = sa.Table(
     "images",
     _metadata,
     sa.Column("host", sa.String, primary_key=True),
     sa.Column("path", sa.String, primary_key=True),
     sa.Column("vm_uuid", sa.String, nullable=False),
+    sa.Column("merged", sa.Boolean, nullable=False, default=False),
+    sa.Column("live", sa.Boolean, nullable=False, default=False),
 )
-"""Images we made, noted before they are: nothing else is ever removed."""
+"""Files we made, noted before they are: nothing else is ever removed. `merged`: it says the same as that below it."""
+_settings = sa.Table(
+    "settings",
+    _metadata,
+    sa.Column("host", sa.String, primary_key=True),
+    sa.Column("vm_uuid", sa.String, primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
 operations_table = sa.Table(
     "operations",
     _metadata,
@@ -124,18 +138,22 @@ class Catalog:
 
     def tree(self, host: str, vm_uuid: str) -> Tree:
         with self.transaction() as connection:
-            query = sa.select(_checkpoints.c.body, _checkpoints.c.deleting)
+            query = sa.select(_checkpoints.c.body)
             query = query.where(_checkpoints.c.host == host, _checkpoints.c.vm_uuid == vm_uuid)
-            found = [
-                (from_wire(Checkpoint, json.loads(body), own=True), deleting) for body, deleting in connection.execute(query)
-            ]
+            nodes = [_node(body) for body in connection.scalars(query)]
             head = connection.scalar(sa.select(_heads.c.parent).where(_heads.c.host == host, _heads.c.vm_uuid == vm_uuid))
-        return Tree.of((node for node, _ in found), head, (node.id for node, deleting in found if deleting))
+        return Tree.of(nodes, head)
+
+    def untouched(self, host: str, vm_uuid: str) -> dict[str, str]:
+        """The head's images as the last restore left them, and when each was last written then; empty if there was none."""
+        query = sa.select(_heads.c.untouched).where(_heads.c.host == host, _heads.c.vm_uuid == vm_uuid)
+        with self.transaction() as connection:
+            return dict(json.loads(connection.scalar(query) or "{}"))
 
     def counts(self, host: str) -> dict[str, int]:
         """How many checkpoints each VM of the host has, by UUID."""
         with self.transaction() as connection:
-            query = sa.select(_checkpoints.c.vm_uuid, sa.func.count()).where(_checkpoints.c.host == host)
+            query = sa.select(_checkpoints.c.vm_uuid, sa.func.count(_checkpoints.c.name)).where(_checkpoints.c.host == host)
             rows = connection.execute(query.group_by(_checkpoints.c.vm_uuid)).all()
         return {uuid: count for uuid, count in rows}  # noqa: C416 - a row is no pair to dict()
 
@@ -144,8 +162,17 @@ class Catalog:
             query = sa.select(_checkpoints.c.domain_xml).where(_checkpoints.c.id == checkpoint_id)
             return str(connection.execute(query).scalar_one())
 
-    def add(self, checkpoint: Checkpoint, domain_xml: str, *, head_parent: str | None) -> None:
-        """Records a checkpoint and where the VM's disks now stand. Raises NameTakenError."""
+    def add(
+        self,
+        checkpoint: Checkpoint,
+        domain_xml: str,
+        *,
+        head_parent: str | None,
+        untouched: dict[str, str] | None = None,
+        live: Iterable[str] = (),
+    ) -> None:
+        """Records a checkpoint and where the VM's disks now stand; `live`: what it writes from now on, and no more the
+        checkpoint's own images. Raises NameTakenError."""
         try:
             with self.transaction() as connection:
                 connection.execute(
@@ -153,12 +180,14 @@ class Catalog:
                         id=checkpoint.id,
                         host=checkpoint.host,
                         vm_uuid=checkpoint.vm_uuid,
-                        name=checkpoint.name,
+                        name=_column(checkpoint),
                         body=json.dumps(to_wire(checkpoint)),
                         domain_xml=domain_xml,
                     )
                 )
-                _set_head(connection, checkpoint.host, checkpoint.vm_uuid, head_parent)
+                _set_head(connection, checkpoint.host, checkpoint.vm_uuid, head_parent, untouched)
+                _set_live(connection, checkpoint.host, [disk.path for disk in checkpoint.disks], False)
+                _set_live(connection, checkpoint.host, live, True)
         except sa.exc.IntegrityError:
             raise NameTakenError(f"{checkpoint.vm_name} has a checkpoint named {checkpoint.name!r} already") from None
 
@@ -166,22 +195,59 @@ class Catalog:
         with self.transaction() as connection:
             return connection.scalar(sa.select(_checkpoints.c.id).where(_checkpoints.c.id == checkpoint_id)) is not None
 
-    def mark_deleting(self, checkpoint: Checkpoint) -> None:
-        """From now on its images may change; it can only be deleted."""
+    def update(self, *checkpoints: Checkpoint) -> None:
+        """Records these checkpoints anew, all of them or none. Raises NameTakenError."""
+        try:
+            with self.transaction() as connection:
+                for checkpoint in checkpoints:
+                    _update(connection, checkpoint)
+        except sa.exc.IntegrityError:
+            raise NameTakenError("a checkpoint of that name is there already") from None
+
+    def moved(self, checkpoint: Checkpoint, old: str) -> None:
+        """Records that the content of the image `old` is in another one of this checkpoint's now; `old` says the same while
+        it is still there."""
         with self.transaction() as connection:
-            connection.execute(sa.update(_checkpoints).where(_checkpoints.c.id == checkpoint.id).values(deleting=True))
+            _update(connection, checkpoint)
+            connection.execute(
+                sa.update(_images).where(_images.c.host == checkpoint.host, _images.c.path == old).values(merged=True)
+            )
 
     def checkpoints_with(self, host: str, path: str) -> list[str]:
-        """Names of the checkpoints that consist of this image, of whatever VM."""
+        """Names of the checkpoints that consist of this file, of whatever VM."""
         with self.transaction() as connection:
             bodies = connection.scalars(sa.select(_checkpoints.c.body).where(_checkpoints.c.host == host)).all()
-        nodes = [from_wire(Checkpoint, json.loads(body), own=True) for body in bodies]
-        return [node.name for node in nodes if any(image.path == path for image in node.disks)]
+        return [node.name for node in map(_node, bodies) if path in node.paths()]
 
     def note_image(self, host: str, vm_uuid: str, path: str) -> None:
         """To be said before an image is made."""
         with self.transaction() as connection:
             connection.execute(sa.insert(_images).values(host=host, path=path, vm_uuid=vm_uuid))
+
+    def live_images(self, host: str, vm_uuid: str) -> set[str]:
+        """Images that the VM has been made to write, and that have not been taken from it by us."""
+        query = sa.select(_images.c.path).where(_images.c.host == host, _images.c.vm_uuid == vm_uuid, _images.c.live)
+        with self.transaction() as connection:
+            return set(connection.scalars(query).all())
+
+    def set_live(self, host: str, paths: Iterable[str], live: bool) -> None:
+        """Says of images of ours whether a VM writes them from now on."""
+        with self.transaction() as connection:
+            _set_live(connection, host, paths, live)
+
+    def set_untouched(self, host: str, vm_uuid: str, untouched: dict[str, str]) -> None:
+        with self.transaction() as connection:
+            connection.execute(
+                sa.update(_heads)
+                .where(_heads.c.host == host, _heads.c.vm_uuid == vm_uuid)
+                .values(untouched=json.dumps(untouched))
+            )
+
+    def merged_images(self, host: str, vm_uuid: str) -> set[str]:
+        """Images that say the same as the owned image below them."""
+        query = sa.select(_images.c.path).where(_images.c.host == host, _images.c.vm_uuid == vm_uuid, _images.c.merged)
+        with self.transaction() as connection:
+            return set(connection.scalars(query).all())
 
     def images_made_for(self, host: str, vm_uuid: str) -> list[str]:
         query = sa.select(_images.c.path).where(_images.c.host == host, _images.c.vm_uuid == vm_uuid)
@@ -198,19 +264,92 @@ class Catalog:
         with self.transaction() as connection:
             connection.execute(sa.delete(_images).where(_images.c.host == host, _images.c.path == path))
 
-    def remove(self, checkpoint: Checkpoint, *, head_parent: str | None) -> None:
+    def remove(self, checkpoint: Checkpoint) -> None:
+        """Forgets a checkpoint; what stood on it, checkpoints and the VM itself, stands on its parent now."""
         with self.transaction() as connection:
             connection.execute(sa.delete(_checkpoints).where(_checkpoints.c.id == checkpoint.id))
-            _set_head(connection, checkpoint.host, checkpoint.vm_uuid, head_parent)
+            query = sa.select(_checkpoints.c.body).where(
+                _checkpoints.c.host == checkpoint.host, _checkpoints.c.vm_uuid == checkpoint.vm_uuid
+            )
+            for node in map(_node, connection.scalars(query).all()):
+                if node.parent == checkpoint.id:
+                    _update(connection, replace(node, parent=checkpoint.parent))
+            connection.execute(
+                sa.update(_heads)
+                .where(_heads.c.host == checkpoint.host, _heads.c.vm_uuid == checkpoint.vm_uuid)
+                .where(_heads.c.parent == checkpoint.id)
+                .values(parent=checkpoint.parent)
+            )
 
-    def set_head(self, host: str, vm_uuid: str, parent: str | None) -> None:
+    def set_head(self, host: str, vm_uuid: str, parent: str | None, untouched: dict[str, str] | None = None) -> None:
         with self.transaction() as connection:
-            _set_head(connection, host, vm_uuid, parent)
+            _set_head(connection, host, vm_uuid, parent, untouched)
+
+    def settings(self, host: str, vm_uuid: str) -> Settings:
+        query = sa.select(_settings.c.body).where(_settings.c.host == host, _settings.c.vm_uuid == vm_uuid)
+        with self.transaction() as connection:
+            body = connection.scalar(query)
+        return from_wire(Settings, json.loads(body), own=True) if body else Settings()
+
+    def set_settings(self, host: str, vm_uuid: str, settings: Settings) -> None:
+        with self.transaction() as connection:
+            connection.execute(sa.delete(_settings).where(_settings.c.host == host, _settings.c.vm_uuid == vm_uuid))
+            connection.execute(sa.insert(_settings).values(host=host, vm_uuid=vm_uuid, body=json.dumps(to_wire(settings))))
+
+    def vm_uuids(self, host: str) -> list[str]:
+        """Every VM of the host that anything is recorded of."""
+        with self.transaction() as connection:
+            found = set(connection.scalars(sa.select(_checkpoints.c.vm_uuid).where(_checkpoints.c.host == host)))
+            found |= set(connection.scalars(sa.select(_images.c.vm_uuid).where(_images.c.host == host)))
+            unfinished = sa.select(operations_table.c.vm_uuid).where(operations_table.c.finished.is_(None))
+            found |= set(connection.scalars(unfinished.where(operations_table.c.host == host)))
+        return sorted(found)
+
+    def rehome(self, host: str, old: str, new: str) -> None:
+        """Everything recorded of the VM with the UUID `old` belongs to `new` now. Raises NameTakenError if `new` has
+        checkpoints of the same names."""
+        try:
+            with self.transaction() as connection:
+                query = sa.select(_checkpoints.c.body).where(_checkpoints.c.host == host, _checkpoints.c.vm_uuid == old)
+                for node in map(_node, connection.scalars(query).all()):
+                    _update(connection, replace(node, vm_uuid=new))
+                for table in (_heads, _settings):
+                    connection.execute(sa.delete(table).where(table.c.host == host, table.c.vm_uuid == new))
+                for table in (_heads, _images, _settings, operations_table):
+                    connection.execute(sa.update(table).where(table.c.host == host, table.c.vm_uuid == old).values(vm_uuid=new))
+        except sa.exc.IntegrityError:
+            raise NameTakenError("both VMs have checkpoints, and some are named the same") from None
 
 
-def _set_head(connection: sa.Connection, host: str, vm_uuid: str, parent: str | None) -> None:
+def _node(body: str) -> Checkpoint:
+    return from_wire(Checkpoint, json.loads(body), own=True)
+
+
+def _column(checkpoint: Checkpoint) -> str | None:
+    return None if checkpoint.hidden else checkpoint.name
+
+
+def _update(connection: sa.Connection, checkpoint: Checkpoint) -> None:
+    connection.execute(
+        sa.update(_checkpoints)
+        .where(_checkpoints.c.id == checkpoint.id)
+        .values(vm_uuid=checkpoint.vm_uuid, name=_column(checkpoint), body=json.dumps(to_wire(checkpoint)))
+    )
+
+
+def _set_live(connection: sa.Connection, host: str, paths: Iterable[str], live: bool) -> None:
+    connection.execute(sa.update(_images).where(_images.c.host == host, _images.c.path.in_(list(paths))).values(live=live))
+
+
+def _set_head(
+    connection: sa.Connection, host: str, vm_uuid: str, parent: str | None, untouched: dict[str, str] | None = None
+) -> None:
     connection.execute(sa.delete(_heads).where(_heads.c.host == host, _heads.c.vm_uuid == vm_uuid))
-    connection.execute(sa.insert(_heads).values(host=host, vm_uuid=vm_uuid, parent=parent))
+    connection.execute(
+        sa.insert(_heads).values(
+            host=host, vm_uuid=vm_uuid, parent=parent, untouched=json.dumps(untouched) if untouched else None
+        )
+    )
 
 
 def _prepare_sqlite(engine: sa.Engine) -> None:

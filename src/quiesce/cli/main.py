@@ -7,7 +7,25 @@ from typing import Annotated
 import typer
 
 from quiesce import __version__
-from quiesce.cli import checkpoint, delete, doctor, guest_install, restore, show, tree, vms, writers
+from quiesce.cli import (
+    catalog,
+    checkpoint,
+    delete,
+    diff,
+    doctor,
+    export,
+    guest_install,
+    import_,
+    rename,
+    restore,
+    settings,
+    show,
+    start,
+    tree,
+    vms,
+    watch,
+    writers,
+)
 
 app = typer.Typer(
     name="quiesce",
@@ -27,9 +45,17 @@ app.command("writers")(writers.command)
 app.command("checkpoint")(checkpoint.command)
 app.command("tree")(tree.command)
 app.command("show")(show.command)
+app.command("diff")(diff.command)
 app.command("restore")(restore.command)
+app.command("rename")(rename.command)
 app.command("delete")(delete.command)
+app.command("export")(export.command)
+app.command("import")(import_.command)
 app.command("doctor")(doctor.command)
+app.command("settings")(settings.command)
+app.command("start")(start.command)
+app.command("watch")(watch.command)
+app.add_typer(catalog.app)
 
 
 def _print_version(wanted: bool) -> None:

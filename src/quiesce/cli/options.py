@@ -41,21 +41,28 @@ def _complete_reference(incomplete: str) -> list[str]:
 
 
 Vm = Annotated[str, typer.Argument(metavar="VM", help="Name or UUID of the VM.", autocompletion=_complete_vm)]
+OptionalVm = Annotated[
+    str | None, typer.Argument(metavar="[VM]", help="Name or UUID of the VM; all if left out.", autocompletion=_complete_vm)
+]
 Reference = Annotated[
     str,
     typer.Argument(metavar="VM@CHECKPOINT", help="A checkpoint by name or id.", autocompletion=_complete_reference),
 ]
+References = Annotated[
+    list[str],
+    typer.Argument(metavar="VM@CHECKPOINT...", help="By name, id or shell pattern.", autocompletion=_complete_reference),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; progress goes to standard error.")]
 Connect = Annotated[
     str | None,
-    typer.Option("--connect", "-c", metavar="URI", help="libvirt URI. [env: LIBVIRT_DEFAULT_URI; default: qemu:///system]"),
+    typer.Option("--connect", "-c", metavar="URI", help="libvirt URI. \\[env: LIBVIRT_DEFAULT_URI; default: qemu:///system]"),
 ]
 CatalogUrl = Annotated[
     str | None,
     typer.Option(
         "--catalog",
         metavar="URL",
-        help="Catalog: a database URL or the path of an SQLite file. [env: QUIESCE_CATALOG; default:"
+        help="Catalog: a database URL or the path of an SQLite file. \\[env: QUIESCE_CATALOG; default:"
         " /var/lib/quiesce/catalog.db for root]",
     ),
 ]

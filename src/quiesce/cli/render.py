@@ -68,7 +68,8 @@ def filesystems_table(filesystems: tuple[Filesystem, ...]) -> Table:
 
 def node_line(node: Checkpoint) -> Text:
     stall = f"  stall {node.stall_us / 1000:.0f} ms" if node.stall_us else ""
-    safety = "  (safety)" if node.kind is Kind.SAFETY else ""
-    return Text.from_markup(
-        f"[bold]{escape(node.name)}[/]  {label(node.consistency)}  {local_time(node.created)}{stall}{safety}"
-    )
+    notes = [node.kind.value] if node.kind is not Kind.PRODUCTION else []
+    notes += ["off"] if node.off else []
+    notes += [f"without {', '.join(node.excluded)}"] if node.excluded else []
+    said = f"  ({escape('; '.join(notes))})" if notes else ""
+    return Text.from_markup(f"[bold]{escape(node.name)}[/]  {label(node.consistency)}  {local_time(node.created)}{stall}{said}")

@@ -49,7 +49,6 @@ class Display:
 
     def __enter__(self) -> Display:
         if err.is_terminal:
-            self._progress.start()
             self._painter = threading.Thread(target=self._paint, daemon=True)
             self._painter.start()
         return self
@@ -75,6 +74,7 @@ class Display:
     def _draw(self, event: events.Event) -> None:
         match event:
             case events.PhaseStarted(phase):
+                self._progress.start()
                 self._tasks[phase] = self._progress.add_task(phase, total=None)
             case events.PhaseFinished(phase, _):
                 self._progress.update(self._tasks[phase], total=1, completed=1)

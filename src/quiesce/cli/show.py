@@ -30,6 +30,10 @@ def _show(node: Checkpoint) -> None:
     out.print(f"kind      {node.kind.value}, required {node.required.value}")
     for disk in node.disks:
         out.print(f"disk      {escape(disk.target)}  {escape(disk.path)}")
+    for file in node.files:
+        out.print(f"{file.role.value:<9} {escape(file.path)}")
+    if node.excluded:
+        out.print(f"left out  {escape(', '.join(node.excluded))}")
     out.print("phases    " + ", ".join(f"{name} {value / 1000:.1f} ms" for name, value in node.phases_us.items()))
     for warning in node.warnings:
         out.print(f"warning   {escape(warning)}")

@@ -27,12 +27,12 @@ def command(vm: Vm, as_json: Json = False, connect: Connect = None, catalog: Cat
 def _draw(found: Tree, parent: str | None, drawing: Drawing) -> None:
     for node in found.children(parent):
         _draw(found, node.id, drawing.add(render.node_line(node)))
-    if found.head_parent == parent:
+    if found.visible(found.head_parent) == parent:
         drawing.add("[cyan]now[/]")
 
 
 def _json(found: Tree) -> dict[str, Any]:
     return {
-        "head_parent": found.head_parent,
+        "head_parent": found.visible(found.head_parent),
         "checkpoints": [render.checkpoint_json(node) for node in found.checkpoints],
     }

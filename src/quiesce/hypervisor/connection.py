@@ -9,8 +9,11 @@ from contextlib import contextmanager, suppress
 
 import libvirt
 
+from quiesce.hypervisor import domain_xml, storage_xml
 from quiesce.model.errors import HypervisorError, NotFoundError
 
+HELPER_PREFIX = "quiesce-merge-"
+"""Names of the domains that images are merged and copied in."""
 KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_COUNT = 5
 
@@ -73,6 +76,58 @@ class Host:
     def domains(self) -> list[libvirt.virDomain]:
         with translated("listing VMs"):
             return sorted(self.connection.listAllDomains(), key=lambda domain: str(domain.name()))
+
+    def define(self, xml: str) -> None:
+        with translated("defining a VM"):
+            self.connection.defineXML(xml)
+
+    def definitions(self) -> list[str]:
+        """The definition of every VM, as it will be started next."""
+        found = []
+        for domain in self.domains():
+            with suppress(libvirt.libvirtError):  # it was undefined meanwhile
+                found.append(str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)))
+        return found
+
+    def files_of_others(self, uuid: str) -> set[str]:
+        """Every image file that the present and next definitions of the other VMs name."""
+        found = set()
+        for domain in self.domains():
+            with suppress(libvirt.libvirtError):  # it was undefined meanwhile
+                if domain.UUIDString() != uuid and not str(domain.name()).startswith(HELPER_PREFIX):
+                    for xml in (domain.XMLDesc(0), domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)):
+                        disks = [disk for disk in domain_xml.disks(xml) if disk.source_type == "file"]
+                        found |= {path for disk in disks for path in (disk.path, *disk.chain) if path}
+        return found
+
+    def destroy_helpers(self, images: set[str]) -> None:
+        """Ends helper domains that have one of these images as a disk; to be called when their owner is known to be gone."""
+        for domain in self.domains():
+            with suppress(libvirt.libvirtError):
+                disks = {disk.path for disk in domain_xml.disks(domain.XMLDesc(0))}
+                if str(domain.name()).startswith(HELPER_PREFIX) and images & disks:
+                    domain.destroy()
+
+    def pool_directories(self) -> list[str]:
+        """The directories of all storage pools that are directories."""
+        with translated("listing storage pools"):
+            xmls = [str(pool.XMLDesc(0)) for pool in self.connection.listAllStoragePools()]
+        return [path for xml in xmls if (path := storage_xml.pool_directory(xml))]
+
+    def what_does_not_fit(self, xml: str) -> list[str]:
+        """What the VM of this definition needs and the host does not have, each a sentence."""
+        problems = []
+        kind, architecture, machine = domain_xml.machine(xml)
+        try:
+            self.connection.getDomainCapabilities(None, architecture or None, machine or None, kind or None)
+        except libvirt.libvirtError as error:
+            problems.append(f"machine {machine} of type {kind}: {error.get_error_message()}")
+        for network in sorted(domain_xml.networks(xml)):
+            try:
+                self.connection.networkLookupByName(network)
+            except libvirt.libvirtError:
+                problems.append(f"there is no network {network}")
+        return problems
 
     def emulated_kind(self) -> str:
         """The domain type for a domain that need not run: `kvm` where the host offers it, for it may offer nothing else."""

@@ -28,6 +28,8 @@ class Disk:
     """Paths of its backing images, nearest first, as far as the XML names them."""
     mirror: str | None = None
     """The image it copies to or commits into."""
+    mirror_ready: bool = False
+    """That image has all there was to copy."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,27 @@ def generation_id(xml: str) -> str | None:
     return ET.fromstring(xml).findtext("./genid")
 
 
+def nvram(xml: str) -> str | None:
+    """The file that holds the UEFI variables."""
+    element = ET.fromstring(xml).find("./os/nvram")
+    if element is None:
+        return None
+    source = element.find("source")
+    return source.get("file") if source is not None else (element.text or "").strip() or None
+
+
+def tpm_state(xml: str) -> str | None:
+    """The file in which an emulated TPM keeps its state, if there is one. Unless the definition says where: libvirt does not
+    tell, and this is where the system daemon puts it."""
+    root = ET.fromstring(xml)
+    backend = root.find("./devices/tpm/backend[@type='emulator']")
+    if backend is None:
+        return None
+    source = backend.find("source[@type='dir']")
+    directory = f"/var/lib/libvirt/swtpm/{root.findtext('./uuid')}/tpm2" if source is None else source.get("path")
+    return f"{directory}/tpm2-00.permall"
+
+
 def passthrough_devices(xml: str) -> tuple[str, ...]:
     """Host devices given to the guest that hold state no checkpoint can hold."""
     root = ET.fromstring(xml)
@@ -63,21 +86,97 @@ def passthrough_devices(xml: str) -> tuple[str, ...]:
     )
 
 
-def restored(xml: str, *, name: str, generation: str, sources: Mapping[str, str]) -> str:
-    """The definition `xml` for running on other images, under the VM's present name.
+@dataclass(frozen=True)
+class Identity:
+    name: str
+    uuid: str
 
-    `sources`: image path for each disk target. `generation`: the new VM generation ID, a UUID, which tells the guest that it
-    went back in time.
-    """
+
+def identity(xml: str) -> Identity:
     root = ET.fromstring(xml)
-    _required(root, "name").text = name
+    return Identity(root.findtext("./name") or "", root.findtext("./uuid") or "")
+
+
+def restored(xml: str, *, identity: Identity, generation: str, sources: Mapping[str, str], nvram: str | None) -> str:
+    """The definition `xml` for running on other images, under the VM's present name and UUID.
+
+    `sources`: image path for each disk target. `nvram`: another file for the UEFI variables, if it has any. `generation`: the
+    new VM generation ID, a UUID, which tells the guest that it went back in time.
+    """
+    root = ET.fromstring(moved(xml, identity=identity, sources=sources, nvram=nvram))
     element = root.find("genid")
     if element is None:
         element = ET.Element("genid")
         root.insert(list(root).index(_required(root, "name")) + 1, element)
     element.text = generation
-    _point(root, sources)
     return ET.tostring(root, encoding="unicode")
+
+
+def moved(xml: str, *, identity: Identity, sources: Mapping[str, str], nvram: str | None) -> str:
+    """The definition `xml` for another identity, with other files and nothing else changed."""
+    root = ET.fromstring(xml)
+    _required(root, "name").text = identity.name
+    _required(root, "uuid").text = identity.uuid
+    _point(root, sources)
+    element = root.find("./os/nvram")
+    if nvram and element is not None:
+        source = element.find("source")
+        if source is not None:
+            source.set("file", nvram)
+        else:
+            element.text = nvram
+    return ET.tostring(root, encoding="unicode")
+
+
+def with_disks_of(xml: str, other: str, targets: tuple[str, ...]) -> str:
+    """The definition `xml` with these disks as the definition `other` has them."""
+    root = ET.fromstring(xml)
+    devices = _required(root, "devices")
+    for disk in ET.fromstring(other).findall("./devices/disk"):
+        target = _required(disk, "target").get("dev", "")
+        if target in targets:
+            for old in [old for old in devices.findall("disk") if _required(old, "target").get("dev") == target]:
+                devices.remove(old)
+            devices.append(disk)
+    return ET.tostring(root, encoding="unicode")
+
+
+def exported(xml: str, *, sources: Mapping[str, str], nvram: str | None) -> str:
+    """The definition `xml` with these disks and no others, and with no medium in its drives."""
+    root = ET.fromstring(moved(xml, identity=identity(xml), sources=sources, nvram=nvram))
+    devices = _required(root, "devices")
+    for disk in devices.findall("disk"):
+        if disk.get("device") in ("cdrom", "floppy"):
+            for source in disk.findall("source"):
+                disk.remove(source)
+        elif _required(disk, "target").get("dev") not in sources:
+            devices.remove(disk)
+    return ET.tostring(root, encoding="unicode")
+
+
+def imported(
+    xml: str, *, identity: Identity, generation: str, sources: Mapping[str, str], nvram: str | None, same: bool
+) -> str:
+    """The definition `xml` for a VM of this identity. Unless it is the same one again, its network cards get new addresses."""
+    root = ET.fromstring(restored(xml, identity=identity, generation=generation, sources=sources, nvram=nvram))
+    if not same:
+        for card in root.iterfind("./devices/interface"):
+            for address in card.findall("mac"):
+                card.remove(address)
+    return ET.tostring(root, encoding="unicode")
+
+
+def networks(xml: str) -> set[str]:
+    """Names of libvirt's networks that the VM's cards are on."""
+    sources = ET.fromstring(xml).iterfind("./devices/interface/source")
+    return {name for source in sources if (name := source.get("network"))}
+
+
+def machine(xml: str) -> tuple[str, str, str]:
+    """(domain type, architecture, machine type)."""
+    root = ET.fromstring(xml)
+    kind = root.find("./os/type")
+    return root.get("type", ""), *((kind.get("arch", ""), kind.get("machine", "")) if kind is not None else ("", ""))
 
 
 def with_sources(xml: str, sources: Mapping[str, str]) -> str:
@@ -105,25 +204,44 @@ def _point(root: ET.Element, sources: Mapping[str, str]) -> None:
         driver.set("type", "qcow2")
 
 
-def helper(name: str, images: Mapping[str, str], kind: str) -> str:
-    """A domain with nothing but these images. `kind`: the domain type the host can run, as `kvm` or `qemu`."""
+def helper(name: str, kind: str) -> str:
+    """A domain without a disk, to give disks to. `kind`: the domain type the host can run, as `kvm` or `qemu`."""
     root = ET.Element("domain", {"type": kind})
     ET.SubElement(root, "name").text = name
     ET.SubElement(root, "memory", {"unit": "MiB"}).text = "16"
     ET.SubElement(ET.SubElement(root, "os"), "type").text = "hvm"
     devices = ET.SubElement(root, "devices")
-    for target, path in images.items():
-        disk = ET.SubElement(devices, "disk", {"type": "file", "device": "disk"})
-        ET.SubElement(disk, "driver", {"name": "qemu", "type": "qcow2"})
-        ET.SubElement(disk, "source", {"file": path})
-        ET.SubElement(disk, "target", {"dev": target})
+    ET.SubElement(devices, "controller", {"type": "scsi", "model": "virtio-scsi"})
+    ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
     ET.SubElement(devices, "memballoon", {"model": "none"})
     return ET.tostring(root, encoding="unicode")
 
 
-def snapshot(overlays: Mapping[str, str], others: tuple[str, ...]) -> str:
-    """A snapshot request: `overlays` maps targets to prepared images; `others` are the targets to leave alone."""
+def helper_disk(target: str, path: str, *, read_only: bool) -> str:
+    """A SCSI disk: it can be taken away again although no guest runs."""
+    disk = ET.Element("disk", {"type": "file", "device": "disk"})
+    ET.SubElement(disk, "driver", {"name": "qemu", "type": "qcow2"})
+    ET.SubElement(disk, "source", {"file": path})
+    ET.SubElement(disk, "target", {"dev": target, "bus": "scsi"})
+    if read_only:
+        ET.SubElement(disk, "readonly")
+    return ET.tostring(disk, encoding="unicode")
+
+
+def copy_target(path: str) -> str:
+    """Where a block copy goes to."""
+    disk = ET.Element("disk", {"type": "file"})
+    ET.SubElement(disk, "driver", {"type": "qcow2"})
+    ET.SubElement(disk, "source", {"file": path})
+    return ET.tostring(disk, encoding="unicode")
+
+
+def snapshot(overlays: Mapping[str, str], others: tuple[str, ...], memory: str | None = None) -> str:
+    """A snapshot request: `overlays` maps targets to prepared images; `others` are the targets to leave alone; `memory` is the
+    file to save memory and devices to."""
     root = ET.Element("domainsnapshot")
+    if memory:
+        ET.SubElement(root, "memory", {"snapshot": "external", "file": memory})
     listed = ET.SubElement(root, "disks")
     for target, path in overlays.items():
         disk = ET.SubElement(listed, "disk", {"name": target, "snapshot": "external", "type": "file"})
@@ -132,54 +250,6 @@ def snapshot(overlays: Mapping[str, str], others: tuple[str, ...]) -> str:
     for target in others:
         ET.SubElement(listed, "disk", {"name": target, "snapshot": "no"})
     return ET.tostring(root, encoding="unicode")
-
-
-def overlay_volume(name: str, capacity: int, backing_path: str, backing_format: str) -> str:
-    """A differencing disk.
-
-    128 KiB clusters with extended L2 entries: 4 KiB subclusters, so that a first write of 4 KiB copies nothing and the
-    image grows by little (measured: a quarter of the time and a fifteenth of the space of plain 64 KiB clusters).
-    """
-    root = ET.Element("volume")
-    ET.SubElement(root, "name").text = name
-    ET.SubElement(root, "capacity").text = str(capacity)
-    ET.SubElement(root, "allocation").text = "0"
-    target = ET.SubElement(root, "target")
-    ET.SubElement(target, "format", {"type": "qcow2"})
-    ET.SubElement(target, "compat").text = "1.1"
-    ET.SubElement(target, "clusterSize", {"unit": "KiB"}).text = "128"
-    ET.SubElement(ET.SubElement(target, "features"), "extended_l2")
-    backing = ET.SubElement(root, "backingStore")
-    ET.SubElement(backing, "path").text = backing_path
-    ET.SubElement(backing, "format", {"type": backing_format})
-    return ET.tostring(root, encoding="unicode")
-
-
-def raw_volume(name: str, size: int) -> str:
-    root = ET.Element("volume")
-    ET.SubElement(root, "name").text = name
-    ET.SubElement(root, "capacity").text = str(size)
-    ET.SubElement(root, "allocation").text = str(size)
-    ET.SubElement(ET.SubElement(root, "target"), "format", {"type": "raw"})
-    return ET.tostring(root, encoding="unicode")
-
-
-def directory_pool(name: str, directory: str) -> str:
-    root = ET.Element("pool", {"type": "dir"})
-    ET.SubElement(root, "name").text = name
-    ET.SubElement(ET.SubElement(root, "target"), "path").text = directory
-    return ET.tostring(root, encoding="unicode")
-
-
-def pool_directory(xml: str) -> str | None:
-    """The directory of a pool whose volumes are files, else None."""
-    root = ET.fromstring(xml)
-    return root.findtext("./target/path") if root.get("type") in ("dir", "fs", "netfs") else None
-
-
-def volume_backing(xml: str) -> str | None:
-    """Path of the image a volume is an overlay of."""
-    return ET.fromstring(xml).findtext("./backingStore/path")
 
 
 def channel(name: str) -> str:
@@ -198,6 +268,7 @@ def _disk(element: ET.Element) -> Disk:
         shareable=element.find("shareable") is not None,
         mirrored=element.find("mirror") is not None,
         mirror=_mirror(element),
+        mirror_ready=element.find("mirror[@ready='yes']") is not None,
         chain=tuple(_chain(element)),
     )
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import libvirt
 
 from quiesce.hypervisor import domain_xml, merge
 from quiesce.hypervisor.connection import Host, translated
-from quiesce.model.errors import RefusedError
+from quiesce.model.errors import BusyError, HypervisorError, RefusedError
 
 
 class PowerState(enum.Enum):
@@ -26,6 +28,10 @@ _STATES = {
     libvirt.VIR_DOMAIN_SHUTOFF: PowerState.OFF,
     libvirt.VIR_DOMAIN_CRASHED: PowerState.OFF,
 }
+
+
+END_TIMEOUT_S = 60.0
+"""Longest wait for something libvirt is doing for a requester that is gone, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +114,23 @@ class Vm:
             found = domain_xml.disks(self.domain.XMLDesc(0))
             return {disk.target: disk.path for disk in found if disk.device not in ("cdrom", "floppy")}
 
+    def file_disks(self, *, next_start: bool = False) -> dict[str, str]:
+        """The image file each disk writes now, or will after the next start; read-only disks, media that can be taken out,
+        and disks that are no files, are left out."""
+        with translated(f"reading the disks of {self.name}"):
+            return {
+                disk.target: disk.path
+                for disk in domain_xml.disks(self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if next_start else 0))
+                if disk.path and disk.source_type == "file" and disk.device == "disk" and not disk.read_only
+            }
+
     def chain(self) -> set[str]:
-        """Every image named for the VM's disks, now or when it is started next, those below others included."""
+        """Every file named for the VM's disks and firmware, now or when it is started next, those below others included."""
         with translated(f"reading the disks of {self.name}"):
             xmls = self.domain.XMLDesc(0), self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-            found = [disk for xml in xmls for disk in domain_xml.disks(xml) if disk.device not in ("cdrom", "floppy")]
-            return {path for disk in found for path in (disk.path, *disk.chain) if path}
+        found = [disk for xml in xmls for disk in domain_xml.disks(xml) if disk.device not in ("cdrom", "floppy")]
+        firmware = {path for xml in xmls if (path := domain_xml.nvram(xml))}
+        return {path for disk in found for path in (disk.path, *disk.chain) if path} | firmware
 
     def capacity(self, target: str) -> int:
         """Virtual size of a disk of the running VM, in bytes."""
@@ -136,7 +153,83 @@ class Vm:
         with translated("switching to the differencing disks"):
             self.domain.snapshotCreateXML(domain_xml.snapshot(overlays, others), flags)
 
-    def commit_into_base(self, target: str, base: str, *, progress: merge.ReportProgress = lambda *_: None) -> None:
+    def switch_with_memory(self, overlays: Mapping[str, str], memory: str) -> None:
+        """Like `switch`, with memory and devices of the same instant saved to the file `memory`. The guest runs while most
+        of it is written."""
+        others = tuple(disk for disk in self.sources() if disk not in overlays)
+        flags = (
+            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE
+            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
+            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+        )
+        with translated("saving memory and switching to the differencing disks"):
+            self.domain.snapshotCreateXML(domain_xml.snapshot(overlays, others, memory), flags)
+
+    def end_saving(self) -> None:
+        """Ends a snapshot whose requester is gone, and waits until libvirt is done with it: until then it may still switch."""
+        with translated(f"waiting for a snapshot of {self.name} to end"):
+            deadline = time.monotonic() + END_TIMEOUT_S
+            while self.domain.isActive() and self._saving():
+                with suppress(libvirt.libvirtError):
+                    self.domain.abortJob()
+                if time.monotonic() > deadline:
+                    raise BusyError(f"libvirt is still taking a snapshot of {self.name}", hint="virsh domjobinfo")
+                time.sleep(0.05)
+            if self.domain.isActive() and (target := next(iter(self.sources()), None)):
+                self.domain.blockInfo(target, 0)  # waits for whatever holds the VM
+
+    def _saving(self) -> bool:
+        stats = self.domain.jobStats()
+        return (
+            stats.get("type", libvirt.VIR_DOMAIN_JOB_NONE) != libvirt.VIR_DOMAIN_JOB_NONE
+            and stats.get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT
+        )
+
+    def job_progress(self) -> tuple[int, int]:
+        """(done, in all) of what libvirt does with the VM, in bytes; (0, 0) if nothing."""
+        with suppress(libvirt.libvirtError):
+            stats = self.domain.jobStats()
+            total = int(stats.get("data_total", 0))
+            return total - int(stats.get("data_remaining", 0)), total
+        return 0, 0
+
+    def last_downtime_us(self) -> int:
+        """How long the guest stood still at the end of the last saving of its memory, in microseconds; 0 if not known."""
+        with suppress(libvirt.libvirtError):
+            return int(self.domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED).get("downtime", 0)) * 1000
+        return 0
+
+    def memory_bytes(self) -> int:
+        with translated(f"reading the memory size of {self.name}"):
+            return int(self.domain.maxMemory()) * 1024
+
+    def saved_identity(self, memory: str) -> domain_xml.Identity:
+        """Whose memory the file holds."""
+        with translated(f"reading {memory}"):
+            return domain_xml.identity(str(self.host.connection.saveImageGetXMLDesc(memory, 0)))
+
+    def resume_from(self, memory: str, sources: Mapping[str, str], nvram: str | None) -> None:
+        """Starts the VM, which is off, with saved memory and devices, on other images with the same content."""
+        with translated(f"resuming {self.name} from {memory}"):
+            xml = str(self.host.connection.saveImageGetXMLDesc(memory, libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE))
+            xml = domain_xml.moved(xml, identity=domain_xml.Identity(self.name, self.uuid), sources=sources, nvram=nvram)
+            self.host.connection.restoreFlags(memory, xml, 0)  # running or paused, as it was
+
+    def shut_itself_down(self) -> bool:
+        """The VM is off because its guest powered it off, by libvirt's account, which libvirt loses when it is restarted."""
+        with translated(f"reading the state of {self.name}"):
+            state, reason = self.domain.state()
+            return state == libvirt.VIR_DOMAIN_SHUTOFF and reason == libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN
+
+    def commit_into_base(
+        self,
+        target: str,
+        base: str,
+        *,
+        progress: merge.ReportProgress = merge.silent,
+        helper: merge.Helper | None = None,
+    ) -> None:
         """Merges what the VM writes on a disk into the image `base` below it, which it then writes; running or off.
 
         After an error the VM still stands where it did, on a good chain.
@@ -149,19 +242,36 @@ class Vm:
                 f"{self.name} has a saved memory image, which names the disks as they are",
                 hint=f"start it, or drop the saved memory: virsh managedsave-remove {self.name}",
             )
-        with merge.helper_domain(self.host, {target: self.sources()[target]}) as helper:
-            merge.commit_active(helper, target, base, progress)
+        with ExitStack() as stack:
+            opener = helper or stack.enter_context(merge.Helper(self.host))
+            domain, disk = stack.enter_context(opener.disk(self.sources()[target]))
+            merge.commit_active(domain, disk, base, progress)
             # While the helper has the images open, nobody can start the VM on what it no longer stands on.
             self.redefine(domain_xml.with_sources(self.definition(), {target: base}))
 
-    def cancel_merges(self, bases: set[str]) -> None:
-        """Ends merges into one of these images that their owner left behind; the VM stays on a good chain."""
+    def commit(self, top: str, base: str, progress: merge.ReportProgress) -> None:
+        """Merges `top` into `base` below it, both in the middle of the running VM's chain."""
+        with translated(f"reading the disks of {self.name}"):
+            found = domain_xml.disks(self.domain.XMLDesc(0))
+        target = next((disk.target for disk in found if top in disk.chain and base in disk.chain), None)
+        if target is None:
+            raise HypervisorError(f"{self.name} no longer reads through {top} and {base}")
+        merge.commit(self.domain, target, top, base, progress)
+
+    def cancel_merges(self, bases: set[str], targets: set[str]) -> None:
+        """Ends merges that their owner left behind: those of the active layer into one of these images, and any other commit on
+        one of these disks. The VM stays on a good chain."""
         with translated(f"cancelling merges of {self.name}"):
             if not self.domain.isActive():
                 return
             for disk in domain_xml.disks(self.domain.XMLDesc(0)):
-                if disk.mirror in bases:
-                    self.domain.blockJobAbort(disk.target, 0)
+                if disk.mirror in bases or (disk.target in targets and not disk.mirrored):
+                    merge.end_job(self.domain, disk.target)
+
+    def reads_through(self, path: str) -> bool:
+        """The VM runs, and has this image open below one it writes."""
+        with translated(f"reading the disks of {self.name}"):
+            return bool(self.domain.isActive()) and any(path in disk.chain for disk in domain_xml.disks(self.domain.XMLDesc(0)))
 
     def active(self) -> bool:
         with translated(f"asking whether {self.name} runs"):

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import posixpath
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import libvirt
 
-from quiesce.hypervisor import domain_xml
+from quiesce.hypervisor import storage_xml
 from quiesce.hypervisor.connection import Host, translated
-from quiesce.model.errors import HypervisorError, NoSpaceError
+from quiesce.hypervisor.storage_xml import Volume
+from quiesce.model.errors import HypervisorError, NoSpaceError, NotFoundError
 
 MIN_FREE = 64 * 1024 * 1024
 """Least room an overlay is made with, in bytes. An overlay grows with what the guest writes; this much keeps it from running
 full before anybody can act."""
+LEAST = 1024 * 1024
+"""Room for the metadata of a small file, in bytes."""
+CHUNK = 256 * 1024
+POOL_PREFIX = "quiesce-pool-"
 
 
 @dataclass(frozen=True)
@@ -30,35 +37,83 @@ class Directory:
     path: str
     pool: libvirt.virStoragePool
 
-    def free(self) -> int:
-        """Room left when the directory was opened, in bytes."""
+    def room(self) -> tuple[int, int]:
+        """(free, in all) when the directory was opened, in bytes."""
         with translated(f"asking for the free space of {self.path}"):
-            return int(self.pool.info()[3])
+            info = self.pool.info()
+            return int(info[3]), int(info[1])
+
+    def usable(self) -> int:
+        """What is surely free: libvirt counts also what a filesystem keeps for root, ext4 a twentieth."""
+        free, size = self.room()
+        return max(0, free - size // 20)
+
+    def require_room(self, needed: int, what: str) -> None:
+        """Raises NoSpaceError if less than `needed` bytes are free."""
+        free, _ = self.room()
+        if free < needed:
+            raise no_space(self.path, free, needed, what)
+
+    def volumes(self) -> list[Volume]:
+        """Every file in it that libvirt can read. One that vanishes meanwhile is left out."""
+        found = []
+        with translated(f"listing {self.path}"):
+            for volume in self.pool.listAllVolumes():
+                try:
+                    found.append(storage_xml.volume(volume.XMLDesc(0)))
+                except libvirt.libvirtError as error:
+                    if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
+                        raise
+        return found
+
+    def volume(self, name: str) -> Volume:
+        """Raises NotFoundError."""
+        found = self._lookup(name)
+        with translated(f"reading {self.path}/{name}"):
+            return storage_xml.volume(found.XMLDesc(0))
 
     def create_overlay(self, name: str, capacity: int, backing_path: str, backing_format: str) -> str:
         """Makes a differencing disk and returns its path. Raises NoSpaceError; then nothing is left of it."""
-        free = self.free()
-        if free < MIN_FREE:
-            raise NoSpaceError(
-                f"{self.path} has {free} bytes free, {MIN_FREE - free} less than the {MIN_FREE} a differencing disk needs",
-                hint="free space there, or delete checkpoints: `quiesce tree VM`",
-                details={"directory": self.path, "free": free, "missing": MIN_FREE - free},
-            )
-        self._create(domain_xml.overlay_volume(name, capacity, backing_path, backing_format), name)
+        self.require_room(MIN_FREE, "a differencing disk")
+        self._create(storage_xml.overlay_volume(name, capacity, backing_path, backing_format), name, MIN_FREE)
+        return posixpath.join(self.path, name)
+
+    def create_flat(self, name: str, capacity: int) -> str:
+        """Makes an empty image with nothing below it and returns its path."""
+        self._create(storage_xml.flat_volume(name, capacity), name, LEAST)
         return posixpath.join(self.path, name)
 
     def write(self, name: str, content: bytes) -> str:
         """Makes or replaces a small file and returns its path."""
-        self.delete(name)
-        volume = self._create(domain_xml.raw_volume(name, len(content)), name)
+        self.delete(name)  # an upload does not shorten what is there
+        volume = self._create(storage_xml.raw_volume(name, len(content)), name, len(content) + LEAST)
         with translated(f"writing {self.path}/{name}"):
             stream = self.pool.connect().newStream(0)
             volume.upload(stream, 0, len(content), 0)
             view = memoryview(content)
             while view:
-                view = view[stream.send(bytes(view[:65536])) :]
+                view = view[stream.send(bytes(view[:CHUNK])) :]
             stream.finish()
         return posixpath.join(self.path, name)
+
+    def read(self, name: str) -> bytes:
+        """All of a small file. Raises NotFoundError."""
+        return b"".join(self._download(name))
+
+    def size(self, name: str) -> int:
+        """Length of a file in bytes, whatever its format."""
+        found = self._lookup(name)
+        with translated(f"reading {self.path}/{name}"):
+            return int(found.infoFlags(libvirt.VIR_STORAGE_VOL_GET_PHYSICAL)[2])
+
+    def sha256(self, name: str, progress: Callable[[int], None] = lambda _: None) -> str:
+        """Of the file as it is. `progress` is called with how many bytes were read. Raises NotFoundError."""
+        digest, done = hashlib.sha256(), 0
+        for piece in self._download(name):
+            digest.update(piece)
+            done += len(piece)
+            progress(done)
+        return digest.hexdigest()
 
     def delete(self, name: str) -> None:
         """Removes a file; nothing happens if there is none."""
@@ -70,59 +125,97 @@ class Directory:
 
     def has(self, name: str) -> bool:
         try:
-            self.pool.storageVolLookupByName(name)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
-                return False
-            raise HypervisorError(f"looking for {self.path}/{name}: {error.get_error_message()}") from error
+            self._lookup(name)
+        except NotFoundError:
+            return False
         return True
 
-    def capacity(self, name: str) -> int:
-        """Virtual size in bytes."""
-        with translated(f"reading {self.path}/{name}"):
-            return int(self.pool.storageVolLookupByName(name).info()[1])
+    def _lookup(self, name: str) -> libvirt.virStorageVol:
+        try:
+            return self.pool.storageVolLookupByName(name)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
+                raise NotFoundError(f"there is no {self.path}/{name}") from error
+            raise HypervisorError(f"looking for {self.path}/{name}: {error.get_error_message()}") from error
 
-    def backing(self, name: str) -> str | None:
-        """Path of the image below this one, by its header; None if there is none, or no such file."""
-        if not self.has(name):
-            return None
+    def _download(self, name: str) -> Iterator[bytes]:
+        volume = self._lookup(name)
         with translated(f"reading {self.path}/{name}"):
-            return domain_xml.volume_backing(self.pool.storageVolLookupByName(name).XMLDesc(0))
+            stream = self.pool.connect().newStream(0)
+            volume.download(stream, 0, 0, 0)
+            while piece := stream.recv(CHUNK):
+                yield piece
+            stream.finish()
 
-    def _create(self, xml: str, name: str) -> libvirt.virStorageVol:
+    def _create(self, xml: str, name: str, needed: int) -> libvirt.virStorageVol:
         try:
             return self.pool.createXML(xml, 0)
         except libvirt.libvirtError as error:
-            with suppress(HypervisorError):
-                self.delete(name)
+            if error.get_error_code() != libvirt.VIR_ERR_STORAGE_VOL_EXIST:
+                with suppress(HypervisorError):
+                    self.delete(name)
             message = error.get_error_message() or str(error)
             if "No space left" in message:
-                raise NoSpaceError(f"no space left in {self.path} for {name}", hint="free space there") from error
+                with suppress(libvirt.libvirtError):
+                    self.pool.refresh(0)
+                raise no_space(self.path, self.usable(), needed, name) from error
             raise HypervisorError(f"making {self.path}/{name}: {message}") from error
 
 
 @contextmanager
-def directory(host: Host, path: str) -> Iterator[Directory]:
-    """The directory as a pool: the pool that is there already, or one that lives only as long as the block."""
-    with _alone():
-        pool, ours = _find_or_make(host, path)
+def minding_room(host: Host, path: str, needed: int, what: str) -> Iterator[None]:
+    """For work that writes up to `needed` bytes into a directory. Raises NoSpaceError if it fails, and there is no room."""
+    try:
+        yield
+    except HypervisorError as error:
+        with directory(host, path) as pool:
+            usable = pool.usable()
+        if usable < needed:
+            raise no_space(path, usable, needed, what) from error
+        raise
+
+
+def no_space(directory: str, free: int, needed: int, what: str) -> NoSpaceError:
+    missing = max(0, needed - free)
+    return NoSpaceError(
+        f"{directory} has {free} bytes free, {missing} less than the {needed} that {what} may need",
+        hint="free space there, or delete checkpoints: `quiesce tree VM`",
+        details={"directory": directory, "free": free, "needed": needed, "missing": missing},
+    )
+
+
+@contextmanager
+def directory(host: Host, path: str, *, build: bool = False) -> Iterator[Directory]:
+    """The directory as a pool: the pool that is there already, or one that lives as long as any of us uses it.
+
+    `build`: makes the directory if there is none. An administrator's pool that was inactive stays
+    active. Not to be used within another such block.
+    """
+    with _lock_file() as lock:
+        while True:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            pool = _find_or_make(host, path, build)
+            fcntl.flock(lock, fcntl.LOCK_SH)  # not at once: somebody may have been in between, and removed it
+            with suppress(libvirt.libvirtError):
+                if pool.isActive():
+                    break
         try:
             with translated(f"reading the images in {path}"):
                 pool.refresh(0)
             yield Directory(path, pool)
         finally:
-            if ours:
-                with suppress(libvirt.libvirtError):
-                    pool.destroy()
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else whoever uses one still will remove them all
+                _remove_pools(host)
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """One of this user's processes on this machine at a time: two pools of one directory exclude each other. Not reentrant."""
+def _lock_file() -> Iterator[IO[str]]:
+    """Shared by those of this user's processes on this machine that use a pool, exclusive for making and removing pools: two
+    pools of one directory exclude each other."""
     directory = "/run/lock" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", tempfile.gettempdir())
     with (Path(directory) / f"quiesce-pools-{os.geteuid()}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file
 
 
 def split(path: str) -> tuple[str, str]:
@@ -130,14 +223,23 @@ def split(path: str) -> tuple[str, str]:
     return posixpath.split(path)
 
 
-def _find_or_make(host: Host, path: str) -> tuple[libvirt.virStoragePool, bool]:
+def _find_or_make(host: Host, path: str, build: bool) -> libvirt.virStoragePool:
     with translated(f"opening the directory {path} as a storage pool"):
         for pool in host.connection.listAllStoragePools():
             with suppress(libvirt.libvirtError):
-                if domain_xml.pool_directory(pool.XMLDesc(0)) == path:
-                    if pool.isActive():
-                        return pool, False
-                    pool.create()
-                    return pool, True
-        xml = domain_xml.directory_pool(f"quiesce-{secrets.token_hex(4)}", path)
-        return host.connection.storagePoolCreateXML(xml, 0), True
+                if storage_xml.pool_directory(pool.XMLDesc(0)) == path:
+                    if not pool.isActive():
+                        pool.create()
+                    return pool
+        xml = storage_xml.directory_pool(f"{POOL_PREFIX}{secrets.token_hex(4)}", path)
+        flags = libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD if build else 0
+        return host.connection.storagePoolCreateXML(xml, flags)
+
+
+def _remove_pools(host: Host) -> None:
+    """Those we made; also those of a process that was killed."""
+    with suppress(libvirt.libvirtError):
+        for pool in host.connection.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_TRANSIENT):
+            if str(pool.name()).startswith(POOL_PREFIX):
+                with suppress(libvirt.libvirtError):
+                    pool.destroy()

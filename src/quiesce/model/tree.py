@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from fnmatch import fnmatchcase
 
 from quiesce.model.errors import NotFoundError
 from quiesce.model.grades import Consistency
@@ -13,8 +14,12 @@ from quiesce.model.reports import Filesystem, Writer
 
 class Kind(str, Enum):
     PRODUCTION = "production"
+    STANDARD = "standard"
+    """With memory and devices, as Hyper-V's: restored running, exactly as it was."""
     SAFETY = "safety"
     """Made by restore of the state it left."""
+    AUTOMATIC = "automatic"
+    """Made when the VM started with no checkpoint, removed when it has shut down cleanly."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,23 @@ class DiskImage:
     target: str
     path: str
     format: str
+
+
+class Role(str, Enum):
+    NVRAM = "nvram"
+    """UEFI variables."""
+    TPM = "tpm"
+    """Permanent state of an emulated TPM."""
+    MEMORY = "memory"
+    """Memory and devices, as libvirt saves them."""
+
+
+@dataclass(frozen=True)
+class MachineFile:
+    """A part of the machine that is no disk: a copy, never written again."""
+
+    role: Role
+    path: str
 
 
 @dataclass(frozen=True)
@@ -42,6 +64,13 @@ class Checkpoint:
     required: Consistency
     disks: tuple[DiskImage, ...]
     parent: str | None = None
+    off: bool = False
+    """Taken while the VM was off."""
+    hidden: bool = False
+    """Deleted by its user. What others still need of it stays until it can be merged; its own content may be gone."""
+    excluded: tuple[str, ...] = ()
+    """Disks that are not part of it, by their targets."""
+    files: tuple[MachineFile, ...] = ()
     stall_us: int = 0
     """Longest that any write in the guest can have waited, as the guest's own clock saw it, in microseconds."""
     writers: tuple[Writer, ...] = ()
@@ -54,20 +83,30 @@ class Checkpoint:
     def image(self, target: str) -> DiskImage | None:
         return next((disk for disk in self.disks if disk.target == target), None)
 
+    def file(self, role: Role) -> MachineFile | None:
+        return next((file for file in self.files if file.role is role), None)
+
+    def paths(self) -> set[str]:
+        """Every file it consists of."""
+        return {disk.path for disk in self.disks} | {file.path for file in self.files}
+
 
 @dataclass(frozen=True)
 class Tree:
     """All checkpoints of a VM, and which of them the VM's present disks are based on (None: no checkpoint)."""
 
-    checkpoints: tuple[Checkpoint, ...]
+    nodes: tuple[Checkpoint, ...]
+    """Hidden ones included."""
     head_parent: str | None
-    deleting: frozenset[str] = frozenset()
-    """Ids of checkpoints whose deletion has begun: their images may already hold what came later."""
 
     @classmethod
-    def of(cls, checkpoints: Iterable[Checkpoint], head_parent: str | None, deleting: Iterable[str] = ()) -> Tree:
-        ordered = tuple(sorted(checkpoints, key=lambda node: (node.created, node.id)))
-        return cls(ordered, head_parent, frozenset(deleting))
+    def of(cls, nodes: Iterable[Checkpoint], head_parent: str | None) -> Tree:
+        return cls(tuple(sorted(nodes, key=lambda node: (node.created, node.id))), head_parent)
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """Those a user knows of."""
+        return tuple(node for node in self.nodes if not node.hidden)
 
     def find(self, name: str) -> Checkpoint:
         """The checkpoint of this name or id. Raises NotFoundError."""
@@ -77,11 +116,43 @@ class Tree:
                     return node
         raise NotFoundError(f"no checkpoint named {name!r}", hint="`quiesce tree VM` shows those there are")
 
+    def match(self, pattern: str) -> tuple[Checkpoint, ...]:
+        """The checkpoint of this name or id, else all whose names match the shell pattern. Raises NotFoundError."""
+        try:
+            return (self.find(pattern),)
+        except NotFoundError:
+            found = tuple(node for node in self.checkpoints if fnmatchcase(node.name, pattern))
+            if not found:
+                raise
+            return found
+
     def has_name(self, name: str) -> bool:
         return any(node.name == name for node in self.checkpoints)
 
     def children(self, parent: str | None) -> tuple[Checkpoint, ...]:
-        return tuple(node for node in self.checkpoints if node.parent == parent)
+        """The checkpoints right above this one, or above hidden ones that are."""
+        return tuple(node for node in self.checkpoints if self.visible(node.parent) == parent)
+
+    def subtree(self, root: Checkpoint) -> Iterator[Checkpoint]:
+        """The checkpoint and all above it."""
+        yield root
+        for child in self.children(root.id):
+            yield from self.subtree(child)
+
+    def visible(self, node_id: str | None) -> str | None:
+        """The node itself, or the nearest below it, that is not hidden."""
+        node = self.get(node_id)
+        while node and node.hidden:
+            node = self.get(node.parent)
+        return node.id if node else None
+
+    def ancestors(self, node_id: str | None) -> tuple[Checkpoint, ...]:
+        """The node and all below it, nearest first."""
+        found: list[Checkpoint] = []
+        while (node := self.get(node_id)) and node not in found:
+            found.append(node)
+            node_id = node.parent
+        return tuple(found)
 
     def get(self, node_id: str | None) -> Checkpoint | None:
-        return next((node for node in self.checkpoints if node.id == node_id), None)
+        return next((node for node in self.nodes if node.id == node_id), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -40,7 +41,20 @@ class Context:
     @contextmanager
     def locked(self, vm: Vm, verb: str) -> Iterator[None]:
         """One operation a VM at a time. The lock dies with its holder. Raises BusyError, naming the holder."""
-        with lock.hold(self.catalog.lock_directory(), f"{vm.host.name}-{vm.uuid}", f"quiesce {verb} {vm.name}"):
+        with self.locked_uuid(vm.host.name, vm.uuid, f"quiesce {verb} {vm.name}"):
+            yield
+
+    @contextmanager
+    def locked_uuid(self, host: str, vm_uuid: str, what: str) -> Iterator[None]:
+        """The same for a VM that libvirt need not know."""
+        with lock.hold(self.catalog.lock_directory(), f"{host}-{vm_uuid}", what):
+            yield
+
+    @contextmanager
+    def locked_directory(self, host: str, path: str, what: str) -> Iterator[None]:
+        """One export or import at a time writes to a directory."""
+        key = hashlib.sha256(path.encode()).hexdigest()[:16]
+        with lock.hold(self.catalog.lock_directory(), f"{host}-directory-{key}", f"{what} {path}"):
             yield
 
     @contextmanager

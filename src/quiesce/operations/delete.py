@@ -1,86 +1,67 @@
-"""Deletes a checkpoint nothing but the VM itself depends on."""
+"""Deletes checkpoints; what others need of them is merged."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 from quiesce.catalog.journal import Journal
 from quiesce.hypervisor.vm import Vm
-from quiesce.model.errors import RefusedError
-from quiesce.model.events import Progress
 from quiesce.model.names import CheckpointReference
-from quiesce.model.tree import Checkpoint
+from quiesce.model.tree import Checkpoint, Tree
 from quiesce.operations import images, plan
 from quiesce.operations.context import Context
+from quiesce.operations.merges import Waiting, merge_hidden
 from quiesce.operations.recover import recover
 
 
-def delete(context: Context, reference: CheckpointReference) -> Checkpoint:
-    """Removes a leaf of the tree and returns what it was. If the VM's disks are based on it, what the VM wrote since is
-    merged into its images, whether the VM runs or is off; its state does not change. Interrupted, it can be called again to
-    finish; the checkpoint cannot be restored meanwhile.
+@dataclass(frozen=True)
+class Deleted:
+    checkpoints: tuple[Checkpoint, ...]
+    waiting: tuple[Waiting, ...]
+    """Whose space could not be given back yet, and why."""
 
-    Raises RefusedError if other checkpoints are based on it.
+
+def delete(
+    context: Context, references: Sequence[CheckpointReference], *, subtree: bool = False, dry_run: bool = False
+) -> Deleted:
+    """Removes checkpoints of one or more VMs, each named exactly or by a shell pattern; with `subtree`, all above them too.
+
+    All other checkpoints keep their content, and the VM its state, running or off. What is to go is gone from the tree at once;
+    then its images are merged or removed, which may take long, can be interrupted, and is finished by the next deletion or by
+    `doctor`. What two or more others are based on is merged when one of them is left. `dry_run`: only says what would go.
+
+    Raises NotFoundError, and deletes nothing of that VM, if a reference matches none.
     """
-    with context.vm(reference.vm) as vm, context.locked(vm, "delete"):
-        with context.phase("plan"):
-            recover(context, vm)
-            tree = context.catalog.tree(vm.host.name, vm.uuid)
-            node = tree.find(reference.checkpoint)
-            children = tree.children(node.id)
-            if children:
-                names = ", ".join(repr(child.name) for child in children)
-                raise RefusedError(f"other checkpoints are based on {node.name!r}: {names}", hint="delete those first")
-            facts = vm.facts()
-            plan.require_nothing_in_the_way(facts)
-            is_head = tree.head_parent == node.id
-            to_merge = _to_merge(vm, node) if is_head else []
-            if not is_head:
-                _require_unused(vm, node)
-        journal = Journal(context.catalog, vm.host.name, vm.uuid, "delete")
-        context.catalog.mark_deleting(node)
-        if is_head:
-            with context.phase("merge"):
-                for target, top, base in to_merge:
-                    _merge(context, vm, journal, target, top, base)
-        with journal.step("forget", checkpoint=node.id):
-            images.remove_manifest(vm, node)
-            context.catalog.remove(node, head_parent=node.parent if is_head else tree.head_parent)
-        if not is_head:
-            with context.phase("remove images"):
-                for image in node.disks:
-                    images.discard_or_warn(context, vm, journal, image.path)
-        journal.finish("done")
-        return node
+    deleted: list[Checkpoint] = []
+    waiting: list[Waiting] = []
+    for name in dict.fromkeys(reference.vm for reference in references):
+        patterns = [reference.checkpoint for reference in references if reference.vm == name]
+        with context.vm(name) as vm, context.locked(vm, "delete"):
+            chosen = _choose(context.catalog.tree(vm.host.name, vm.uuid), patterns, subtree)
+            deleted += chosen
+            if not dry_run:
+                waiting += _delete(context, vm, chosen)
+    return Deleted(tuple(deleted), tuple(waiting))
 
 
-def _to_merge(vm: Vm, node: Checkpoint) -> list[tuple[str, str, str]]:
-    """(target, overlay, image below) of the disks still to be merged; those an interrupted deletion did are not among them."""
-    sources = vm.sources()
-    found = []
-    for image in node.disks:
-        top = sources.get(image.target)
-        if top is None:
-            raise RefusedError(f"{vm.name} no longer has disk {image.target}, which {node.name!r} holds")
-        if top == image.path:
-            continue
-        if images.backing(vm, top) != image.path:
-            raise RefusedError(f"disk {image.target} is not based on {image.path}: somebody changed its chain")
-        found.append((image.target, top, image.path))
-    return found
+def _choose(tree: Tree, patterns: Sequence[str], subtree: bool) -> list[Checkpoint]:
+    roots = [node for pattern in patterns for node in tree.match(pattern)]
+    chosen = [node for root in roots for node in (tree.subtree(root) if subtree else (root,))]
+    return list({node.id: node for node in chosen}.values())
 
 
-def _require_unused(vm: Vm, node: Checkpoint) -> None:
-    used = images.in_use(vm)
-    for image in node.disks:
-        if image.path in used:
-            raise RefusedError(
-                f"{vm.name} stands on {image.path} of {node.name!r}, although the catalog says otherwise; it is left alone"
-            )
-
-
-def _merge(context: Context, vm: Vm, journal: Journal, target: str, top: str, base: str) -> None:
-    def progress(done: int, total: int) -> None:
-        context.emit(Progress("merge", done, total))
-
-    with journal.step("merge", target=target, base=base, top=top):
-        vm.commit_into_base(target, base, progress=progress)
-    images.discard_or_warn(context, vm, journal, top)
+def _delete(context: Context, vm: Vm, chosen: list[Checkpoint]) -> tuple[Waiting, ...]:
+    with context.phase("plan"):
+        recover(context, vm)
+        plan.require_nothing_in_the_way(vm.facts())
+    journal = Journal(context.catalog, vm.host.name, vm.uuid, "delete")
+    hidden = [replace(node, hidden=True, files=()) for node in chosen]
+    with journal.step("hide", checkpoints=[node.id for node in hidden]):
+        context.catalog.update(*hidden)
+        for node in hidden:
+            images.write_manifest(context, vm, node)
+    with context.phase("merge"):
+        waiting = merge_hidden(context, vm, journal)
+    journal.finish("done")
+    return waiting

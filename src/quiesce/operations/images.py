@@ -4,38 +4,80 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from quiesce.catalog import manifest
 from quiesce.catalog.journal import Journal
-from quiesce.hypervisor import volumes
+from quiesce.catalog.manifest import Manifest
+from quiesce.hypervisor import domain_xml, volumes
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError, RefusedError
 from quiesce.model.events import Warned
-from quiesce.model.tree import Checkpoint, DiskImage, Tree
+from quiesce.model.tree import Checkpoint
 from quiesce.operations.context import Context
+from quiesce.operations.survey import survey
+
+NEARLY_FULL = 0.9
+"""Share of a filesystem in use from which on a checkpoint warns."""
+_OURS = re.compile(r".+\.[0-9a-f]{12}\.(qcow2|nvram|tpm|memory)")
 
 
-def make_overlay(context: Context, vm: Vm, journal: Journal, target: str, capacity: int, backing: str, format: str) -> str:
-    """A differencing disk on `backing`, beside it; returns its path. Its name says to a person where it came from; to us it
-    means nothing."""
-    directory, _ = volumes.split(backing)
-    name = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', vm.name)}.{target}.{secrets.token_hex(6)}.qcow2"
-    path = f"{directory}/{name}"
+def new_path(name: str, beside: str, what: str, suffix: str) -> str:
+    """A path for a file of the VM of this name. It says to a person where it came from."""
+    directory, _ = volumes.split(beside)
+    return f"{directory}/{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.{what}.{secrets.token_hex(6)}.{suffix}"
+
+
+def named_like_ours(path: str) -> bool:
+    """Whether `new_path` may have made this path: all that is left to go by when a catalog is lost."""
+    return _OURS.fullmatch(volumes.split(path)[1]) is not None
+
+
+def make_overlay(
+    context: Context,
+    vm: Vm,
+    journal: Journal,
+    target: str,
+    capacity: int,
+    backing: str,
+    format: str,
+    path: str | None = None,
+) -> str:
+    """A differencing disk on `backing`, beside it unless `path` says where; returns its path."""
+    path = path or new_path(vm.name, backing, target, "qcow2")
+    directory, name = volumes.split(path)
     context.catalog.note_image(vm.host.name, vm.uuid, path)
     with journal.step("make-overlay", target=target, path=path, backing=backing), volumes.directory(vm.host, directory) as pool:
+        free, size = pool.room()
+        if size and free < size * (1 - NEARLY_FULL):
+            context.emit(Warned(f"{directory} is nearly full: {free} of {size} bytes are free"))
         return pool.create_overlay(name, capacity, backing, format)
 
 
+def written(vm: Vm, paths: Iterable[str]) -> dict[str, str]:
+    """When each of these files was last written."""
+    found = {}
+    for path in paths:
+        directory, name = volumes.split(path)
+        with volumes.directory(vm.host, directory) as pool:
+            found[path] = pool.volume(name).written
+    return found
+
+
 def discard(context: Context, vm: Vm, path: str) -> None:
-    """Removes an image of ours. Raises RefusedError, and touches nothing, if it may still be needed or is not ours."""
+    """Removes a file of ours. Raises RefusedError, and touches nothing, if it may still be needed or is not ours."""
     if not context.catalog.made_image(vm.host.name, path):
         raise RefusedError(f"{path} was not made by quiesce; it is left alone")
     users = context.catalog.checkpoints_with(vm.host.name, path)
     if users:
         raise RefusedError(f"{path} belongs to checkpoint {users[0]!r}; it is left alone")
-    if path in in_use(vm):
+    found = survey(context, vm)
+    found.require_whole()
+    if path in found.chains.needed(found.named):
         raise RefusedError(f"{path} is in the chain of {vm.name}; it is left alone")
+    readers = found.chains.readers(path) - set(found.orphans())
+    if readers:
+        raise RefusedError(f"{min(readers)} is based on {path}; it is left alone")
     directory, name = volumes.split(path)
     with volumes.directory(vm.host, directory) as pool:
         pool.delete(name)
@@ -53,76 +95,64 @@ def discard_or_warn(context: Context, vm: Vm, journal: Journal, path: str) -> No
         journal.done(number)
 
 
+def discard_orphans(context: Context, vm: Vm) -> list[str]:
+    """Removes every file of ours that nothing needs, and forgets those that are gone already. Returns what was removed. Sure
+    only under the VM's lock, with no operation unfinished."""
+    found = survey(context, vm)
+    removed = []
+    for path in found.orphans():
+        discard(context, vm, path)
+        removed.append(path)
+    for path in found.made - found.volumes.keys():
+        if not context.catalog.checkpoints_with(vm.host.name, path) and path not in found.needed():
+            context.catalog.forget_image(vm.host.name, path)
+    return removed
+
+
 def put_back(context: Context, vm: Vm, overlays: Mapping[str, tuple[str, str]]) -> None:
     """Brings the VM, running or off, back from overlays onto the images below them, with all it wrote, and removes the
     overlays. `overlays`: (overlay, image below) by target.
 
-    Raises RefusedError, and keeps the overlay, for a disk that stands on neither: something may have been written to it.
+    Keeps the overlay, with a warning, of a disk that stands on neither: something may have been written to it.
     """
-    sources = vm.sources()
+    sources, ahead = vm.sources(), vm.file_disks(next_start=True)
+    wrong = {target: below for target, (overlay, below) in overlays.items() if ahead.get(target) == overlay}
+    if wrong and vm.active() and all(sources.get(target) == below for target, below in wrong.items()):
+        vm.redefine(domain_xml.with_sources(vm.definition(), wrong))  # it was started in between
     for target, (overlay, below) in overlays.items():
         if sources.get(target) == overlay:
             vm.commit_into_base(target, below)
     sources = vm.sources()
     for target, (overlay, below) in overlays.items():
         if sources.get(target) != below:
-            raise RefusedError(f"disk {target} of {vm.name} is no longer on {below}; {overlay} is left alone")
-        discard(context, vm, overlay)
+            context.catalog.set_live(vm.host.name, [overlay], True)
+            context.emit(Warned(f"disk {target} of {vm.name} is no longer on {below}; {overlay} is left alone"))
+            continue
+        if context.catalog.made_image(vm.host.name, overlay):  # else it was removed before we were killed
+            discard(context, vm, overlay)
 
 
-def orphans(context: Context, vm: Vm) -> list[str]:
-    """Every image made for this VM that nothing stands on. Sure only under the VM's lock, with no operation unfinished."""
-    nodes = context.catalog.tree(vm.host.name, vm.uuid).checkpoints
-    needed = with_backing(vm, vm.chain() | {image.path for node in nodes for image in node.disks})
-    return [
-        path
-        for path in context.catalog.images_made_for(vm.host.name, vm.uuid)
-        if path not in needed and not context.catalog.checkpoints_with(vm.host.name, path)
-    ]
-
-
-def in_use(vm: Vm) -> set[str]:
-    """Every image the VM reads or would read when started: its sources and all below them, by the running VM's own account
-    and by the images' headers."""
-    return with_backing(vm, vm.chain())
-
-
-def with_backing(vm: Vm, paths: set[str]) -> set[str]:
-    """These images and all below them, by their headers."""
-    found, frontier = set(paths), set(paths)
-    while frontier:
-        frontier = {below for path in frontier if (below := backing(vm, path))} - found
-        found |= frontier
-    return found
-
-
-def require_known_base(vm: Vm, disks: tuple[DiskImage, ...], tree: Tree) -> None:
-    """Raises RefusedError if a disk does not lie on the checkpoint it should: somebody changed the chain."""
-    parent = tree.get(tree.head_parent)
-    for disk in disks:
-        base = parent.image(disk.target) if parent else None
-        if parent and base and backing(vm, disk.path) != base.path:
-            raise RefusedError(
-                f"somebody changed the chain of disk {disk.target}: checkpoint {parent.name!r} has it based on {base.path}",
-                hint="qemu-img info --backing-chain shows it as it is; --discard-current restores regardless",
-            )
-
-
-def backing(vm: Vm, path: str) -> str | None:
-    """The image below this one, by its header."""
-    directory, name = volumes.split(path)
-    with volumes.directory(vm.host, directory) as pool:
-        return pool.backing(name)
-
-
-def write_manifest(context: Context, vm: Vm, node: Checkpoint, xml: str) -> None:
+def write_manifest(context: Context, vm: Vm, node: Checkpoint) -> None:
     """Beside the first image. The checkpoint stands without it, so a failure is only a warning."""
     directory, _ = volumes.split(node.disks[0].path)
+    content = manifest.dump(manifest_of(context, vm, node))
     try:
         with volumes.directory(vm.host, directory) as pool:
-            pool.write(manifest.name(node.id), manifest.dump(node, xml))
+            pool.write(manifest.name(node.id), content)
     except QuiesceError as error:
         context.emit(Warned(f"the manifest of {node.name!r} could not be written: {error.message}"))
+
+
+def manifest_of(context: Context, vm: Vm, node: Checkpoint) -> Manifest:
+    """As it should be."""
+    made = node.paths() & set(context.catalog.images_made_for(vm.host.name, vm.uuid))
+    return Manifest(node, context.catalog.domain_xml(node.id), tuple(sorted(made)))
+
+
+def read_manifest(vm: Vm, node: Checkpoint) -> Manifest:
+    """As it is. Raises QuiesceError if there is none that can be read."""
+    with volumes.directory(vm.host, volumes.split(node.disks[0].path)[0]) as pool:
+        return manifest.load(pool.read(manifest.name(node.id)))
 
 
 def remove_manifest(vm: Vm, node: Checkpoint) -> None:

@@ -22,16 +22,17 @@ SETTLE_TIMEOUT_S = 60.0
 class Participant:
     """One VM in the window."""
 
-    def __init__(self, vm: Vm, requester: Requester | None, overlays: dict[str, str]) -> None:
+    def __init__(self, vm: Vm, requester: Requester | None, overlays: dict[str, str], excluded: tuple[str, ...] = ()) -> None:
         self._vm = vm
         self._requester = requester
         self._overlays = overlays
+        self._excluded = excluded
         self._switch_ended = threading.Event()
         self._switch_started = False
         self.switched = False
         """The VM writes to the overlays."""
         self.whole = False
-        """It has no disk that was not switched, as one plugged in during the attempt."""
+        """It has no disk that was neither switched nor excluded, as one plugged in during the attempt."""
 
     async def perform(self, step: Step, timeout: float) -> Any:
         if step.action is Action.SWITCH:
@@ -79,4 +80,4 @@ class Participant:
             raise HypervisorError(f"libvirt has not returned from switching {self._vm.name} for {SETTLE_TIMEOUT_S:g} s")
         sources = self._vm.disk_sources()
         self.switched = all(sources.get(target) == path for target, path in self._overlays.items())
-        self.whole = sources.keys() == self._overlays.keys()
+        self.whole = sources.keys() == self._overlays.keys() | set(self._excluded)

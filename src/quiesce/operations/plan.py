@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from quiesce.hypervisor.domain_xml import Disk
 from quiesce.hypervisor.vm import Facts, PowerState
-from quiesce.model.errors import BusyError, RefusedError
+from quiesce.model.chains import Chains
+from quiesce.model.errors import BusyError, RefusedError, UsageError
 from quiesce.model.events import Emit, Warned
-from quiesce.model.tree import Tree
+from quiesce.model.grades import Consistency
 
 MAX_CHAIN = 190
 """libvirt itself stops at 200 images in a chain (notes/libvirt-qemu.md 1.2)."""
@@ -14,15 +15,33 @@ LONG_CHAIN = 30
 
 
 def require_running(facts: Facts) -> None:
-    """Raises RefusedError for a VM whose guest cannot be asked."""
-    if facts.power is PowerState.OFF:
-        raise RefusedError(f"{facts.name} is off", hint=f"start it first: virsh start {facts.name}")
+    """Raises RefusedError for a VM that does not run."""
     if facts.power is PowerState.PAUSED:
         raise RefusedError(
-            f"{facts.name} is paused; its guest cannot be asked to come to rest", hint=f"virsh resume {facts.name}"
+            f"{facts.name} is paused; its guest cannot be asked to come to rest",
+            hint=f"virsh resume {facts.name}, or --require crash",
         )
     if facts.power is not PowerState.RUNNING:
         raise RefusedError(f"{facts.name} is neither running nor off", hint=f"virsh domstate {facts.name}")
+
+
+def require_answering(facts: Facts, required: Consistency) -> None:
+    """Raises RefusedError for a VM whose guest cannot be asked, unless nobody wants to ask it."""
+    if not (facts.power is PowerState.PAUSED and required is Consistency.CRASH):
+        require_running(facts)
+
+
+def require_no_saved_memory(facts: Facts) -> None:
+    if facts.managed_save:
+        raise RefusedError(
+            f"{facts.name} has a saved memory image, which does not fit other disks than it was saved with",
+            hint=f"start it, or drop the saved memory: virsh managedsave-remove {facts.name}",
+        )
+
+
+def require_persistent(facts: Facts) -> None:
+    if not facts.persistent:
+        raise RefusedError(f"{facts.name} is transient: libvirt forgets it when it stops", hint="virsh define it first")
 
 
 def require_nothing_in_the_way(facts: Facts) -> None:
@@ -36,12 +55,26 @@ def require_nothing_in_the_way(facts: Facts) -> None:
         )
 
 
-def disks_to_switch(facts: Facts) -> tuple[Disk, ...]:
-    """The disks a checkpoint consists of. Raises RefusedError naming every disk that cannot take part."""
+def require_some_disk_left(facts: Facts, exclude: tuple[str, ...]) -> None:
+    """Raises UsageError if a disk to exclude is none of the VM's, or if no disk would be left."""
+    unknown = set(exclude) - {disk.target for disk in facts.disks}
+    if unknown:
+        raise UsageError(
+            f"{facts.name} has no disk {', '.join(sorted(unknown))} to exclude", hint=f"virsh domblklist {facts.name}"
+        )
+    disks = {disk.target for disk in facts.disks if disk.device not in ("cdrom", "floppy")}
+    if disks and disks <= set(exclude):
+        raise UsageError(f"nothing of {facts.name} would be left to checkpoint", hint="--type disabled forbids checkpoints")
+
+
+def disks_to_switch(facts: Facts, exclude: tuple[str, ...] = ()) -> tuple[Disk, ...]:
+    """The disks a checkpoint consists of. Raises RefusedError naming every disk that cannot take part, UsageError as
+    `require_some_disk_left` does."""
+    require_some_disk_left(facts, exclude)
     problems: list[str] = [f"{device}: its state is outside any image" for device in facts.passthrough]
     chosen = []
     for disk in facts.disks:
-        if disk.device in ("cdrom", "floppy"):
+        if disk.device in ("cdrom", "floppy") or disk.target in exclude:
             continue
         problem = _problem(disk)
         if not problem and facts.persistent and facts.next_sources.get(disk.target) != disk.path:
@@ -51,31 +84,24 @@ def disks_to_switch(facts: Facts) -> tuple[Disk, ...]:
         else:
             chosen.append(disk)
     if problems:
-        raise RefusedError(f"{facts.name} cannot be checkpointed: " + "; ".join(problems), details={"disks": problems})
+        raise RefusedError(
+            f"{facts.name} cannot be checkpointed: " + "; ".join(problems),
+            hint="a disk can be left out with --exclude",
+            details={"disks": problems},
+        )
     if not chosen:
         raise RefusedError(f"{facts.name} has no disk to checkpoint")
     return tuple(chosen)
 
 
-def require_known_chain(disks: tuple[Disk, ...], tree: Tree, emit: Emit) -> None:
-    """Raises RefusedError if the VM's disks do not lie on the checkpoint they should: somebody changed the chain."""
-    parent = tree.get(tree.head_parent)
-    if parent and parent.id in tree.deleting:
-        raise RefusedError(
-            f"the deletion of {parent.name!r}, on which the VM stands, was interrupted",
-            hint=f"finish it: quiesce delete {parent.vm_name}@{parent.name}",
-        )
+def require_short_chains(disks: tuple[Disk, ...], chains: Chains, emit: Emit) -> None:
+    """Raises RefusedError for a chain that libvirt would not take another image on."""
     for disk in disks:
-        base = parent.image(disk.target) if parent else None
-        if parent and base and (not disk.chain or disk.chain[0] != base.path):
-            raise RefusedError(
-                f"somebody changed the chain of disk {disk.target}: checkpoint {parent.name!r} has it based on {base.path}",
-                hint="virsh domblklist and virsh dumpxml show the chain as it is",
-            )
-        if len(disk.chain) >= MAX_CHAIN:
-            raise RefusedError(f"disk {disk.target} has a chain of {len(disk.chain)} images; delete checkpoints first")
-        if len(disk.chain) >= LONG_CHAIN:
-            emit(Warned(f"disk {disk.target} has a chain of {len(disk.chain)} images; reads slow down with its length"))
+        length = len(chains.chain(disk.path))
+        if length >= MAX_CHAIN:
+            raise RefusedError(f"disk {disk.target} has a chain of {length} images; delete checkpoints first")
+        if length >= LONG_CHAIN:
+            emit(Warned(f"disk {disk.target} has a chain of {length} images; reads slow down with its length"))
 
 
 def _problem(disk: Disk) -> str | None:

@@ -2,65 +2,124 @@
 
 from __future__ import annotations
 
-from quiesce.catalog import journal
+from quiesce.catalog import exported, journal
 from quiesce.catalog.journal import Interrupted
+from quiesce.hypervisor import domain_xml, volumes
+from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.vm import Vm
+from quiesce.model.errors import HypervisorError, NotFoundError
 from quiesce.model.events import Warned
 from quiesce.model.tree import Checkpoint
-from quiesce.operations import images
+from quiesce.operations import images, machine_files, merges
 from quiesce.operations.context import Context
+from quiesce.operations.survey import survey
 from quiesce.wire.schema import from_wire
 
 
-def recover(context: Context, vm: Vm, *, orphans: bool = False) -> list[str]:
-    """Brings catalog, definition and images of the VM to agree again, and returns what was done, a line each. `orphans`:
-    looks for images nothing needs even where no operation was interrupted.
+def recover(context: Context, vm: Vm) -> list[str]:
+    """Brings catalog, definition and images of the VM to agree again, and returns what was done, a line each.
 
-    To be called under the VM's lock: an operation that is unfinished then has no owner any more. Decided from what libvirt and
-    the images say; the journal only tells what to look at. Can itself be killed and called again. Raises QuiesceError if
-    something cannot be mended; it stays journalled.
+    To be called under the VM's lock: an operation that is unfinished then has no owner any more. Decided from what libvirt
+    and the images say; the journal only tells what to look at. Can itself be killed and called again. Takes no long time:
+    merges that were interrupted are brought to a known state, not finished. Raises QuiesceError if something cannot be
+    mended; it stays journalled.
     """
     done = []
     for operation in journal.interrupted(context.catalog, vm.host.name, vm.uuid):
-        bases = {step["base"] for step in operation.details("merge")}
-        vm.cancel_merges(bases | {step["backing"] for step in operation.details("make-overlay")})
+        merging = operation.details("merge") + operation.details("move-branch")
+        bases = {step["base"] for step in merging} | {step["backing"] for step in operation.details("make-overlay")}
+        vm.cancel_merges(bases, set(vm.sources()) if merging else set())
+        if merging or operation.verb in ("export", "checkpoint"):
+            vm.host.destroy_helpers(set(survey(context, vm, patient=True).own()))
+        merges.settle(context, vm, operation)
         match operation.verb:
             case "checkpoint":
+                vm.end_saving()
                 outcome = _checkpoint(context, vm, operation)
             case "restore":
                 outcome = _restore(context, vm, operation)
+            case "delete":
+                outcome = "goes on with the next deletion, or with `quiesce doctor --repair`"
+            case "export":
+                outcome = _export(vm, operation)
+            case "import":
+                outcome = undo_import(vm.host, vm.uuid, operation)
             case _:
                 outcome = "can be called again"
+        for node in context.catalog.tree(vm.host.name, vm.uuid).nodes:
+            if node.id in _described(operation):
+                images.write_manifest(context, vm, node)
         journal.finish(context.catalog, operation.id, f"recovered: {outcome}")
         done.append(f"the {operation.verb} begun at {operation.started} was interrupted; it {outcome}")
-    if done or orphans:
-        for path in images.orphans(context, vm):
-            images.discard(context, vm, path)
-            done.append(f"{path}, which nothing needs, was removed")
+    if done:
+        done += [f"{path}, which nothing needs, was removed" for path in images.discard_orphans(context, vm)]
     for line in done:
         context.emit(Warned(line))
     return done
 
 
+def _described(operation: Interrupted) -> set[str]:
+    """Checkpoints whose manifests may not have been written any more."""
+    steps = [step for what in ("hide", "rename", "merge") for step in operation.unfinished(what)]
+    return {str(step["checkpoint"]) for step in steps if step.get("checkpoint")} | {
+        str(id) for step in steps for id in step.get("checkpoints", ())
+    }
+
+
 def _checkpoint(context: Context, vm: Vm, operation: Interrupted) -> str:
     if context.catalog.has(operation.id):
-        node = context.catalog.tree(vm.host.name, vm.uuid).find(operation.id)
-        images.write_manifest(context, vm, node, context.catalog.domain_xml(node.id))
+        images.write_manifest(context, vm, context.catalog.tree(vm.host.name, vm.uuid).find(operation.id))
         return "was complete"
     made = {step["target"]: (step["path"], step["backing"]) for step in operation.details("make-overlay")}
+    if not operation.details("switch"):
+        return "had not begun to switch"  # nothing was ever written to its overlays; they are removed with the orphans
     images.put_back(context, vm, made)
     return "was undone"
 
 
 def _restore(context: Context, vm: Vm, operation: Interrupted) -> str:
     for step in operation.details("define"):
-        if set(step["sources"].values()) & images.in_use(vm):
+        made = set(step["sources"].values())
+        if vm.active() and not made & set(vm.sources().values()) and made & set(vm.file_disks(next_start=True).values()):
+            vm.redefine(step["before"])  # somebody started it in between: it runs, and stays, where it was
+            break
+        found = survey(context, vm)
+        if made & found.chains.needed(found.named):
+            context.catalog.set_live(vm.host.name, made, True)
+            left = {disk.path for disk in domain_xml.disks(step["before"]) if disk.path} - set(vm.sources().values())
+            context.catalog.set_live(vm.host.name, left, False)
             safety = from_wire(Checkpoint, step["safety"], own=True) if step["safety"] else None
+            if step["tpm"] and not vm.active():
+                machine_files.put_tpm(vm, step["tpm"])
             if safety and not context.catalog.has(safety.id):
-                context.catalog.add(safety, step["before"], head_parent=step["checkpoint"])
+                context.catalog.add(safety, step["before"], head_parent=step["checkpoint"], untouched=step["untouched"])
             else:
-                context.catalog.set_head(vm.host.name, vm.uuid, step["checkpoint"])
+                context.catalog.set_head(vm.host.name, vm.uuid, step["checkpoint"], step["untouched"])
             if safety:
-                images.write_manifest(context, vm, safety, step["before"])
+                images.write_manifest(context, vm, safety)
             return "was completed"
     return "was undone; the VM stands where it did"
+
+
+def _export(vm: Vm, operation: Interrupted) -> str:
+    for step in operation.unfinished("export"):
+        try:
+            with volumes.directory(vm.host, step["directory"]) as pool:
+                if pool.has(exported.NAME):
+                    return "was complete"
+        except HypervisorError:
+            continue  # the directory is gone, with all that was in it
+        machine_files.remove(vm.host, step["directory"], step["files"])
+    return "was undone"
+
+
+def undo_import(host: Host, vm_uuid: str, operation: Interrupted) -> str:
+    """Removes the files of an import that had not defined its VM; leaves them to the VM where it had."""
+    try:
+        host.domain(vm_uuid)
+    except NotFoundError:
+        for step in operation.details("copy"):
+            directory, name = volumes.split(step["path"])
+            machine_files.remove(host, directory, [name])
+        return "was undone"
+    return "was complete"

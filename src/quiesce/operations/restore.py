@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from quiesce.catalog.journal import Journal
-from quiesce.hypervisor import domain_xml, volumes
+from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.vm import Facts, PowerState, Vm
 from quiesce.model.errors import NotFoundError, QuiesceError, RefusedError
 from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
-from quiesce.model.tree import Checkpoint, DiskImage, Kind, Tree
-from quiesce.operations import guest, images, plan
+from quiesce.model.tree import Checkpoint, DiskImage, Kind, MachineFile, Role, Tree
+from quiesce.operations import guest, images, machine_files, merges, plan
 from quiesce.operations.context import Context
 from quiesce.operations.recover import recover
+from quiesce.operations.survey import Survey, survey
 from quiesce.wire.schema import to_wire
 
 FLUSH_TIMEOUT_S = 30.0
@@ -37,7 +38,9 @@ class Restored:
 def restore(
     context: Context, reference: CheckpointReference, *, start: bool = False, discard_current: bool = False
 ) -> Restored:
-    """Stops the VM and makes it stand where the checkpoint was taken; leaves it off unless `start`.
+    """Stops the VM and makes it stand where the checkpoint was taken: disks, definition, UEFI variables, TPM state. Leaves
+    it off unless `start`; a standard checkpoint is resumed with its memory in any case. Disks the checkpoint leaves out stay
+    as they are.
 
     The state it leaves is kept as a safety checkpoint unless `discard_current`: the very images it wrote until it was powered
     off, so nothing it acknowledged is lost. What can fail for want of room or rights is done before the VM is stopped; a
@@ -47,106 +50,197 @@ def restore(
         with context.phase("plan"):
             recover(context, vm)
             facts = vm.facts()
-            tree = context.catalog.tree(vm.host.name, vm.uuid)
-            node = tree.find(reference.checkpoint)
-            _require_restorable(facts, tree, node)
+            found = survey(context, vm)
+            node = found.tree.find(reference.checkpoint)
+            plan.require_persistent(facts)
+            plan.require_no_saved_memory(facts)
             plan.require_nothing_in_the_way(facts)
-            safety = None if discard_current else _safety(vm, facts, tree)
+            _require_files(found, node)
+            kept = _kept(context, found, facts, node)
+            _require_memory_fits(vm, node)
+            safety = None if discard_current else _safety(vm, facts, found.tree, kept)
             if safety:
-                images.require_known_base(vm, safety.disks, tree)
-            capacities = _require_images(vm, node)
+                found.require_known_chain({disk.target: disk.path for disk in safety.disks})
         if facts.power is PowerState.RUNNING and safety:
             with context.phase("flush the guest"):
                 _flush(context, vm, facts)
-        before, left = vm.definition(), set(vm.sources().values())
-        journal = Journal(context.catalog, vm.host.name, vm.uuid, "restore")
-        generation = str(uuid.uuid4())
-        made: dict[str, str] = {}
-        try:
-            with context.phase("make differencing disks"):
-                for image in node.disks:
-                    made[image.target] = images.make_overlay(
-                        context, vm, journal, image.target, capacities[image.target], image.path, image.format
-                    )
-            with context.phase("stop"), journal.step("stop"):
-                vm.power_off()
-            intended = {"checkpoint": node.id, "sources": made, "before": before, "safety": to_wire(safety) if safety else None}
-            with context.phase("define"), journal.step("define", **intended):
-                xml = context.catalog.domain_xml(node.id)
-                vm.redefine(domain_xml.restored(xml, name=vm.name, generation=generation, sources=made))
-                if vm.active():
-                    raise RefusedError(
-                        f"{vm.name} was started by somebody else during the restore", hint="stop it and try again"
-                    )
-                if safety:
-                    context.catalog.add(safety, before, head_parent=node.id)
-                else:
-                    context.catalog.set_head(vm.host.name, vm.uuid, node.id)
-        except BaseException:
-            if not _recorded(context, vm, node, safety, made):
-                _undo(context, vm, journal, before, set(made.values()))
-            raise
-        if safety:
-            images.write_manifest(context, vm, safety, before)
-        else:
-            for path in sorted(left):
-                if context.catalog.made_image(vm.host.name, path):
-                    images.discard_or_warn(context, vm, journal, path)
-        journal.finish("done")
-        if start:
+        restored = _Restore(context, vm, node, kept, safety).run()
+        memory = node.file(Role.MEMORY)
+        if memory:
+            with context.phase("resume"):
+                vm.resume_from(memory.path, restored.sources, restored.nvram)
+        elif start:
             with context.phase("start"):
                 vm.start()
-        return Restored(node, safety, generation, start)
+        if merges.anything_to_do(survey(context, vm)):
+            with context.phase("merge"):
+                journal = Journal(context.catalog, vm.host.name, vm.uuid, "delete")
+                merges.merge_hidden(context, vm, journal)
+                journal.finish("done")
+        return Restored(node, restored.safety, restored.generation, start or memory is not None)
 
 
-def _recorded(context: Context, vm: Vm, node: Checkpoint, safety: Checkpoint | None, made: dict[str, str]) -> bool:
-    """Whether definition and catalog agree that the restore is done, whatever interrupted it afterwards."""
-    defined = bool(made) and made.items() <= vm.sources().items()
-    at_node = context.catalog.tree(vm.host.name, vm.uuid).head_parent == node.id
-    return defined and at_node and (safety is None or context.catalog.has(safety.id))
+class _Restore:
+    """The steps that change something."""
 
+    def __init__(self, context: Context, vm: Vm, node: Checkpoint, kept: tuple[str, ...], safety: Checkpoint | None) -> None:
+        self.safety = safety
+        self.generation = str(uuid.uuid4())
+        self.sources: dict[str, str] = {}
+        self._kept = kept
+        self.nvram: str | None = None
+        self._context = context
+        self._vm = vm
+        self._node = node
+        self._before = vm.definition()
+        self._left = [path for target, path in vm.file_disks().items() if target not in kept]
+        self._journal = Journal(context.catalog, vm.host.name, vm.uuid, "restore")
+        self._made: dict[str, str] = {}
 
-def _undo(context: Context, vm: Vm, journal: Journal, before: str, made: set[str]) -> None:
-    """The VM defined as before, the new overlays gone. What cannot be undone stays journalled."""
-    try:
-        if made & set(vm.sources().values()):
-            vm.redefine(before)
-        for path in made:
+    def run(self) -> _Restore:
+        context, vm = self._context, self._vm
+        try:
+            with context.phase("make differencing disks"):
+                self._make_files()
+            with context.phase("stop"), self._journal.step("stop"):
+                vm.power_off()
+            if self.safety:
+                self._keep_state()
+            with context.phase("define"):
+                self._define()
+        except BaseException:
+            if not self._recorded():
+                self._undo()
+            raise
+        if self.safety:
+            images.write_manifest(context, vm, self.safety)
+        for path in survey(context, vm).orphans():
+            images.discard_or_warn(context, vm, self._journal, path)
+        self._journal.finish("done")
+        return self
+
+    def _make_files(self) -> None:
+        sizes = survey(self._context, self._vm).volumes
+        for image in self._node.disks:
+            size = sizes[image.path].capacity
+            self._made[image.target] = images.make_overlay(
+                self._context, self._vm, self._journal, image.target, size, image.path, image.format
+            )
+        self.sources |= self._made
+        if variables := self._node.file(Role.NVRAM):
+            self.nvram = self._copy(variables.path, Role.NVRAM)
+
+    def _copy(self, path: str, role: Role) -> str:
+        return self._write(machine_files.content(self._vm, path), role)
+
+    def _write(self, content: bytes, role: Role) -> str:
+        path = images.new_path(self._vm.name, self._node.disks[0].path, "machine", role.value)
+        self._context.catalog.note_image(self._vm.host.name, self._vm.uuid, path)
+        with self._journal.step("write-file", path=path):
+            machine_files.write(self._vm, path, content)
+        return path
+
+    def _keep_state(self) -> None:
+        """UEFI variables and TPM state as they are now that the VM is off. The former's file is not written again: the VM gets
+        another one."""
+        assert self.safety is not None
+        state = machine_files.read(self._vm)
+        files = [MachineFile(Role.TPM, self._write(state[Role.TPM], Role.TPM))] if Role.TPM in state else []
+        if Role.NVRAM in state:
+            variables = domain_xml.nvram(self._before) if self.nvram else self._write(state[Role.NVRAM], Role.NVRAM)
+            files.append(MachineFile(Role.NVRAM, str(variables)))
+        self.safety = replace(self.safety, files=tuple(files))
+
+    def _define(self) -> None:
+        context, vm, node, safety = self._context, self._vm, self._node, self.safety
+        untouched = images.written(vm, self._made.values())
+        tpm = node.file(Role.TPM)
+        intended = {
+            "checkpoint": node.id,
+            "sources": self._made,
+            "before": self._before,
+            "safety": to_wire(safety) if safety else None,
+            "untouched": untouched,
+            "tpm": tpm.path if tpm else None,
+        }
+        with self._journal.step("define", **intended):
+            xml = domain_xml.restored(
+                domain_xml.with_disks_of(context.catalog.domain_xml(node.id), self._before, self._kept),
+                identity=domain_xml.Identity(vm.name, vm.uuid),
+                generation=self.generation,
+                sources=self.sources,
+                nvram=self.nvram,
+            )
+            vm.redefine(xml)
+            if vm.active():
+                raise RefusedError(f"{vm.name} was started by somebody else during the restore", hint="stop it and try again")
+            if tpm:
+                machine_files.put_tpm(vm, tpm.path)
+            if safety:
+                live = self._made.values()
+                context.catalog.add(safety, self._before, head_parent=node.id, untouched=untouched, live=live)
+            else:
+                context.catalog.set_head(vm.host.name, vm.uuid, node.id, untouched)
+                context.catalog.set_live(vm.host.name, self._made.values(), True)
+                context.catalog.set_live(vm.host.name, self._left, False)
+
+    def _recorded(self) -> bool:
+        """Whether definition and catalog agree that the restore is done, whatever interrupted it afterwards."""
+        defined = bool(self._made) and self._made.items() <= self._vm.sources().items()
+        at_node = self._context.catalog.tree(self._vm.host.name, self._vm.uuid).head_parent == self._node.id
+        return defined and at_node and (self.safety is None or self._context.catalog.has(self.safety.id))
+
+    def _undo(self) -> None:
+        """The VM defined as before, the new files gone. What cannot be undone stays journalled."""
+        try:
+            if set(self._made.values()) & set(self._vm.file_disks(next_start=True).values()):
+                self._vm.redefine(self._before)
+                if self.safety and (tpm := self.safety.file(Role.TPM)) and not self._vm.active():
+                    machine_files.put_tpm(self._vm, tpm.path)
             with suppress(NotFoundError):
-                images.discard(context, vm, path)
-        journal.finish("undone")
-    except QuiesceError as error:
-        context.emit(Warned(f"the failed restore could not be undone: {error.message}"))
+                images.discard_orphans(self._context, self._vm)
+            self._journal.finish("undone")
+        except QuiesceError as error:
+            self._context.emit(Warned(f"the failed restore could not be undone: {error.message}"))
 
 
-def _require_restorable(facts: Facts, tree: Tree, node: Checkpoint) -> None:
-    if not facts.persistent:
-        raise RefusedError(f"{facts.name} is transient: libvirt forgets it when it stops", hint="virsh define it first")
-    if facts.managed_save:
-        raise RefusedError(
-            f"{facts.name} has a saved memory image, which does not fit the disks of a checkpoint",
-            hint=f"start it, or drop the saved memory: virsh managedsave-remove {facts.name}",
-        )
-    if node.id in tree.deleting:
-        raise RefusedError(
-            f"checkpoint {node.name!r} is half deleted and can no longer be restored",
-            hint=f"finish it: quiesce delete {facts.name}@{node.name}",
+def _require_files(found: Survey, node: Checkpoint) -> None:
+    """Raises NotFoundError if a file of the checkpoint, or one below, is gone."""
+    missing = found.missing(node)
+    if missing:
+        raise NotFoundError(
+            f"checkpoint {node.name!r} cannot be restored: {', '.join(missing)} is gone", hint="`quiesce doctor` says more"
         )
 
 
-def _require_images(vm: Vm, node: Checkpoint) -> dict[str, int]:
-    """The virtual size of each image of the checkpoint, in bytes. Raises NotFoundError if one is gone."""
-    sizes = {}
-    for image in node.disks:
-        directory, name = volumes.split(image.path)
-        with volumes.directory(vm.host, directory) as pool:
-            if not pool.has(name):
-                raise NotFoundError(f"the image {image.path} of checkpoint {node.name!r} is gone")
-            sizes[image.target] = pool.capacity(name)
-    return sizes
+def _kept(context: Context, found: Survey, facts: Facts, node: Checkpoint) -> tuple[str, ...]:
+    """The disks the checkpoint leaves out and the VM has: they stay as they are."""
+    present = {disk.target for disk in facts.disks}
+    recorded = {disk.target: disk.path for disk in domain_xml.disks(context.catalog.domain_xml(node.id))}
+    for target in node.excluded:
+        if target in present:
+            context.emit(Warned(f"disk {target} is not part of {node.name!r}; it stays as it is now"))
+        elif recorded.get(target) in found.owners():
+            raise RefusedError(
+                f"disk {target} is not part of {node.name!r}, and the VM no longer has it; what it was on then belongs to"
+                " another checkpoint now",
+                hint="attach a disk under that name first: virsh attach-disk",
+            )
+    return tuple(target for target in node.excluded if target in present)
 
 
-def _safety(vm: Vm, facts: Facts, tree: Tree) -> Checkpoint:
+def _require_memory_fits(vm: Vm, node: Checkpoint) -> None:
+    """Raises RefusedError if saved memory is of a VM of another name: libvirt would refuse it with the VM stopped already."""
+    memory, identity = node.file(Role.MEMORY), domain_xml.Identity(vm.name, vm.uuid)
+    saved = vm.saved_identity(memory.path) if memory else identity
+    if saved != identity:
+        raise RefusedError(
+            f"the memory of {node.name!r} is that of {saved.name} ({saved.uuid}), and libvirt resumes it under no other name",
+            hint=f"virsh domrename {vm.name} {saved.name}",
+        )
+
+
+def _safety(vm: Vm, facts: Facts, tree: Tree, excluded: tuple[str, ...]) -> Checkpoint:
     """The present images as a checkpoint. Nobody will have held the applications when the VM is powered off."""
     now = datetime.now(UTC)
     return Checkpoint(
@@ -159,8 +253,9 @@ def _safety(vm: Vm, facts: Facts, tree: Tree) -> Checkpoint:
         kind=Kind.SAFETY,
         consistency=Consistency.CRASH,
         required=Consistency.CRASH,
-        disks=tuple(DiskImage(disk.target, str(disk.path), disk.format) for disk in plan.disks_to_switch(facts)),
+        disks=tuple(DiskImage(disk.target, str(disk.path), disk.format) for disk in plan.disks_to_switch(facts, excluded)),
         parent=tree.head_parent,
+        excluded=excluded,
     )
 
 

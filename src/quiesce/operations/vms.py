@@ -5,8 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
-from quiesce.hypervisor import merge
-from quiesce.hypervisor.connection import Host
+from quiesce.hypervisor.connection import HELPER_PREFIX, Host
 from quiesce.hypervisor.vm import PowerState
 from quiesce.model.errors import NotFoundError
 from quiesce.operations.context import Context
@@ -26,7 +25,7 @@ class VmSummary:
 def vms(context: Context) -> list[VmSummary]:
     host = Host(context.uri)
     try:
-        names = [name for domain in host.domains() if not (name := str(domain.name())).startswith(merge.HELPER_PREFIX)]
+        names = [name for domain in host.domains() if not (name := str(domain.name())).startswith(HELPER_PREFIX)]
         counts = context.catalog.counts(host.name)
     finally:
         host.close()

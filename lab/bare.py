@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import subprocess
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,30 +17,53 @@ from lab.machine import URI, kvm_works, new_name
 
 
 class Bare:
-    """A domain that runs no guest at all, for refusals that come before any guest is asked."""
+    """A domain that runs no guest at all, for whatever comes before any guest is asked."""
 
     def __init__(
-        self, directory: Path, *, name: str = "", disk_xml: str | None = None, disks: int = 1, start: bool = True
+        self,
+        directory: Path,
+        *,
+        name: str = "",
+        disk_xml: str | None = None,
+        disks: int = 1,
+        size: int = 16 * 1024 * 1024,
+        start: bool = True,
     ) -> None:
         self.name = name or directory.name
         self.directory = directory
         self.connection = libvirt.open(URI)
-        targets = ["vda", "vdb"][:disks]
-        for target in targets:
-            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", directory / f"{target}.qcow2", "16M"], check=True)
+        self._targets = ["vda", "vdb"][:disks]
+        self._size = size
+        self._uuid = uuid.uuid4()
+        self._disk_xml = disk_xml
+        self.make_disks()
         subprocess.run(["qemu-img", "create", "-q", "-f", "raw", directory / "disk.raw", "8M"], check=True)
-        disk_xml = disk_xml or "".join(
-            f"<disk type='file'><driver name='qemu' type='qcow2'/><source file='{directory}/{target}.qcow2'/>"
+        self.domain = self.define()
+        if start:
+            self.domain.create()
+
+    def make_disks(self) -> None:
+        for target in self._targets:
+            path = self.directory / f"{target}.qcow2"
+            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, str(self._size)], check=True)
+
+    def define(self) -> libvirt.virDomain:
+        disk_xml = self._disk_xml or "".join(
+            f"<disk type='file'><driver name='qemu' type='qcow2'/><source file='{self.directory}/{target}.qcow2'/>"
             f"<target dev='{target}' bus='virtio'/></disk>"
-            for target in targets
+            for target in self._targets
         )
-        self.domain = self.connection.defineXML(f"""
-            <domain type='{"kvm" if kvm_works() else "qemu"}'><name>{self.name}</name><memory unit='MiB'>64</memory>
+        return self.connection.defineXML(f"""
+            <domain type='{"kvm" if kvm_works() else "qemu"}'><name>{self.name}</name>
+            <uuid>{self._uuid}</uuid><memory unit='MiB'>64</memory>
             <os><type machine='q35'>hvm</type></os><devices>{disk_xml}
             <controller type='scsi' model='virtio-scsi'/><controller type='usb' model='none'/>
             <memballoon model='none'/></devices></domain>""")
-        if start:
-            self.domain.create()
+
+    def reconnect(self) -> None:
+        """After libvirtd was restarted."""
+        self.connection = libvirt.open(URI)
+        self.domain = self.connection.lookupByName(self.name)
 
     def remove(self) -> None:
         if self.domain.isActive():

@@ -1,0 +1,54 @@
+"""The real program in a process of its own, killed at a journal write, or whenever its parent likes.
+
+Processes are forked from a server that has imported everything and done nothing, so that killing one costs no start-up.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from quiesce.catalog import journal
+from quiesce.cli.main import app
+
+_FORKSERVER = multiprocessing.get_context("forkserver")
+_FORKSERVER.set_forkserver_preload(["lab.victim"])
+NEVER = -1
+
+
+def start(arguments: list[str], catalog: str, output: Path, kill_at: int = NEVER) -> ForkServerProcess:
+    """Runs `quiesce ARGUMENTS`, killed by SIGKILL before it writes to the journal for the `kill_at`th time."""
+    process = _FORKSERVER.Process(target=_run, args=(arguments, catalog, output, kill_at))
+    process.start()
+    return process
+
+
+def _run(arguments: list[str], catalog: str, output: Path, kill_at: int) -> None:
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for number in (1, 2):
+        os.dup2(descriptor, number)
+    os.environ["QUIESCE_CATALOG"] = catalog
+    left = kill_at
+
+    def die_at_last() -> None:
+        nonlocal left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+
+    def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **named: Any) -> Any:
+            die_at_last()
+            return function(*arguments, **named)
+
+        return wrapper
+
+    if kill_at != NEVER:
+        for name in ("intend", "done", "finish"):
+            setattr(journal.Journal, name, deadly(getattr(journal.Journal, name)))
+    app(arguments)

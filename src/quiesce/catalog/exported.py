@@ -1,0 +1,59 @@
+"""The manifest of an export: what is in the directory, so that whoever imports it can tell that it is whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from quiesce.model.errors import QuiesceError
+from quiesce.model.tree import Checkpoint
+from quiesce.wire.framing import ProtocolError
+from quiesce.wire.schema import from_wire, to_wire
+
+NAME = "quiesce-export.json"
+DOMAIN = "domain.xml"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ExportedDisk:
+    target: str
+    file: str
+    capacity: int
+    """Virtual size, in bytes."""
+
+
+@dataclass(frozen=True)
+class Export:
+    format: int
+    checkpoint: Checkpoint
+    disks: tuple[ExportedDisk, ...]
+    files: tuple[ExportedFile, ...]
+    """Every file in the directory but this one."""
+    nvram: str | None = None
+    tpm: str | None = None
+
+
+def dump(export: Export) -> bytes:
+    return json.dumps(to_wire(export), indent=1, sort_keys=True).encode() + b"\n"
+
+
+def load(content: bytes) -> Export:
+    """Raises QuiesceError if this is no manifest of an export."""
+    try:
+        export = from_wire(Export, json.loads(content), own=True)
+    except (ValueError, RecursionError, ProtocolError) as error:
+        raise QuiesceError(f"not the manifest of an export: {error}") from error
+    if export.format != FORMAT:
+        raise QuiesceError(f"the export has format {export.format}; this quiesce knows {FORMAT}")
+    for name in [export.nvram, export.tpm, *(disk.file for disk in export.disks), *(file.name for file in export.files)]:
+        if name is not None and ("/" in name or name in ("", ".", "..")):
+            raise QuiesceError(f"not the manifest of an export: {name!r} is no file in it")
+    return export

@@ -1,0 +1,115 @@
+"""VMs of a host as they start and shut down, told by libvirt."""
+
+from __future__ import annotations
+
+import queue
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any
+
+import libvirt
+
+from quiesce.hypervisor.connection import HELPER_PREFIX, Host, translated
+from quiesce.model.errors import HypervisorError
+
+
+class Change(Enum):
+    STARTED = "started"
+    """Booted: neither resumed from saved memory nor migrated to this host."""
+    SHUT_DOWN = "shut down"
+    """Its guest powered it off; nobody pulled the plug."""
+
+
+@dataclass(frozen=True)
+class Lifecycle:
+    uuid: str
+    name: str
+    change: Change
+    at: datetime
+    """When we learnt of it, UTC."""
+
+
+_CHANGES = {
+    (libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_STARTED_BOOTED): Change.STARTED,
+    (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN): Change.SHUT_DOWN,
+}
+
+
+class LifecycleEvents:
+    """Listens on a connection of its own, which `close` ends. Raises HypervisorError if there is none to be had."""
+
+    def __init__(self, uri: str) -> None:
+        self._host = Host(uri)
+        self._received: queue.SimpleQueue[Lifecycle | None] = queue.SimpleQueue()
+        self._registered: int | None = None
+        try:
+            with translated("listening to libvirt's events"):
+                connection = self._host.connection
+                connection.registerCloseCallback(self._on_close, None)
+                self._registered = connection.domainEventRegisterAny(
+                    None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_event, None
+                )
+        except HypervisorError:
+            self.close()
+            raise
+
+    @property
+    def host_name(self) -> str:
+        return self._host.name
+
+    def present(self) -> list[Lifecycle]:
+        """What must have happened to the VMs there are, for whoever did not listen then: each one that is up was started,
+        and libvirt remembers of each that is off whether its guest shut it down, until libvirt itself is restarted."""
+        found = []
+        for domain in self._host.domains():
+            with suppress(libvirt.libvirtError):  # it was undefined meanwhile
+                state, reason = domain.state()
+                if domain.isActive():
+                    found.append((domain, Change.STARTED))
+                elif (state, reason) == (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN):
+                    found.append((domain, Change.SHUT_DOWN))
+        return [event for domain, change in found if (event := _lifecycle(domain, change))]
+
+    def next(self, timeout: float) -> Lifecycle | None:
+        """The next event, or None if there was none for `timeout` seconds. Raises HypervisorError when the connection is
+        lost: what happens from then on is not told."""
+        try:
+            event = self._received.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if event is None:
+            self._received.put(None)
+            raise HypervisorError("the connection to libvirt was lost")
+        return event
+
+    def close(self) -> None:
+        # Each callback would keep the connection open. A daemon that is gone is told in vain.
+        if self._registered is not None:
+            with suppress(libvirt.libvirtError):
+                self._host.connection.domainEventDeregisterAny(self._registered)
+        with suppress(libvirt.libvirtError):
+            self._host.connection.unregisterCloseCallback()
+        self._host.close()
+
+    def _on_close(self, _connection: libvirt.virConnect, _reason: int, _opaque: Any) -> None:
+        """In libvirt's event thread."""
+        self._received.put(None)
+
+    def _on_event(
+        self, _connection: libvirt.virConnect, domain: libvirt.virDomain, event: int, detail: int, _opaque: Any
+    ) -> None:
+        """In libvirt's event thread."""
+        change = _CHANGES.get((event, detail))
+        found = _lifecycle(domain, change) if change else None
+        if found:
+            self._received.put(found)
+
+
+def _lifecycle(domain: libvirt.virDomain, change: Change) -> Lifecycle | None:
+    """None for the helpers that merges are done in. Asks libvirt nothing: a domain object knows both names."""
+    name = str(domain.name())
+    if name.startswith(HELPER_PREFIX):
+        return None
+    return Lifecycle(str(domain.UUIDString()), name, change, datetime.now(UTC))

@@ -1,0 +1,160 @@
+"""One attempt at a checkpoint, of whatever type: its differencing disks and other files, and how they are undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from quiesce.catalog.journal import Journal
+from quiesce.hypervisor.domain_xml import Disk
+from quiesce.hypervisor.vm import Vm
+from quiesce.model.errors import HypervisorError, QuiesceError
+from quiesce.model.events import Warned
+from quiesce.model.grades import Consistency
+from quiesce.model.reports import Filesystem, Writer
+from quiesce.model.tree import Checkpoint, DiskImage, Kind, MachineFile, Role
+from quiesce.operations import images, machine_files
+from quiesce.operations.context import Context
+
+
+@dataclass
+class Verdict:
+    """What the checkpoint is worth, and the evidence."""
+
+    consistency: Consistency
+    kind: Kind = Kind.PRODUCTION
+    off: bool = False
+    stall_us: int = 0
+    writers: tuple[Writer, ...] = ()
+    filesystems: tuple[Filesystem, ...] = ()
+    phases_us: dict[str, int] = field(default_factory=dict)
+    guest_clock_ns: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    files: tuple[MachineFile, ...] = ()
+
+
+class Attempt:
+    """One attempt and what must be undone if it fails."""
+
+    def __init__(self, context: Context, vm: Vm, disks: tuple[Disk, ...], excluded: tuple[str, ...]) -> None:
+        self.created = datetime.now(UTC)
+        self.excluded = excluded
+        self.overlays: dict[str, str] = {}
+        self.known = True
+        """Libvirt is doing nothing of which the outcome is not known."""
+        self._context = context
+        self._vm = vm
+        self._disks = disks
+        self._state: dict[Role, bytes] = {}
+        self._warnings: list[str] = []
+        self.journal = Journal(context.catalog, vm.host.name, vm.uuid, "checkpoint")
+        self.id = self.journal.id
+
+    @property
+    def paths(self) -> set[str]:
+        """The images the checkpoint will consist of."""
+        return {str(disk.path) for disk in self._disks}
+
+    @contextmanager
+    def undone_unless_recorded(self) -> Iterator[None]:
+        """Unless the block records the checkpoint, no overlay is left, in use or lying about."""
+        try:
+            yield
+        except BaseException:
+            self._undo()
+            raise
+        self.journal.finish("done")
+
+    def make_overlays(self) -> None:
+        with self._context.phase("make differencing disks"):
+            for disk in self._disks:
+                self.overlays[disk.target] = images.make_overlay(
+                    self._context,
+                    self._vm,
+                    self.journal,
+                    disk.target,
+                    self._vm.capacity(disk.target),
+                    str(disk.path),
+                    disk.format,
+                )
+
+    @contextmanager
+    def machine_state(self) -> Iterator[None]:
+        """Takes what is no disk: UEFI variables and TPM state. Read before the switch and after it: if both are the same, it is
+        what was there at that instant."""
+        before = machine_files.read(self._vm)
+        yield
+        self._state = machine_files.read(self._vm)
+        for role in Role:
+            if before.get(role) != self._state.get(role):
+                names = {Role.NVRAM: "the UEFI variables", Role.TPM: "the TPM's state"}
+                self._warnings.append(
+                    f"{names.get(role, role.value)} changed while the disks were switched; kept as just after it"
+                )
+
+    def new_file(self, role: Role) -> str:
+        """Notes a file of the VM that is about to be made, beside its first disk."""
+        path = images.new_path(self._vm.name, str(self._disks[0].path), "machine", role.value)
+        self._context.catalog.note_image(self._vm.host.name, self._vm.uuid, path)
+        return path
+
+    def record(self, verdict: Verdict, name: str, required: Consistency, parent: str | None) -> Checkpoint:
+        """The checkpoint, from now on in the catalog."""
+        node = Checkpoint(
+            id=self.id,
+            host=self._vm.host.name,
+            vm_uuid=self._vm.uuid,
+            vm_name=self._vm.name,
+            name=name,
+            created=self.created.isoformat(timespec="milliseconds"),
+            kind=verdict.kind,
+            consistency=verdict.consistency,
+            required=required,
+            disks=tuple(DiskImage(disk.target, str(disk.path), disk.format) for disk in self._disks),
+            parent=parent,
+            off=verdict.off,
+            excluded=self.excluded,
+            files=verdict.files + self._write_state(),
+            stall_us=verdict.stall_us,
+            writers=verdict.writers,
+            filesystems=verdict.filesystems,
+            phases_us=verdict.phases_us,
+            guest_clock_ns=verdict.guest_clock_ns,
+            warnings=(*verdict.warnings, *self._warnings),
+        )
+        if self.excluded:
+            left_out = f"not in it: disk {', '.join(self.excluded)}, and whatever applications keep there"
+            node = replace(node, warnings=(*node.warnings, left_out))
+        xml = self._vm.definition()
+        untouched = images.written(self._vm, self.overlays.values()) if node.off else None
+        with self.journal.step("record", checkpoint=node.id):
+            live = self.overlays.values()
+            self._context.catalog.add(node, xml, head_parent=node.id, untouched=untouched, live=live)
+        images.write_manifest(self._context, self._vm, node)
+        return node
+
+    def _write_state(self) -> tuple[MachineFile, ...]:
+        files = []
+        for role, content in self._state.items():
+            path = self.new_file(role)
+            with self.journal.step("write-file", path=path):
+                machine_files.write(self._vm, path, content)
+            files.append(MachineFile(role, path))
+        return tuple(files)
+
+    def _undo(self) -> None:
+        """Brings the VM back onto its old images and removes the overlays. What cannot be undone stays journalled."""
+        try:
+            if self._context.catalog.has(self.id):
+                return  # recorded, so the overlays are the VM's disks for good
+            if not self.known:
+                raise HypervisorError("libvirt has not returned from the switch; its outcome is not known")
+            below = {disk.target: str(disk.path) for disk in self._disks}
+            overlays = {target: (overlay, below[target]) for target, overlay in self.overlays.items()}
+            images.put_back(self._context, self._vm, overlays)
+            images.discard_orphans(self._context, self._vm)
+            self.journal.finish("undone")
+        except QuiesceError as error:
+            self._context.emit(Warned(f"the failed attempt could not be undone: {error.message}"))

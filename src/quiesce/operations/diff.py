@@ -1,0 +1,133 @@
+"""What differs between two checkpoints of a VM, or between one and the VM as it is now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from quiesce.model import configuration, positions
+from quiesce.model.names import CheckpointReference
+from quiesce.model.positions import WriterChange
+from quiesce.model.tree import Checkpoint, Tree
+from quiesce.operations.context import Context
+from quiesce.operations.survey import Survey, survey
+
+
+@dataclass(frozen=True)
+class DiskSide:
+    """One disk at one of the two points."""
+
+    image: str
+    size: int | None
+    """Virtual size, in bytes; None if the image cannot be read."""
+    written: int | None
+    """Bytes that the images take which were written between `common_image` and this point: what the guest wrote, rounded up
+    to the images' blocks, and their own tables (a few hundred KB even where nothing was written). None if an image
+    cannot be read."""
+
+
+@dataclass(frozen=True)
+class DiskDifference:
+    """At most the sum of what was written on both sides differs, and whatever the guest discarded, which takes no space."""
+
+    disk: str
+    first: DiskSide | None
+    """None: it was not there, or was left out."""
+    second: DiskSide | None
+    left_out: tuple[str, ...]
+    """`first`, `second`: which of the checkpoints left it out on request."""
+    common_image: str | None
+    """The nearest image that both read; None: they have nothing in common, the disk is another one."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    vm: str
+    first: Checkpoint
+    second: Checkpoint | None
+    """None: the VM as it is now."""
+    common_ancestor: Checkpoint | None
+    """Where they parted, or the one the other is based on; None: nothing, or a checkpoint that was deleted since."""
+    one_line: bool
+    """One is based on the other."""
+    disks: tuple[DiskDifference, ...]
+    configuration: tuple[str, ...]
+    """Lines of a unified diff of the domain XMLs; see model/configuration.py for what is left aside."""
+    writers: tuple[WriterChange, ...] | None
+    """None where the guest was not asked at one of the points: now, or without an agent, or while it was off."""
+
+
+def diff(context: Context, reference: CheckpointReference, other: str | None = None) -> Difference:
+    """From the checkpoint to the one named `other`, or to the VM as it is now. Changes nothing; asks no guest.
+
+    Raises NotFoundError, HypervisorError; BusyError while an operation is under way, for images come and go then.
+    """
+    with context.vm(reference.vm) as vm, context.locked(vm, "diff"):
+        found = survey(context, vm)
+        first = found.tree.find(reference.checkpoint)
+        second = found.tree.find(other) if other is not None else None
+        before = context.catalog.domain_xml(first.id)
+        after = context.catalog.domain_xml(second.id) if second else vm.definition()
+        common, one_line = parted(found.tree, first.id, second.id if second else None)
+        names = (f"{vm.name}@{first.name}", f"{vm.name}@{second.name}" if second else vm.name)
+        return Difference(
+            vm=vm.name,
+            first=first,
+            second=second,
+            common_ancestor=common if common and not common.hidden else None,
+            one_line=one_line,
+            disks=disks(found, first, second),
+            configuration=configuration.changes(before, after, names=names),
+            writers=writers(first, second, one_line=one_line),
+        )
+
+
+def parted(tree: Tree, first: str, second: str | None) -> tuple[Checkpoint | None, bool]:
+    """The nearest checkpoint that both are or are based on, hidden or not, and whether it is one of the two. `second`: None for
+    the VM as it is now, which no checkpoint is based on."""
+    line = tree.ancestors(first)
+    other = {node.id for node in tree.ancestors(second or tree.head_parent)}
+    common = next((node for node in line if node.id in other), None)
+    return common, common is not None and common.id in (first, second)
+
+
+def disks(found: Survey, first: Checkpoint, second: Checkpoint | None) -> tuple[DiskDifference, ...]:
+    """By the images' own headers, so a deleted checkpoint in between is counted as long as its data are on their own. An image
+    that has been merged is not: its data are in the one below it, too."""
+    paths = _images(first), _images(second) if second else found.head
+    targets = sorted(paths[0].keys() | paths[1].keys())
+    left_out = first.excluded, second.excluded if second else ()
+    return tuple(_disk(found, target, paths, left_out) for target in targets)
+
+
+def writers(first: Checkpoint, second: Checkpoint | None, *, one_line: bool) -> tuple[WriterChange, ...] | None:
+    if second is None or not all(node.writers or node.filesystems for node in (first, second)):
+        return None
+    return positions.compare(first.writers, second.writers, one_line=one_line)
+
+
+def _images(node: Checkpoint) -> dict[str, str]:
+    return {disk.target: disk.path for disk in node.disks}
+
+
+def _disk(
+    found: Survey,
+    target: str,
+    paths: tuple[Mapping[str, str], Mapping[str, str]],
+    left_out: tuple[tuple[str, ...], tuple[str, ...]],
+) -> DiskDifference:
+    chains = tuple(found.chains.chain(side.get(target)) for side in paths)
+    common = next((path for path in chains[0] if path in chains[1]), None)
+    first, second = (_side(found, chain, common) for chain in chains)
+    sides = tuple(name for name, excluded in zip(("first", "second"), left_out, strict=True) if target in excluded)
+    return DiskDifference(target, first, second, sides, common)
+
+
+def _side(found: Survey, chain: tuple[str, ...], common: str | None) -> DiskSide | None:
+    if not chain:
+        return None
+    above = chain[: chain.index(common)] if common else chain
+    sizes = [found.volumes[path].allocation if path in found.volumes else None for path in above if path not in found.merged]
+    image = found.volumes.get(chain[0])
+    written = None if None in sizes else sum(size for size in sizes if size is not None)
+    return DiskSide(chain[0], image.capacity if image else None, written)

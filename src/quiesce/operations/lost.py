@@ -1,0 +1,166 @@
+"""VMs that libvirt no longer knows, or knows as another one, although they have checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from quiesce.catalog import journal
+from quiesce.catalog.journal import Interrupted, Journal
+from quiesce.hypervisor import domain_xml
+from quiesce.hypervisor.connection import Host
+from quiesce.hypervisor.vm import Vm
+from quiesce.model.chains import Chains
+from quiesce.model.errors import NotFoundError, RefusedError
+from quiesce.model.tree import Role, Tree
+from quiesce.operations import images, machine_files
+from quiesce.operations.context import Context
+from quiesce.operations.recover import undo_import
+from quiesce.operations.survey import look, survey
+
+
+@dataclass(frozen=True)
+class Lost:
+    uuid: str
+    name: str
+    checkpoints: int
+
+
+def never_imported(context: Context, vm_uuid: str) -> Callable[[], str] | None:
+    """What removes the files of an interrupted import of this VM, which libvirt does not know."""
+    host = Host(context.uri)
+    try:
+        host.domain(vm_uuid)
+    except NotFoundError:
+        pending = journal.interrupted(context.catalog, host.name, vm_uuid)
+        imports = [operation for operation in pending if operation.verb == "import"]
+        return partial(_undo_imports, context, vm_uuid, imports) if imports else None
+    finally:
+        host.close()
+    return None
+
+
+def _undo_imports(context: Context, vm_uuid: str, imports: list[Interrupted]) -> str:
+    host = Host(context.uri)
+    try:
+        with context.locked_uuid(host.name, vm_uuid, "quiesce doctor"):
+            for operation in imports:
+                outcome = undo_import(host, vm_uuid, operation)
+                journal.finish(context.catalog, operation.id, f"recovered: {outcome}")
+    finally:
+        host.close()
+    return "the files of an interrupted import were removed"
+
+
+def undefined(context: Context, name: str) -> Lost | None:
+    """The VM of this name or UUID, if libvirt has none such but the catalog has."""
+    host = Host(context.uri)
+    try:
+        try:
+            host.domain(name)
+        except NotFoundError:
+            return next((lost for lost in _lost(context, host) if name in (lost.uuid, lost.name)), None)
+        return None
+    finally:
+        host.close()
+
+
+def redefined(context: Context, vm: Vm) -> Lost | None:
+    """The VM that had this one's name and disks before, if libvirt no longer has it."""
+    if context.catalog.tree(vm.host.name, vm.uuid).nodes:
+        return None
+    for lost in _lost(context, vm.host):
+        nodes = context.catalog.tree(vm.host.name, lost.uuid).nodes
+        found, _ = look(vm.host, {*vm.chain(), *(path for node in nodes for path in node.paths())})
+        read = Chains({path: volume.backing for path, volume in found.items()}).needed(vm.chain())
+        if lost.name == vm.name and any(node.paths() & read for node in nodes):
+            return lost
+    return None
+
+
+def take_over(context: Context, vm: Vm, old: Lost) -> str:
+    """Everything recorded of the old one belongs to this VM now."""
+    with context.locked(vm, "doctor"):
+        context.catalog.rehome(vm.host.name, old.uuid, vm.uuid)
+        for node in context.catalog.tree(vm.host.name, vm.uuid).nodes:
+            images.write_manifest(context, vm, node)
+    return f"its {old.checkpoints} checkpoints belong to {vm.name} as it is now"
+
+
+def define_again(context: Context, lost: Lost) -> str:
+    """Defines the VM as its last checkpoint has it, on the disks it wrote last; a disk that is gone begins anew at that
+    checkpoint.
+
+    Raises RefusedError where nobody can tell what the VM wrote last.
+    """
+    host = Host(context.uri)
+    try:
+        tree = context.catalog.tree(host.name, lost.uuid)
+        node = tree.get(tree.visible(tree.head_parent)) or tree.checkpoints[-1]
+        if node.excluded:
+            raise RefusedError(
+                f"{lost.name} has disks that its checkpoint {node.name!r} leaves out; nobody knows which they are now",
+                hint=f"define it yourself, with UUID {lost.uuid}: `quiesce show` names its images",
+            )
+        heads = _heads(context, host, lost, tree)
+        planned = {
+            disk.target: images.new_path(lost.name, disk.path, disk.target, "qcow2")
+            for disk in node.disks
+            if disk.target not in heads
+        }
+        host.define(domain_xml.with_sources(context.catalog.domain_xml(node.id), heads | planned))
+    finally:
+        host.close()
+    with context.vm(lost.uuid) as vm, context.locked(vm, "doctor"):
+        _put_machine_files(vm, {file.role: file.path for file in node.files})
+        operation = Journal(context.catalog, vm.host.name, lost.uuid, "define")
+        sizes = survey(context, vm, patient=True).volumes
+        for disk in node.disks:
+            if path := planned.get(disk.target):
+                size = sizes[disk.path].capacity
+                images.make_overlay(context, vm, operation, disk.target, size, disk.path, disk.format, path)
+        context.catalog.set_live(vm.host.name, planned.values(), True)
+        context.catalog.set_head(vm.host.name, lost.uuid, node.id, {} if heads else images.written(vm, planned.values()))
+        operation.finish("done")
+    if not planned:
+        return f"{lost.name} was defined again, on the disks it wrote last"
+    return (
+        f"{lost.name} was defined again; disk {', '.join(sorted(planned))}, whose file is gone, as at checkpoint {node.name!r}"
+    )
+
+
+def _lost(context: Context, host: Host) -> list[Lost]:
+    here = {str(domain.UUIDString()) for domain in host.domains()}
+    found = []
+    for uuid in context.catalog.vm_uuids(host.name):
+        nodes = context.catalog.tree(host.name, uuid).checkpoints
+        if uuid not in here and nodes:
+            found.append(Lost(uuid, nodes[-1].vm_name, len(nodes)))
+    return found
+
+
+def _heads(context: Context, host: Host, lost: Lost, tree: Tree) -> dict[str, str]:
+    """The images the VM wrote last, by target. Raises RefusedError if there is more than one for a disk."""
+    live = context.catalog.live_images(host.name, lost.uuid)
+    owned = {disk.path: disk.target for node in tree.nodes for disk in node.disks}
+    found, _ = look(host, live | owned.keys())
+    chains = Chains({path: volume.backing for path, volume in found.items()})
+    heads: dict[str, str] = {}
+    for path in sorted(live & found.keys() - owned.keys()):
+        base = chains.base(path, owned)
+        if base is None or owned[base] in heads:
+            raise RefusedError(
+                f"which disk of {lost.name} {path} was cannot be told", hint=f"define the VM yourself, with UUID {lost.uuid}"
+            )
+        heads[owned[base]] = path
+    return heads
+
+
+def _put_machine_files(vm: Vm, kept: dict[Role, str]) -> None:
+    """UEFI variables and TPM state as the checkpoint has them, where undefining the VM removed them."""
+    present = machine_files.read(vm)
+    if Role.NVRAM in kept and Role.NVRAM not in present and (place := domain_xml.nvram(vm.definition())):
+        machine_files.write(vm, place, machine_files.content(vm, kept[Role.NVRAM]))
+    if Role.TPM in kept and Role.TPM not in present:
+        machine_files.put_tpm(vm, kept[Role.TPM])

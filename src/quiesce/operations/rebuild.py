@@ -1,0 +1,127 @@
+"""Makes the catalog again from the manifests beside the images, and from what the images' headers and libvirt say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from quiesce.catalog import manifest
+from quiesce.catalog.manifest import Manifest
+from quiesce.hypervisor import domain_xml, volumes
+from quiesce.hypervisor.connection import Host
+from quiesce.hypervisor.vm import Vm
+from quiesce.model.chains import Chains
+from quiesce.model.errors import NotFoundError, QuiesceError
+from quiesce.model.events import Warned
+from quiesce.model.tree import Checkpoint, Tree
+from quiesce.operations import images
+from quiesce.operations.context import Context
+from quiesce.operations.survey import look, survey
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    checkpoints: tuple[Checkpoint, ...]
+    """Those the catalog did not have."""
+    manifests: int
+    """How many were read."""
+
+
+def rebuild(context: Context, directories: Iterable[str] = ()) -> Rebuilt:
+    """Records every checkpoint whose manifest lies in a storage pool, beside a disk of a VM, or in one of `directories`, and
+    that the catalog does not have. What the catalog has stays as it is."""
+    host = Host(context.uri)
+    try:
+        found = _manifests(context, host, {*directories, *host.pool_directories(), *_disk_directories(host)})
+        new = [item for item in found if not context.catalog.has(item.checkpoint.id)]
+        added = []
+        for uuid in sorted({item.checkpoint.vm_uuid for item in new}):
+            mine = [item for item in new if item.checkpoint.vm_uuid == uuid]
+            added += _record(context, host, uuid, mine)
+            _find_head(context, uuid)
+    finally:
+        host.close()
+    return Rebuilt(tuple(added), len(found))
+
+
+def _disk_directories(host: Host) -> set[str]:
+    return {
+        volumes.split(disk.path)[0]
+        for xml in host.definitions()
+        for disk in domain_xml.disks(xml)
+        if disk.path and disk.source_type == "file"
+    }
+
+
+def _manifests(context: Context, host: Host, directories: set[str]) -> list[Manifest]:
+    found: dict[str, Manifest] = {}
+    for path in sorted(directories):
+        try:
+            with volumes.directory(host, path) as directory:
+                names = [volumes.split(volume.path)[1] for volume in directory.volumes()]
+                for name in filter(manifest.checkpoint_id, names):
+                    try:
+                        item = manifest.load(directory.read(name))
+                        found[item.checkpoint.id] = replace(item, checkpoint=replace(item.checkpoint, host=host.name))
+                    except QuiesceError as error:
+                        context.emit(Warned(f"{path}/{name} was left out: {error.message}"))
+        except QuiesceError as error:
+            context.emit(Warned(f"{path} was left out: {error.message}"))
+    return list(found.values())
+
+
+def _record(context: Context, host: Host, uuid: str, mine: list[Manifest]) -> list[Checkpoint]:
+    catalog = context.catalog
+    tree = catalog.tree(host.name, uuid)
+    nodes = {node.id: node for node in (*tree.nodes, *(item.checkpoint for item in mine))}
+    noted = set(catalog.images_made_for(host.name, uuid))
+    names = {node.name for node in tree.checkpoints}
+    added = []
+    for item in sorted(mine, key=lambda item: item.checkpoint.created):
+        node = item.checkpoint
+        if node.parent not in nodes:
+            node = replace(node, parent=_standing(host, node, tuple(nodes.values())))
+        if not node.hidden and node.name in names:
+            node = replace(node, name=f"{node.name[:80]} {node.id[:8]}")
+        names.add(node.name)
+        catalog.add(node, item.domain_xml, head_parent=tree.head_parent)
+        for path in item.made:
+            if path not in noted:
+                catalog.note_image(host.name, uuid, path)
+                noted.add(path)
+        added.append(node)
+    return added
+
+
+def _standing(host: Host, node: Checkpoint, others: tuple[Checkpoint, ...]) -> str | None:
+    """The checkpoint that this one lies on, by the images' headers."""
+    owned = {disk.path: other.id for other in others if other.id != node.id for disk in other.disks}
+    found, _ = look(host, node.paths())
+    chains = Chains({path: volume.backing for path, volume in found.items()})
+    bases = [base for disk in node.disks if (base := chains.base(disk.path, owned))]
+    return owned[bases[0]] if bases else None
+
+
+def _find_head(context: Context, uuid: str) -> None:
+    """Where the VM stands, and which images beside its checkpoints are ours."""
+    try:
+        with context.vm(uuid) as vm, context.locked(vm, "catalog rebuild"):
+            found = survey(context, vm)
+            owners = found.owners()
+            for path in sorted(found.volumes.keys() - found.made):
+                ours = images.named_like_ours(path) and found.chains.base(path, owners) and path not in _owned(found.tree)
+                if ours and path not in found.others and not context.catalog.made_image(vm.host.name, path):
+                    context.catalog.note_image(vm.host.name, vm.uuid, path)
+            context.catalog.set_live(vm.host.name, vm.file_disks().values(), True)
+            _set_head(context, vm)
+    except NotFoundError:
+        context.emit(Warned(f"libvirt has no VM {uuid}; `quiesce doctor {uuid} --repair` defines it again"))
+
+
+def _owned(tree: Tree) -> set[str]:
+    return {path for node in tree.nodes for path in node.paths()}
+
+
+def _set_head(context: Context, vm: Vm) -> None:
+    standing = set(survey(context, vm).standing(vm.file_disks()).values()) - {None}
+    context.catalog.set_head(vm.host.name, vm.uuid, standing.pop() if len(standing) == 1 else None)

@@ -1,0 +1,63 @@
+"""Starts a VM, after an automatic checkpoint of what it is started from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quiesce.hypervisor.vm import PowerState, Vm
+from quiesce.model.errors import ConsistencyError, RefusedError
+from quiesce.model.events import Warned
+from quiesce.model.settings import Type
+from quiesce.model.tree import Checkpoint
+from quiesce.operations.checkpoint import checkpoint
+from quiesce.operations.context import Context
+from quiesce.operations.recover import recover
+from quiesce.operations.watch import automatic_name, wanted
+
+
+@dataclass(frozen=True)
+class Started:
+    vm: str
+    checkpoint: Checkpoint | None
+    """The automatic checkpoint that was taken before."""
+
+
+def start(context: Context, vm_name: str) -> Started:
+    """Takes an automatic checkpoint first if the VM's settings ask for one and it has none: of its disks before its guest runs,
+    so it is exact. Then starts it.
+
+    If there is no checkpoint to be had, the VM stays off, and the error says why. Only where its disks are not worth what the
+    settings require, as after a power failure, it is started with a warning: it may well be worth that once it runs, and
+    `quiesce watch` takes one then. Raises RefusedError if it runs.
+    """
+    with context.vm(vm_name) as vm:
+        taken = _checkpoint(context, vm)
+        with context.locked(vm, "start"):
+            recover(context, vm)
+            _require_off(vm)
+            with context.phase("start"):
+                vm.start()
+        return Started(vm.name, taken)
+
+
+def _checkpoint(context: Context, vm: Vm) -> Checkpoint | None:
+    _require_off(vm)
+    catalog, host = context.catalog, vm.host.name
+    if not wanted(catalog.settings(host, vm.uuid)) or catalog.tree(host, vm.uuid).checkpoints:
+        return None
+    if vm.facts().managed_save:
+        context.emit(Warned(f"{vm.name} goes on with its saved memory, so no automatic checkpoint is taken"))
+        return None
+    try:
+        return checkpoint(context, vm.uuid, name=automatic_name(), type=Type.PRODUCTION, automatic=True)
+    except ConsistencyError as error:
+        context.emit(Warned(f"no automatic checkpoint: {error.message}"))
+        return None
+
+
+def _require_off(vm: Vm) -> None:
+    power = vm.facts().power
+    if power is PowerState.PAUSED:
+        raise RefusedError(f"{vm.name} is paused", hint=f"virsh resume {vm.name}")
+    if power is not PowerState.OFF:
+        raise RefusedError(f"{vm.name} is not off", hint=f"virsh domstate {vm.name}")

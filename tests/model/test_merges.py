@@ -1,0 +1,293 @@
+"""Trees of checkpoints on images in memory: whatever is done, in whatever order, and wherever it is killed, every checkpoint
+and the VM keep their content. The operations are real, with the catalog; the host below them is tests/unit/fake_host.py."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quiesce.catalog import journal, manifest
+from quiesce.catalog.journal import Journal
+from quiesce.model.grades import Consistency
+from quiesce.model.names import CheckpointReference
+from quiesce.model.tree import Tree
+from quiesce.operations import images, merges, recover
+from quiesce.operations import restore as restoring
+from quiesce.operations.checkpoint import checkpoint
+from quiesce.operations.delete import delete
+from quiesce.operations.rename import rename
+from quiesce.operations.restore import restore
+from quiesce.operations.survey import Survey, survey
+from tests.strategies import examples
+from tests.unit.fake_host import FakeContext, FakeHost, FakeVm, MemoryCatalog
+
+BLOCKS = 3
+TARGETS = ("vda", "vdb")
+MAX_NODES = 7
+Disks = dict[str, dict[int, str]]
+"""What a guest would read, by disk."""
+
+VERBS = [
+    *["create"] * 6,
+    *["create_without"] * 2,
+    *["restore"] * 5,
+    *["delete"] * 6,
+    *["write"] * 2,
+    *["power"] * 2,
+    "delete_subtree",
+    "rename",
+    "clone",
+    "remove_clone",
+    "tidy",
+]
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(VERBS),
+        st.integers(0, 2 * MAX_NODES),
+        st.none() | st.none() | st.integers(0, 20) | st.integers(0, 60),
+    ),
+    min_size=16,
+    max_size=32,
+)
+"""What to do, with which checkpoint or disk, and after how many changes to the host or the catalog the process is killed."""
+
+
+class KilledError(BaseException):
+    """The process is gone: nothing that it would still do happens."""
+
+
+class Trees:
+    def __init__(self, patch: pytest.MonkeyPatch, directory: str, seed: int) -> None:
+        self.count = 0
+        self._make_predictable(patch, seed)
+        self.host = FakeHost(patch)
+        self.vm = FakeVm(self.host, {target: self.host.make(f"/i/{target}.qcow2") for target in TARGETS})
+        self.catalog = MemoryCatalog(Path(directory))
+        self.context = FakeContext("fake:///", self.catalog, lambda _: None, self.vm)
+        self.tree = Tree((), None)
+        self.contents: dict[str, Disks] = {}
+        """Of every checkpoint there has been, by id."""
+        self.foreign: dict[str, dict[int, str]] = {}
+        """What the images of others say, by path."""
+        self.expected: Disks = {target: {} for target in TARGETS}
+        """What the VM holds."""
+        self.coming: Disks = {}
+        """What of it is being restored: until that has ended, it may or may not have taken effect."""
+        self.sources: dict[str, str] = {}
+        """What the VM wrote before."""
+        self.left: int | None = None
+        self.dead = False
+        self.host.on_step = self.catalog.on_step = self.step
+        self.catalog.on_change = self.changed
+        self.vm.on_copied = lambda: self.write(0)
+
+    def _make_predictable(self, patch: pytest.MonkeyPatch, seed: int) -> None:
+        def number() -> str:
+            self.count += 1
+            return hashlib.sha256(f"{seed}.{self.count}".encode()).hexdigest()
+
+        numbers = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=number()[:32]))
+        patch.setattr(images, "secrets", SimpleNamespace(token_hex=lambda size: number()[: 2 * size]))
+        patch.setattr(journal, "uuid", numbers)
+        patch.setattr(restoring, "uuid", numbers)
+
+    def close(self) -> None:
+        self.catalog.on_change = self.catalog.on_step = lambda: None
+        self.catalog.close()
+
+    # -- what must hold between any two steps
+
+    def step(self) -> None:
+        if self.dead:
+            raise KilledError
+        self.check()
+        if self.left is not None:
+            if self.left == 0:
+                self.dead = True
+                raise KilledError
+            self.left -= 1
+
+    def changed(self) -> None:
+        self.tree = self.catalog.tree("host1", self.vm.uuid)
+        for node in self.tree.nodes:
+            self.contents.setdefault(node.id, {disk.target: dict(self.expected[disk.target]) for disk in node.disks})
+        self.check()
+
+    def check(self) -> None:
+        assert self.head() in (self.expected, self.expected | self.coming), self.head()
+        for node in self.tree.checkpoints:
+            for disk in node.disks:
+                assert self.host.read(disk.path) == self.contents[node.id][disk.target], (node.name, disk)
+        for path, content in self.foreign.items():
+            assert self.host.read(path) == content, path
+
+    def head(self) -> Disks:
+        return {target: self.host.read(path) for target, path in self.vm.sources().items()}
+
+    def survey(self) -> Survey:
+        return survey(self.context, self.vm)
+
+    # -- what is done
+
+    def run(self, kill: int | None, operation: Callable[[], Any]) -> Any:
+        """The operation's result; None if it was killed."""
+        self.left = kill
+        result = None
+        try:
+            result = operation()
+        except BaseException:
+            if not self.dead:
+                raise
+        killed, self.left, self.dead = self.dead, None, False
+        self.changed()
+        if not killed:
+            self.check_rest()
+        return result
+
+    def check_rest(self) -> None:
+        """After an operation that was not killed."""
+        assert journal.interrupted(self.catalog, "host1", self.vm.uuid) == []
+        self.survey().require_known_chain(self.vm.file_disks())
+        assert {f"/i/{manifest.name(node.id)}" for node in self.tree.checkpoints} <= self.host.files.keys()
+
+    def check_files(self) -> None:
+        """After an operation that removes what is not needed: all that is needed is there, and nothing else."""
+        found = self.survey()
+        others = {f"/i/{target}.qcow2" for target in TARGETS} | found.chains.needed(self.foreign)
+        there = self.host.files.keys() - others
+        needed = found.needed() | {f"/i/{manifest.name(node.id)}" for node in self.tree.nodes}
+        assert there == needed - others, (there - needed, needed - there)
+
+    def write(self, number: int, _kill: int | None = None) -> None:
+        """By the guest."""
+        if self.vm.active():
+            self.count += 1
+            disk, block = TARGETS[(number + self.count) % len(TARGETS)], self.count % BLOCKS
+            self.notice_restore()
+            self.expected[disk][block] = f"w{self.count}"
+            self.vm.write(disk, block, f"w{self.count}")
+
+    def power(self, number: int, _kill: int | None) -> None:
+        self.vm.job_completes = bool(number % 2)
+        if self.vm.active():
+            self.vm.power_off()
+        else:
+            self.vm.start()
+
+    def create(self, _number: int, kill: int | None, excluded: tuple[str, ...] = ()) -> None:
+        self.count += 1
+        name = f"c{self.count}"
+        if len(self.tree.checkpoints) < MAX_NODES:
+            self.run(kill, lambda: checkpoint(self.context, "web1", name=name, required=Consistency.CRASH, exclude=excluded))
+
+    def create_without(self, number: int, kill: int | None) -> None:
+        self.create(number, kill, (TARGETS[number % len(TARGETS)],))
+
+    def reference(self, number: int) -> CheckpointReference | None:
+        nodes = self.tree.checkpoints
+        return CheckpointReference("web1", nodes[number % len(nodes)].name) if nodes else None
+
+    def restore(self, number: int, kill: int | None) -> None:
+        self.run(None, lambda: recover.recover(self.context, self.vm))
+        if reference := self.reference(number):
+            node = self.tree.find(reference.checkpoint)
+            discard = number % 3 == 0 or len(self.tree.checkpoints) >= MAX_NODES
+            self.sources = self.vm.sources()
+            self.coming = {target: dict(content) for target, content in self.contents[node.id].items()}
+            call = partial(restore, self.context, reference, discard_current=discard, start=number % 2 == 0)
+            if self.run(kill, call):
+                self.check_files()
+            else:
+                self.run(None, lambda: recover.recover(self.context, self.vm))
+            self.notice_restore()
+            self.coming = {}
+            self.check()
+
+    def notice_restore(self) -> None:
+        sources = self.vm.sources()
+        if self.coming and all(sources[target] != self.sources[target] for target in self.coming):
+            self.expected |= self.coming
+            self.coming = {}
+
+    def delete(self, number: int, kill: int | None, subtree: bool = False) -> None:
+        if reference := self.reference(number):
+            result = self.run(kill, lambda: delete(self.context, [reference], subtree=subtree))
+            if result:
+                self.check_files()
+            if result and not self.vm.active() and not self.foreign:
+                assert result.waiting == ()
+                assert not merges.anything_to_do(self.survey())
+
+    def delete_subtree(self, number: int, kill: int | None) -> None:
+        self.delete(number, kill, subtree=True)
+
+    def rename(self, number: int, kill: int | None) -> None:
+        if reference := self.reference(number):
+            self.count += 1
+            self.run(kill, lambda: rename(self.context, reference, f"r{self.count}"))
+
+    def clone(self, number: int, _kill: int | None) -> None:
+        """Somebody makes an image of their own on one of ours that is not written any more; perhaps for a VM that runs."""
+        below = sorted({disk.path for node in self.tree.checkpoints for disk in node.disks})
+        if below and not self.foreign:
+            self.count += 1
+            path = self.host.make(f"/i/foreign{self.count}", below[number % len(below)], {0: f"f{self.count}"})
+            self.foreign[path] = self.host.read(path)
+            if number % 2:
+                self.host.open_elsewhere.add(path)
+
+    def remove_clone(self, _number: int = 0, _kill: int | None = None) -> None:
+        for path in self.foreign:
+            del self.host.files[path]
+        self.foreign.clear()
+        self.host.open_elsewhere.clear()
+
+    def tidy(self, _number: int, kill: int | None) -> None:
+        """As the doctor does."""
+        if self.run(kill, self._tidy) is not None:
+            self.check_files()
+
+    def _tidy(self) -> tuple[merges.Waiting, ...]:
+        recover.recover(self.context, self.vm)
+        operation = Journal(self.catalog, "host1", self.vm.uuid, "delete")
+        waiting = merges.merge_hidden(self.context, self.vm, operation)
+        operation.finish("done")
+        return waiting
+
+    def end(self) -> None:
+        """When the VM is off and nobody else is in the way, nothing is left to do, and nothing that nobody needs."""
+        if self.vm.active():
+            self.vm.power_off()
+        self.remove_clone()
+        assert self.run(None, self._tidy) == ()
+        self.check_files()
+        found = self.survey()
+        owners = found.owners()
+        for node in found.tree.nodes:
+            dependents = [found.chains.dependents(disk.path, owners) for disk in node.disks if owners[disk.path] is node]
+            assert not node.hidden or (dependents and max(map(len, dependents)) > 1 and min(map(len, dependents)) != 1)
+        assert not found.merged & found.needed()
+
+
+@given(st.integers(0, 3), STEPS)
+@examples(12)
+def test_every_checkpoint_keeps_its_content(seed, steps):
+    """Broken: a checkpoint, or what the VM is doing now, would be lost or changed by a deletion, or by the death of one; or
+    images would be left that nobody needs."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+        trees = Trees(patch, directory, seed)
+        try:
+            for verb, number, kill in steps:
+                getattr(trees, verb)(number, kill)
+            trees.end()
+        finally:
+            trees.close()

@@ -1,0 +1,72 @@
+"""What several files here take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from quiesce.model.events import Event, Warned
+from quiesce.model.names import CheckpointReference
+from quiesce.model.tree import Checkpoint, Tree
+from quiesce.operations.survey import Survey, survey
+from tests.unit.fake_host import FakeContext, FakeHost, FakeVm, MemoryCatalog
+
+
+@dataclass
+class Fake:
+    """A host in memory with a VM of one disk, and all that operations need of it."""
+
+    host: FakeHost
+    vm: FakeVm
+    catalog: MemoryCatalog
+    context: FakeContext
+    heard: list[Event]
+
+    def tree(self) -> Tree:
+        return self.catalog.tree(self.host.name, self.vm.uuid)
+
+    def survey(self) -> Survey:
+        return survey(self.context, self.vm)
+
+    def warnings(self) -> list[str]:
+        return [event.message for event in self.heard if isinstance(event, Warned)]
+
+    def own(self, path: str, below: str | None = None, blocks: dict[int, str] | None = None) -> str:
+        """An image of ours."""
+        self.catalog.note_image(self.host.name, self.vm.uuid, path)
+        return self.host.make(path, below, blocks)
+
+    def add(self, node: Checkpoint) -> Checkpoint:
+        """A checkpoint, on which the VM stands."""
+        self.catalog.add(node, self.vm.definition(), head_parent=node.id)
+        return node
+
+
+def reference(name: str) -> CheckpointReference:
+    return CheckpointReference("web1", name)
+
+
+@pytest.fixture
+def again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Fake]]:
+    """Makes a host, each time another one; the last is the one that operations see."""
+    made: list[Fake] = []
+
+    def make(disks: tuple[str, ...] = ("vda",)) -> Fake:
+        host = FakeHost(monkeypatch)
+        vm = FakeVm(host, {target: host.make(f"/i/{target}.qcow2") for target in disks})
+        catalog = MemoryCatalog(tmp_path)
+        heard: list[Event] = []
+        made.append(Fake(host, vm, catalog, FakeContext("fake:///", catalog, heard.append, vm), heard))
+        return made[-1]
+
+    yield make
+    for fake in made:
+        fake.catalog.close()
+
+
+@pytest.fixture
+def fake(again: Callable[..., Fake]) -> Fake:
+    return again()

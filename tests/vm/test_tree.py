@@ -1,0 +1,157 @@
+"""Trees of checkpoints on real disks: whatever is done in whatever order, every checkpoint keeps its content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from lab.bare import directory
+from lab.forest import SIZE, TARGETS, UNIT, Disks, Forest, check
+from quiesce.model.grades import Consistency
+from quiesce.model.names import CheckpointReference
+from quiesce.model.tree import Tree
+from quiesce.operations.checkpoint import checkpoint
+from quiesce.operations.delete import delete
+from quiesce.operations.merges import anything_to_do
+from quiesce.operations.rename import rename
+from quiesce.operations.restore import restore
+
+STEPS = 2000
+MAX_NODES = 20
+
+
+class Trees(RuleBasedStateMachine):
+    """The model: what each checkpoint and the VM hold, as bytes; the tree as names."""
+
+    forest: Forest
+    steps = 0
+
+    @initialize(running=st.booleans())
+    def begin(self, running: bool) -> None:
+        self.forest.reset()
+        if running:
+            self.forest.start()
+        self.head: Disks = {target: bytes(SIZE) for target in TARGETS}
+        self.nodes: dict[str, Disks] = {}
+        self.count = 0
+        self.tidy = True
+
+    @property
+    def context(self):
+        return self.forest.context
+
+    def reference(self, name: str) -> CheckpointReference:
+        return CheckpointReference(self.forest.name, name)
+
+    def tree(self) -> Tree:
+        return self.forest.tree()
+
+    def any_node(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from(sorted(self.nodes)), label="checkpoint")
+
+    @rule(
+        disk=st.sampled_from(TARGETS),
+        at=st.integers(0, SIZE // UNIT - 1),
+        units=st.integers(1, 40),
+        pattern=st.integers(0, 255),
+    )
+    def write(self, disk: str, at: int, units: int, pattern: int) -> None:
+        offset = at * UNIT
+        length = min(units * UNIT, SIZE - offset)
+        self.forest.write(disk, offset, length, pattern)
+        old = self.head[disk]
+        self.head[disk] = old[:offset] + bytes([pattern]) * length + old[offset + length :]
+
+    @rule(dice=st.integers(1, 6))
+    def power(self, dice: int) -> None:
+        """Seldom, for it takes longest."""
+        if dice < 5:
+            return
+        if self.forest.running:
+            self.forest.stop()
+        else:
+            self.forest.start()
+
+    @precondition(lambda self: len(self.nodes) < MAX_NODES)
+    @rule(excluded=st.sampled_from([(), (), (), ("vdb",)]))
+    def create(self, excluded: tuple[str, ...]) -> None:
+        self.count += 1
+        name = f"c{self.count}"
+        checkpoint(self.context, self.forest.name, name=name, required=Consistency.CRASH, exclude=excluded)
+        self.nodes[name] = {target: data for target, data in self.head.items() if target not in excluded}
+
+    @precondition(lambda self: self.nodes)
+    @rule(data=st.data(), discard=st.booleans())
+    def restore(self, data: st.DataObject, discard: bool) -> None:
+        name = self.any_node(data)
+        discard = discard or len(self.nodes) >= MAX_NODES
+        result = restore(self.context, self.reference(name), discard_current=discard)
+        if result.safety:
+            self.nodes[result.safety.name] = {target: self.head[target] for target in self.nodes[name]}
+        self.head = self.head | self.nodes[name]
+
+    @precondition(lambda self: self.nodes)
+    @rule(data=st.data())
+    def rename(self, data: st.DataObject) -> None:
+        name = self.any_node(data)
+        self.count += 1
+        rename(self.context, self.reference(name), f"r{self.count}")
+        self.nodes[f"r{self.count}"] = self.nodes.pop(name)
+
+    @precondition(lambda self: self.nodes)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        name = self.any_node(data)
+        self.deleted(delete(self.context, [self.reference(name)]).waiting)
+        del self.nodes[name]
+
+    @precondition(lambda self: len(self.nodes) > 3)
+    @rule(data=st.data())
+    def delete_subtree(self, data: st.DataObject) -> None:
+        result = delete(self.context, [self.reference(self.any_node(data))], subtree=True)
+        for node in result.checkpoints:
+            del self.nodes[node.name]
+        self.deleted(result.waiting)
+
+    def deleted(self, waiting: tuple[object, ...]) -> None:
+        if not self.forest.running:
+            assert not waiting, waiting
+            assert not anything_to_do(self.forest.survey())
+
+    @invariant()
+    def all_is_as_it_should_be(self) -> None:
+        if hasattr(self, "nodes"):
+            type(self).steps += 1
+            check(self.forest, self.nodes, self.head)
+
+
+@pytest.fixture
+def forest() -> Iterator[Forest]:
+    with directory() as path:
+        forest = Forest(path)
+        yield forest
+        forest.remove()
+
+
+@pytest.mark.timeout(2400)
+def test_any_order_of_verbs(forest: Forest, request: pytest.FixtureRequest) -> None:
+    """At least 2,000 random steps; with --long ten times as many."""
+    wanted = STEPS * (10 if request.config.getoption("--long") else 1)
+    machine = type("Machine", (Trees,), {"forest": forest, "steps": 0})
+    while machine.steps < wanted:
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=4,
+                stateful_step_count=60,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+                print_blob=False,
+            ),
+        )
+    print(f"{machine.steps} steps on trees of up to {MAX_NODES} checkpoints: nothing lost, no orphan")
