@@ -3,6 +3,7 @@ where our operations ask them; what is above it is real."""
 
 from __future__ import annotations
 
+import functools
 import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from quiesce.hypervisor import domain_xml, merge, volumes
 from quiesce.hypervisor.storage_xml import Volume
 from quiesce.hypervisor.vm import Facts, PowerState
 from quiesce.model.errors import BusyError, HypervisorError, NotFoundError
+from quiesce.model.tree import Tree
 from quiesce.operations.context import Context
 
 UUID = "uuid-1"
@@ -191,6 +193,10 @@ def definition(disks: Mapping[str, str], more: str = "") -> str:
     return f"<domain type='kvm'><name>web1</name><uuid>{UUID}</uuid><devices>{listed}</devices>{more}</domain>"
 
 
+_disks = functools.cache(domain_xml.disks)
+_nvram = functools.cache(domain_xml.nvram)
+
+
 class FakeVm:
     """The part of `Vm` that operations use."""
 
@@ -224,7 +230,7 @@ class FakeVm:
         return self.file_disks(next_start=True) if self.live is None else dict(self.live)
 
     def file_disks(self, *, next_start: bool = False) -> dict[str, str]:
-        return {disk.target: str(disk.path) for disk in domain_xml.disks(self.xml)} if next_start else self.sources()
+        return {disk.target: str(disk.path) for disk in _disks(self.xml)} if next_start else self.sources()
 
     def disk_sources(self) -> dict[str, str]:
         return self.sources()
@@ -232,7 +238,7 @@ class FakeVm:
     def chain(self) -> set[str]:
         """A running VM's XML names all its chains, a stopped one's only the disks."""
         live = {image for path in (self.live or {}).values() for image in self.host.chain(path)}
-        firmware = {domain_xml.nvram(self.xml)} - {None}
+        firmware = {_nvram(self.xml)} - {None}
         return set(self.file_disks(next_start=True).values()) | live | firmware
 
     def capacity(self, _target: str) -> int:
@@ -357,10 +363,11 @@ class FakeContext(Context):
 
 class MemoryCatalog(Catalog):
     """All of it real, in memory and for this thread alone. `on_step` is called before anything is committed, `on_change` after
-    it."""
+    it. What is asked most often is remembered until something changes."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._remembered: dict[tuple[str, ...], Any] = {}
         self.on_step: Callable[[], None] = lambda: None
         self.on_change: Callable[[], None] = lambda: None
         super().__init__("sqlite://")
@@ -378,4 +385,22 @@ class MemoryCatalog(Catalog):
             if changed:
                 self.on_step()
         if changed:
+            self._remembered.clear()
             self.on_change()
+
+    def tree(self, host: str, vm_uuid: str) -> Tree:
+        return self._remember("tree", super().tree, host, vm_uuid)
+
+    def images_made_for(self, host: str, vm_uuid: str) -> list[str]:
+        return self._remember("made", super().images_made_for, host, vm_uuid)
+
+    def merged_images(self, host: str, vm_uuid: str) -> set[str]:
+        return self._remember("merged", super().merged_images, host, vm_uuid)
+
+    def live_images(self, host: str, vm_uuid: str) -> set[str]:
+        return self._remember("live", super().live_images, host, vm_uuid)
+
+    def _remember(self, what: str, ask: Callable[[str, str], Any], *key: str) -> Any:
+        if (what, *key) not in self._remembered:
+            self._remembered[what, *key] = ask(*key)
+        return self._remembered[what, *key]

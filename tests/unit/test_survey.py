@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,6 +50,7 @@ def surveyed(
 
 
 BELOW: dict[str, str | None] = {"/i/base": None, "/i/b": "/i/base", "/i/now": "/i/b", "/i/left": "/i/b"}
+HEAD = {"vda": "/i/now"}
 NODES = [at("a", "/i/base"), at("b", "/i/b", "a")]
 
 
@@ -172,6 +174,42 @@ def test_a_chain_that_somebody_changed_is_refused(below):
         surveyed(images, NODES, {"vda": "/i/now"}, parent="b").require_known_chain({"vda": "/i/now"})
     assert "/i/b" in refusal.value.message
     assert "doctor" in refusal.value.hint
+
+
+@pytest.mark.parametrize("parent", ["b", "a", None])
+def test_a_vm_that_writes_a_checkpoints_image_is_refused(parent):
+    """Broken: what somebody has merged into a checkpoint with virsh would be taken for that checkpoint once more."""
+    found = surveyed({"/i/base": None, "/i/b": "/i/base"}, NODES, {"vda": "/i/b"}, parent=parent)
+    with pytest.raises(RefusedError, match="checkpoint 'b' has it based on /i/b"):
+        found.require_known_chain({"vda": "/i/b"})
+
+
+def test_a_disk_that_a_restore_left_as_it_is_may_stand_elsewhere():
+    """Broken: a VM could never be checkpointed again once a checkpoint without all its disks was restored, and deleted."""
+    nodes = [at("a", "/i/base"), at("b", "/i/b", "a"), at("c", "/i/c", target="vdb")]
+    nodes[1] = replace(nodes[1], disks=(*nodes[1].disks, DiskImage("vdb", "/i/b2", "qcow2")))
+    below = {**BELOW, "/i/c": None, "/i/b2": None, "/i/now2": "/i/c"}
+    head = {"vda": "/i/now", "vdb": "/i/now2"}
+    surveyed(below, nodes, head, parent="b").require_known_chain(head)
+    with pytest.raises(RefusedError, match="chain of disk vdb"):
+        surveyed({**below, "/i/now2": None}, nodes, head, parent="b").require_known_chain(head)
+
+
+def test_what_has_been_merged_into_the_vm_itself_is_no_change_of_the_chain():
+    """Broken: after an interrupted deletion, a VM could not be checkpointed until a repair."""
+    nodes = [at("a", "/i/base", hidden=True)]
+    surveyed({"/i/base": None}, nodes, {"vda": "/i/base"}, parent="a").require_known_chain({"vda": "/i/base"})
+
+
+def test_nobody_needs_to_lie_on_a_deleted_checkpoint_that_was_merged_away():
+    """Broken: after two interrupted deletions, a VM could not be checkpointed until a repair. What lay on the second one was
+    merged past it, into the first."""
+    nodes = [at("a", "/i/base", hidden=True), at("b", "/i/b", "a", hidden=True)]
+    below = {"/i/base": None, "/i/b": "/i/base"}
+    surveyed(below, nodes, {"vda": "/i/base"}, parent="b").require_known_chain({"vda": "/i/base"})
+    nodes = [at("a", "/i/base"), *nodes[1:]]
+    below["/i/now"] = "/i/base"
+    surveyed(below, nodes, HEAD, parent="b").require_known_chain(HEAD)
 
 
 def test_a_disk_added_since_the_last_checkpoint_is_no_obstacle():

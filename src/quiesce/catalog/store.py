@@ -20,6 +20,9 @@ from quiesce.model.tree import Checkpoint, Tree
 from quiesce.wire.schema import from_wire, to_wire
 
 SCHEMA_VERSION = 2
+WORTH = ""
+"""Among the images that are untouched since a restore: the consistency of their content, where that is no longer the one of the
+checkpoint that the VM is based on."""
 
 _metadata = sa.MetaData()
 

@@ -38,6 +38,8 @@ def delete(
     for name in dict.fromkeys(reference.vm for reference in references):
         patterns = [reference.checkpoint for reference in references if reference.vm == name]
         with context.vm(name) as vm, context.locked(vm, "delete"):
+            if not dry_run:
+                recover(context, vm)  # first, as it may correct what is chosen from
             chosen = _choose(context.catalog.tree(vm.host.name, vm.uuid), patterns, subtree)
             deleted += chosen
             if not dry_run:
@@ -53,7 +55,6 @@ def _choose(tree: Tree, patterns: Sequence[str], subtree: bool) -> list[Checkpoi
 
 def _delete(context: Context, vm: Vm, chosen: list[Checkpoint]) -> tuple[Waiting, ...]:
     with context.phase("plan"):
-        recover(context, vm)
         plan.require_nothing_in_the_way(vm.facts())
     journal = Journal(context.catalog, vm.host.name, vm.uuid, "delete")
     hidden = [replace(node, hidden=True, files=()) for node in chosen]

@@ -18,10 +18,12 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from quiesce.catalog.journal import Interrupted, Journal
+from quiesce.catalog.store import WORTH
 from quiesce.hypervisor import merge, volumes
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import BusyError
 from quiesce.model.events import Progress
+from quiesce.model.grades import Consistency
 from quiesce.model.tree import Checkpoint
 from quiesce.operations import images
 from quiesce.operations.context import Context
@@ -86,21 +88,28 @@ def merge_hidden(context: Context, vm: Vm, journal: Journal) -> tuple[Waiting, .
 
 @contextmanager
 def _untouched(context: Context, vm: Vm) -> Iterator[None]:
-    """A merge writes to images of a VM that is off, though not to its content: what was untouched before is so afterwards.
-    If it is killed, nobody can tell any more."""
+    """A merge writes to images of a VM that is off, though not to its content: what was untouched before is so afterwards,
+    and worth what it was, whatever checkpoint the VM is based on then. If it is killed, nobody can tell any more."""
     catalog, host = context.catalog, vm.host.name
-    before = catalog.untouched(host, vm.uuid)
+    before, tree = catalog.untouched(host, vm.uuid), catalog.tree(host, vm.uuid)
+    if before and vm.active():
+        catalog.set_untouched(host, vm.uuid, {})
     if not before or vm.active():
         yield
         return
     now = survey(context, vm).volumes
-    intact = all(path in now and now[path].written == written for path, written in before.items())
+    if not all(path in now and now[path].written == written for path, written in before.items() if path != WORTH):
+        yield  # it ran since
+        return
+    parent = tree.get(tree.head_parent)
+    worth = before.get(WORTH) or (parent.consistency.value if parent else Consistency.CRASH.value)
     targets = [target for target, path in vm.file_disks().items() if path in before]
-    catalog.set_untouched(host, vm.uuid, {"": ""} if intact else before)
+    catalog.set_untouched(host, vm.uuid, {WORTH: Consistency.CRASH.value})
     yield
-    if intact and not vm.active():
+    if not vm.active():
         heads = vm.file_disks()
-        catalog.set_untouched(host, vm.uuid, images.written(vm, [heads[target] for target in targets]))
+        written = images.written(vm, [heads[target] for target in targets])
+        catalog.set_untouched(host, vm.uuid, {WORTH: worth, **written})
 
 
 def _merge_hidden(context: Context, vm: Vm, journal: Journal, helper: merge.Helper) -> tuple[Waiting, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quiesce.catalog.store import WORTH
 from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import ConsistencyError, RefusedError
@@ -35,14 +36,16 @@ def judge(context: Context, vm: Vm, paths: set[str]) -> Verdict:
     untouched = catalog.untouched(host, vm.uuid)
     if untouched:
         tree, now = catalog.tree(host, vm.uuid), survey(context, vm).volumes
-        parent = tree.get(tree.head_parent)
-        if not untouched.keys() <= now.keys():
+        parent, known = tree.get(tree.head_parent), untouched.keys() - {WORTH}
+        if not known <= now.keys():
             return Verdict(Consistency.CRASH, off=True)  # whatever became of what was restored
-        if parent and all(now[path].written == written for path, written in untouched.items()):
-            if not paths <= untouched.keys():
-                return Verdict(Consistency.CRASH, off=True)  # a disk that did not go back with the others
-            note = f"nothing was written since {parent.name!r}"
-            return Verdict(parent.consistency, off=True, writers=parent.writers, warnings=[note])
+        if all(now[path].written == untouched[path] for path in known):
+            worth = untouched.get(WORTH) or (parent.consistency.value if parent else None)
+            if worth is None or not paths <= known:
+                return Verdict(Consistency.CRASH, off=True)  # nobody vouches for it, or not for all of it
+            same = parent if WORTH not in untouched else None
+            note = f"nothing was written since {repr(same.name) if same else 'a restore'}"
+            return Verdict(Consistency(worth), off=True, writers=same.writers if same else (), warnings=[note])
     clean = vm.shut_itself_down()
     return Verdict(Consistency.APPLICATION if clean else Consistency.CRASH, off=True)
 

@@ -84,23 +84,28 @@ class Survey:
         }
 
     def require_known_chain(self, disks: Mapping[str, str]) -> None:
-        """Raises RefusedError if a disk lies on no checkpoint although it should, or is one's image: somebody changed the
-        chain.
+        """Raises RefusedError if somebody changed the chain: a disk is an image of a checkpoint itself, or lies on none
+        although it should, or no disk at all lies on the checkpoint the VM is based on.
 
-        It may lie on another one than the rest, after a restore of a checkpoint that leaves it out.
+        A disk may lie on another checkpoint than the rest, after a restore of one that leaves it out.
         """
-        parent = self.tree.get(self.tree.head_parent)
-        for target, found in self.standing(disks).items():
-            spoilt = next((node for node in self.tree.checkpoints if disks[target] in node.paths()), None)
-            expected = parent.image(target) if parent else None
-            lost = parent if expected and expected.path != disks[target] and found is None else None
-            if changed := spoilt or lost:
-                image = changed.image(target)
-                raise RefusedError(
-                    f"somebody changed the chain of disk {target}: checkpoint {changed.name!r} has it based on"
-                    f" {image.path if image else 'nothing'}",
-                    hint="`quiesce doctor` says more, and mends it with --repair",
-                )
+        parent, standing = self.tree.get(self.tree.head_parent), self.standing(disks)
+        images = {target: image for target in disks if parent and (image := parent.image(target))}
+        to_lie = [target for target, image in images.items() if image.path != disks[target]]  # the others are merged already
+        agreed = parent and any(standing[target] == parent.id for target in to_lie)
+        lost = [
+            target
+            for target in to_lie
+            if standing[target] is None or not (agreed or parent in self.tree.ancestors(standing[target]))
+        ]
+        spoilt = {target: node for target, path in disks.items() for node in self.tree.checkpoints if path in node.paths()}
+        for target, node in [*spoilt.items(), *((target, parent) for target in lost)]:
+            image = node.image(target) if node else None
+            raise RefusedError(
+                f"somebody changed the chain of disk {target}: checkpoint {node.name if node else ''!r} has it based on"
+                f" {image.path if image else 'nothing'}",
+                hint="`quiesce doctor` says more, and mends it with --repair",
+            )
 
     def room_for_merge(self, top: str, base: str) -> int:
         """Most bytes that `base` can grow by if `top`, and all between, is committed into it."""
