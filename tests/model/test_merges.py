@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from quiesce.catalog import journal, manifest
 from quiesce.catalog.journal import Journal
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
-from quiesce.model.tree import Tree
+from quiesce.model.tree import Checkpoint, Tree
 from quiesce.operations import images, merges, recover
 from quiesce.operations import restore as restoring
 from quiesce.operations.checkpoint import checkpoint
@@ -65,6 +66,15 @@ class KilledError(BaseException):
     """The process is gone: nothing that it would still do happens."""
 
 
+@dataclass(frozen=True)
+class Moment:
+    """A time at which disks stood still together."""
+
+    number: int
+    clean: bool
+    """Their guest had ended as it should."""
+
+
 class Trees:
     def __init__(self, patch: pytest.MonkeyPatch, directory: str, seed: int) -> None:
         self.count = 0
@@ -80,8 +90,12 @@ class Trees:
         """What the images of others say, by path."""
         self.expected: Disks = {target: {} for target in TARGETS}
         """What the VM holds."""
+        self.moments = dict.fromkeys(TARGETS, Moment(0, clean=False))
+        self.moments_of: dict[str, dict[str, Moment]] = {}
+        """When the disks were as they are, now and in each checkpoint."""
         self.coming: Disks = {}
         """What of it is being restored: until that has ended, it may or may not have taken effect."""
+        self.coming_moments: dict[str, Moment] = {}
         self.sources: dict[str, str] = {}
         """What the VM wrote before."""
         self.left: int | None = None
@@ -89,6 +103,7 @@ class Trees:
         self.host.on_step = self.catalog.on_step = self.step
         self.catalog.on_change = self.changed
         self.vm.on_copied = lambda: self.write(0)
+        self.vm.on_stopped = self.stopped
 
     def _make_predictable(self, patch: pytest.MonkeyPatch, seed: int) -> None:
         def number() -> str:
@@ -119,7 +134,12 @@ class Trees:
     def changed(self) -> None:
         self.tree = self.catalog.tree("host1", self.vm.uuid)
         for node in self.tree.nodes:
-            self.contents.setdefault(node.id, {disk.target: dict(self.expected[disk.target]) for disk in node.disks})
+            if node.id not in self.contents:
+                self.contents[node.id] = {disk.target: dict(self.expected[disk.target]) for disk in node.disks}
+                if self.vm.active():
+                    self.stopped(clean=False)  # if only for an instant
+                self.moments_of[node.id] = {disk.target: self.moments[disk.target] for disk in node.disks}
+                self.check_label(node)
         self.check()
 
     def check(self) -> None:
@@ -129,6 +149,15 @@ class Trees:
                 assert self.host.read(disk.path) == self.contents[node.id][disk.target], (node.name, disk)
         for path, content in self.foreign.items():
             assert self.host.read(path) == content, path
+
+    def check_label(self, node: Checkpoint) -> None:
+        moments = set(self.moments_of[node.id].values())
+        consistent = len(moments) == 1 and all(moment.clean for moment in moments)
+        assert consistent or node.consistency is Consistency.CRASH
+
+    def stopped(self, clean: bool) -> None:
+        self.count += 1
+        self.moments = dict.fromkeys(TARGETS, Moment(self.count, clean))
 
     def head(self) -> Disks:
         return {target: self.host.read(path) for target, path in self.vm.sources().items()}
@@ -179,7 +208,7 @@ class Trees:
     def power(self, number: int, _kill: int | None) -> None:
         self.vm.job_completes = bool(number % 2)
         if self.vm.active():
-            self.vm.power_off()
+            self.vm.power_off(clean=number % 3 > 0)
         else:
             self.vm.start()
 
@@ -203,6 +232,7 @@ class Trees:
             discard = number % 3 == 0 or len(self.tree.checkpoints) >= MAX_NODES
             self.sources = self.vm.sources()
             self.coming = {target: dict(content) for target, content in self.contents[node.id].items()}
+            self.coming_moments = dict(self.moments_of[node.id])
             call = partial(restore, self.context, reference, discard_current=discard, start=number % 2 == 0)
             if self.run(kill, call):
                 self.check_files()
@@ -216,6 +246,7 @@ class Trees:
         sources = self.vm.sources()
         if self.coming and all(sources[target] != self.sources[target] for target in self.coming):
             self.expected |= self.coming
+            self.moments |= self.coming_moments
             self.coming = {}
 
     def delete(self, number: int, kill: int | None, subtree: bool = False) -> None:
@@ -273,7 +304,7 @@ class Trees:
         found = self.survey()
         owners = found.owners()
         for node in found.tree.nodes:
-            dependents = [found.chains.dependents(disk.path, owners) for disk in node.disks if owners[disk.path] is node]
+            dependents = [found.chains.dependents(disk.path, owners) for disk in node.disks if owners.get(disk.path) is node]
             assert not node.hidden or (dependents and max(map(len, dependents)) > 1 and min(map(len, dependents)) != 1)
         assert not found.merged & found.needed()
 

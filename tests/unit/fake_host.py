@@ -210,6 +210,8 @@ class FakeVm:
         """What it writes, while it runs."""
         self.clean = False
         """Its guest has powered it off, by libvirt's account."""
+        self.on_stopped: Callable[[bool], None] = lambda _: None
+        """Called with whether its guest has powered it off."""
         self.on_copied: Callable[[], None] = lambda: None
         """Called between any two pieces that are merged while it runs."""
         self.job_completes = True
@@ -263,6 +265,7 @@ class FakeVm:
         if self.live is not None:
             self.host.on_step()
             self.live, self.clean = None, clean
+            self.on_stopped(clean)
 
     def write(self, target: str, block: int, value: str) -> None:
         """By its guest."""

@@ -9,10 +9,13 @@ import pytest
 
 from quiesce.catalog.journal import Interrupted, Journal, Step
 from quiesce.model.errors import BusyError, NoSpaceError, NotFoundError
+from quiesce.model.grades import Consistency
 from quiesce.model.tree import Checkpoint, DiskImage
 from quiesce.operations import merges
+from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
 from quiesce.operations.merges import Waiting
+from quiesce.operations.restore import restore
 from tests.samples import node
 from tests.unit.conftest import Fake, reference
 from tests.unit.test_survey import at, surveyed
@@ -315,3 +318,38 @@ def test_a_merge_that_had_not_ended_is_not_recorded(fake):
         merges.settle(fake.context, fake.vm, operation)
         assert fake.tree().get("b") == B
         assert fake.catalog.merged_images("host1", "uuid-1") == set()
+
+
+def test_a_merged_image_is_nobodys_though_a_deleted_checkpoint_still_names_it(again):
+    """Broken: the VM, or a checkpoint, would be merged into it once more, and from there, as if it still said the same as the
+    image below it, into another checkpoint's."""
+    fake = again(disks=("vda", "vdb"))
+    contents: dict[str, dict[str, dict[int, str]]] = {}
+
+    def create(name: str) -> None:
+        for number, path in enumerate(fake.vm.sources().values()):
+            fake.host.files[path].blocks[len(contents)] = f"{name}{number}"
+        contents[name] = {target: fake.host.read(path) for target, path in fake.vm.sources().items()}
+        checkpoint(fake.context, "web1", name=name, required=Consistency.CRASH)
+
+    def check() -> None:
+        for found in fake.tree().checkpoints:
+            for disk in found.disks:
+                assert fake.host.read(disk.path) == contents[found.name][disk.target], (found.name, disk.target)
+
+    create("a")
+    create("b")
+    fake.host.make("/i/clone", fake.tree().find("b").image("vda").path)
+    (waiting,) = gone(fake, "b")  # of its second disk, the image is the VM's now
+    assert "/i/clone" in waiting.reason
+    create("c")  # and now this one's
+    create("d")
+    restore(fake.context, reference("c"), discard_current=True)
+    gone(fake, "a")  # its image of the second disk is c's now; d, or the VM, still lies on the old one
+    check()
+    for name in ("e", "f"):
+        create(name)
+        check()
+        gone(fake, "d" if name == "e" else "e")
+        check()
+    restore(fake.context, reference("c"))

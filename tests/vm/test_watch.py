@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import libvirt
+import libvirt_qemu
 import pytest
 
 from lab.bare import Bare, directory
@@ -43,6 +44,11 @@ class Tiny(Bare):
         image = self.directory / "vda.qcow2"
         subprocess.run(["qemu-io", "-c", f"write -q -s {sector} 0 512", image], check=True)
         sector.unlink()
+
+    def write(self) -> None:
+        """As the guest would, that runs."""
+        write = 'qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend "write -q -P 7 512k 4k"'
+        libvirt_qemu.qemuMonitorCommand(self.domain, write, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
 
     def shut_down(self) -> None:
         """The guest does it itself, once it has booted."""
@@ -107,7 +113,7 @@ def watching(quiesce: Quiesce) -> Iterator[Callable[..., Watch]]:
     assert [watch.end() for watch in started] == [0] * len(started)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -284,6 +290,7 @@ def test_start_takes_one_before_the_guest_runs(tiny: Tiny, quiesce: Quiesce, wat
     tiny.shut_down()
     assert quiesce("start", tiny.name)["checkpoint"] is None  # there is one
     watch = watching()
+    tiny.write()
     tiny.shut_down()
     watch.wait_for("was removed")
     quiesce("settings", tiny.name, "--require", "application")

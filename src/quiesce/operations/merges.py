@@ -99,7 +99,8 @@ def _untouched(context: Context, vm: Vm) -> Iterator[None]:
         return
     now = survey(context, vm).volumes
     if not all(path in now and now[path].written == written for path, written in before.items() if path != WORTH):
-        yield  # it ran since
+        catalog.set_untouched(host, vm.uuid, {})  # it ran since
+        yield
         return
     parent = tree.get(tree.head_parent)
     worth = before.get(WORTH) or (parent.consistency.value if parent else Consistency.CRASH.value)
@@ -166,7 +167,7 @@ def _finished(found: Survey) -> Checkpoint | None:
     owners = found.owners()
     for node in found.tree.nodes:
         if node.hidden and not any(
-            owners[disk.path] is node and found.chains.dependents(disk.path, owners) for disk in node.disks
+            owners.get(disk.path) is node and found.chains.dependents(disk.path, owners) for disk in node.disks
         ):
             return node
     return None
@@ -177,7 +178,7 @@ def _merges(found: Survey) -> list[_Merge]:
     owners, merges = found.owners(), []
     for node in sorted(found.tree.nodes, key=lambda node: len(found.tree.ancestors(node.id))):
         for disk in node.disks if node.hidden else ():
-            dependents = found.chains.dependents(disk.path, owners) if owners[disk.path] is node else []
+            dependents = found.chains.dependents(disk.path, owners) if owners.get(disk.path) is node else []
             if len(dependents) == 1:
                 (top,) = dependents
                 target = _target(found, owners[top], top)

@@ -37,10 +37,11 @@ class Survey:
     chains: Chains
 
     def owners(self) -> dict[str, Checkpoint | None]:
-        """Whose each owned image is; None is the VM itself. An image into which another checkpoint was merged is that one's."""
+        """Whose each owned image is; None is the VM itself. What another checkpoint was merged into is that one's; what was
+        merged away is nobody's."""
         found: dict[str, Checkpoint | None] = {}
         for node in sorted(self.tree.nodes, key=lambda node: (not node.hidden, len(self.tree.ancestors(node.id)))):
-            found |= {disk.path: node for disk in node.disks}
+            found |= {disk.path: node for disk in node.disks if not (node.hidden and disk.path in self.merged)}
         return found | dict.fromkeys(self.head.values())
 
     def own(self) -> frozenset[str]:
@@ -90,7 +91,7 @@ class Survey:
         A disk may lie on another checkpoint than the rest, after a restore of one that leaves it out.
         """
         parent, standing = self.tree.get(self.tree.head_parent), self.standing(disks)
-        images = {target: image for target in disks if parent and (image := parent.image(target))}
+        images = {target: image for target in disks if parent and not parent.hidden and (image := parent.image(target))}
         to_lie = [target for target, image in images.items() if image.path != disks[target]]  # the others are merged already
         agreed = parent and any(standing[target] == parent.id for target in to_lie)
         lost = [
