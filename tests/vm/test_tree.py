@@ -20,7 +20,7 @@ from quiesce.operations.merges import anything_to_do
 from quiesce.operations.rename import rename
 from quiesce.operations.restore import restore
 
-STEPS = 2000
+STEPS = 600
 MAX_NODES = 20
 
 
@@ -139,7 +139,7 @@ def forest() -> Iterator[Forest]:
 
 @pytest.mark.timeout(2400)
 def test_any_order_of_verbs(forest: Forest, request: pytest.FixtureRequest) -> None:
-    """At least 2,000 random steps; with --long ten times as many."""
+    """So many random steps; with --long ten times as many."""
     wanted = STEPS * (10 if request.config.getoption("--long") else 1)
     machine = type("Machine", (Trees,), {"forest": forest, "steps": 0})
     while machine.steps < wanted:
