@@ -16,6 +16,8 @@ LONG_CHAIN = 30
 
 def require_running(facts: Facts) -> None:
     """Raises RefusedError for a VM that does not run."""
+    if facts.power is PowerState.OFF:
+        raise RefusedError(f"{facts.name} is off", hint=f"start it first: virsh start {facts.name}")
     if facts.power is PowerState.PAUSED:
         raise RefusedError(
             f"{facts.name} is paused; its guest cannot be asked to come to rest",
