@@ -35,7 +35,7 @@ class Disks:
     failing: HypervisorError | None = None
 
     @contextmanager
-    def directory(self, _host: Host, path: str) -> Iterator[Directory]:
+    def directory(self, _host: Host, path: str, **_: bool) -> Iterator[Directory]:
         yield Directory(self, path)
 
 

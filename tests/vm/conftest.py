@@ -17,6 +17,8 @@ import pytest
 
 import lab.ready
 from lab import Image, Machine, SavedMachine, build
+from lab.bare import directory
+from lab.forest import Forest
 from lab.machine import left_behind
 from quiesce.hypervisor.vm import Vm
 
@@ -127,3 +129,12 @@ def vm(machine: Machine) -> Iterator[Vm]:
     vm = Vm("qemu:///system", machine.name)
     yield vm
     vm.close()
+
+
+@pytest.fixture
+def forest() -> Iterator[Forest]:
+    """A VM with two small disks and no guest."""
+    with directory() as path:
+        forest = Forest(path)
+        yield forest
+        forest.remove()

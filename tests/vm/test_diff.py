@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from lab.bare import directory
 from lab.forest import SIZE, TARGETS, UNIT, Forest, read
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
@@ -23,14 +21,6 @@ EMPTY = 400 * 1024
 """Most that an image takes on which nothing was written: its header and tables."""
 PIECE = 512 * 1024
 """What is written at a time, far more than that."""
-
-
-@pytest.fixture
-def forest() -> Iterator[Forest]:
-    with directory() as path:
-        forest = Forest(path)
-        yield forest
-        forest.remove()
 
 
 @pytest.fixture

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from lab.bare import directory
 from lab.forest import SIZE, TARGETS, UNIT, Disks, Forest, check
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
@@ -127,14 +124,6 @@ class Trees(RuleBasedStateMachine):
         if hasattr(self, "nodes"):
             type(self).steps += 1
             check(self.forest, self.nodes, self.head)
-
-
-@pytest.fixture
-def forest() -> Iterator[Forest]:
-    with directory() as path:
-        forest = Forest(path)
-        yield forest
-        forest.remove()
 
 
 @pytest.mark.timeout(2400)

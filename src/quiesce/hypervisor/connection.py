@@ -73,6 +73,14 @@ class Host:
         except libvirt.libvirtError:
             raise NotFoundError(f"no VM named {name!r} on {self.name}", hint="`quiesce vms` lists them") from None
 
+    def has(self, name: str) -> bool:
+        """Whether there is a VM of this name or UUID."""
+        try:
+            self.domain(name)
+        except NotFoundError:
+            return False
+        return True
+
     def domains(self) -> list[libvirt.virDomain]:
         with translated("listing VMs"):
             return sorted(self.connection.listAllDomains(), key=lambda domain: str(domain.name()))

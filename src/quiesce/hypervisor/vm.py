@@ -143,28 +143,23 @@ class Vm:
         After a failure no disk has switched (QEMU's transaction is atomic), unless the connection was lost on the way:
         `sources` tells. Never QUIESCE: the guest is in our own hands.
         """
-        others = tuple(disk for disk in self.sources() if disk not in overlays)
-        flags = (
-            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
-            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
-            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
-            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
-        )
         with translated("switching to the differencing disks"):
-            self.domain.snapshotCreateXML(domain_xml.snapshot(overlays, others), flags)
+            self._snapshot(overlays, None, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
 
     def switch_with_memory(self, overlays: Mapping[str, str], memory: str) -> None:
         """Like `switch`, with memory and devices of the same instant saved to the file `memory`. The guest runs while most
         of it is written."""
+        with translated("saving memory and switching to the differencing disks"):
+            self._snapshot(overlays, memory, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE)
+
+    def _snapshot(self, overlays: Mapping[str, str], memory: str | None, kind: int) -> None:
         others = tuple(disk for disk in self.sources() if disk not in overlays)
         flags = (
-            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE
-            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
+            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
             | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
             | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
         )
-        with translated("saving memory and switching to the differencing disks"):
-            self.domain.snapshotCreateXML(domain_xml.snapshot(overlays, others, memory), flags)
+        self.domain.snapshotCreateXML(domain_xml.snapshot(overlays, others, memory), flags | kind)
 
     def end_saving(self) -> None:
         """Ends a snapshot whose requester is gone, and waits until libvirt is done with it: until then it may still switch."""

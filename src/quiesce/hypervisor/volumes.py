@@ -106,13 +106,13 @@ class Directory:
         with translated(f"reading {self.path}/{name}"):
             return int(found.infoFlags(libvirt.VIR_STORAGE_VOL_GET_PHYSICAL)[2])
 
-    def sha256(self, name: str, progress: Callable[[int], None] = lambda _: None) -> str:
-        """Of the file as it is. `progress` is called with how many bytes were read. Raises NotFoundError."""
-        digest, done = hashlib.sha256(), 0
+    def sha256(self, name: str, progress: Callable[[int, int], None]) -> str:
+        """Of the file as it is. `progress` is called with how many bytes were read, and of how many. Raises NotFoundError."""
+        digest, done, size = hashlib.sha256(), 0, self.size(name)
         for piece in self._download(name):
             digest.update(piece)
             done += len(piece)
-            progress(done)
+            progress(done, size)
         return digest.hexdigest()
 
     def delete(self, name: str) -> None:
@@ -207,6 +207,14 @@ def directory(host: Host, path: str, *, build: bool = False) -> Iterator[Directo
             with suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else whoever uses one still will remove them all
                 _remove_pools(host)
+
+
+@contextmanager
+def beside(host: Host, path: str, *, build: bool = False) -> Iterator[tuple[Directory, str]]:
+    """The directory that this file is or will be in, and the file's name there; `build` as for `directory`."""
+    place, name = split(path)
+    with directory(host, place, build=build) as pool:
+        yield pool, name
 
 
 @contextmanager

@@ -47,6 +47,7 @@ class Attempt:
         self._context = context
         self._vm = vm
         self._disks = disks
+        self._beside = str(disks[0].path)
         self._state: dict[Role, bytes] = {}
         self._warnings: list[str] = []
         self.journal = Journal(context.catalog, vm.host.name, vm.uuid, "checkpoint")
@@ -96,9 +97,7 @@ class Attempt:
 
     def new_file(self, role: Role) -> str:
         """Notes a file of the VM that is about to be made, beside its first disk."""
-        path = images.new_path(self._vm.name, str(self._disks[0].path), "machine", role.value)
-        self._context.catalog.note_image(self._vm.host.name, self._vm.uuid, path)
-        return path
+        return images.note_new(self._context, self._vm, self._beside, "machine", role.value)
 
     def record(self, verdict: Verdict, name: str, required: Consistency, parent: str | None) -> Checkpoint:
         """The checkpoint, from now on in the catalog."""
@@ -136,13 +135,10 @@ class Attempt:
         return node
 
     def _write_state(self) -> tuple[MachineFile, ...]:
-        files = []
-        for role, content in self._state.items():
-            path = self.new_file(role)
-            with self.journal.step("write-file", path=path):
-                machine_files.write(self._vm, path, content)
-            files.append(MachineFile(role, path))
-        return tuple(files)
+        return tuple(
+            MachineFile(role, machine_files.keep(self._context, self._vm, self.journal, role, content, self._beside))
+            for role, content in self._state.items()
+        )
 
     def _undo(self) -> None:
         """Brings the VM back onto its old images and removes the overlays. What cannot be undone stays journalled."""

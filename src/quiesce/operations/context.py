@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from quiesce.catalog import lock
 from quiesce.catalog.store import Catalog
+from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.vm import Vm
-from quiesce.model.events import Emit, PhaseFinished, PhaseStarted
+from quiesce.model.events import Emit, PhaseFinished, PhaseStarted, Progress
 
 DEFAULT_URI = "qemu:///system"
 
@@ -28,6 +29,15 @@ class Context:
     uri: str
     catalog: Catalog
     emit: Emit
+
+    @contextmanager
+    def host(self) -> Iterator[Host]:
+        """A connection that is no VM's. Raises HypervisorError."""
+        host = Host(self.uri)
+        try:
+            yield host
+        finally:
+            host.close()
 
     @contextmanager
     def vm(self, name: str) -> Iterator[Vm]:
@@ -63,3 +73,7 @@ class Context:
         started = time.monotonic()
         yield
         self.emit(PhaseFinished(name, time.monotonic() - started))
+
+    def progress(self, phase: str) -> Callable[[int, int], None]:
+        """To be called with bytes done and bytes in all."""
+        return lambda done, total: self.emit(Progress(phase, done, total))

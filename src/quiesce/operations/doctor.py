@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from quiesce.catalog import journal, manifest
-from quiesce.catalog.journal import Journal
 from quiesce.hypervisor import volumes
-from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError
 from quiesce.model.tree import Checkpoint
-from quiesce.operations import images, lost, merges
+from quiesce.operations import images, lost, machine_files, merges
 from quiesce.operations.context import Context
 from quiesce.operations.recover import recover
 from quiesce.operations.survey import Survey, survey
@@ -40,12 +38,9 @@ def doctor(context: Context, vm_name: str | None, *, repair: bool) -> list[Diagn
     """
     if vm_name is not None:
         return [_one(context, vm_name, repair)]
-    host = Host(context.uri)
-    try:
+    with context.host() as host:
         here = {str(domain.UUIDString()): str(domain.name()) for domain in host.domains()}
         known = context.catalog.vm_uuids(host.name)
-    finally:
-        host.close()
     return [_each(context, here.get(uuid, uuid), repair) for uuid in known]
 
 
@@ -183,31 +178,32 @@ def _manifests(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
             right = False
         if not right:
             yield _Finding(f"the manifest of {node.name!r} is missing or out of date", mend)
-    ids = {node.id for node in found.tree.nodes}
+    for path, stray in _strays(context, vm, found):
+
+        def remove(path: str = path) -> str:
+            with volumes.beside(vm.host, path) as (pool, name):
+                pool.delete(name)
+            return f"{path} was removed"
+
+        if stray.paths() <= found.volumes.keys():
+            text = f"{path} describes checkpoint {stray.name!r}, which the catalog does not have: `quiesce catalog rebuild`"
+            yield _Finding(text)
+        else:
+            yield _Finding(f"{path} describes a checkpoint that is gone", remove)
+
+
+def _strays(context: Context, vm: Vm, found: Survey) -> Iterator[tuple[str, Checkpoint]]:
+    """Manifests of checkpoints of this VM that the catalog does not have."""
     for path in sorted(found.volumes):
-        directory, name = volumes.split(path)
-        id = manifest.checkpoint_id(name)
-        if id and id not in ids and not context.catalog.has(id) and (stray := _stray(vm, path)):
-            if stray.paths() <= found.volumes.keys():
-                yield _Finding(
-                    f"{path} describes checkpoint {stray.name!r}, which the catalog does not have: `quiesce catalog rebuild`"
-                )
-            else:
-
-                def remove(directory: str = directory, name: str = name) -> str:
-                    with volumes.directory(vm.host, directory) as pool:
-                        pool.delete(name)
-                    return f"{directory}/{name} was removed"
-
-                yield _Finding(f"{path} describes a checkpoint that is gone", remove)
+        id = manifest.checkpoint_id(volumes.split(path)[1])
+        if id and not context.catalog.has(id) and (described := _described(vm, path)):
+            yield path, described
 
 
-def _stray(vm: Vm, path: str) -> Checkpoint | None:
+def _described(vm: Vm, path: str) -> Checkpoint | None:
     """The checkpoint of this VM that a manifest describes."""
-    directory, name = volumes.split(path)
     try:
-        with volumes.directory(vm.host, directory) as pool:
-            described = manifest.load(pool.read(name)).checkpoint
+        described = manifest.load(machine_files.content(vm.host, path)).checkpoint
     except QuiesceError:
         return None
     return described if described.vm_uuid == vm.uuid else None
@@ -216,18 +212,11 @@ def _stray(vm: Vm, path: str) -> Checkpoint | None:
 def _orphans(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
     if found.unreadable:
         return
-    described = {
-        file
-        for path in found.volumes
-        if (id := manifest.checkpoint_id(volumes.split(path)[1]))
-        and not context.catalog.has(id)
-        and (stray := _stray(vm, path))
-        for file in stray.paths()
-    }
+    described = found.chains.needed(file for _, stray in _strays(context, vm, found) for file in stray.paths())
     for path in sorted(found.live & found.volumes.keys() - found.needed()):
         yield _Finding(f"{path} was a disk of {vm.name}, which no longer has it; it is left alone")
     for path in found.orphans():
-        if path in found.chains.needed(described):
+        if path in described:
             continue
 
         def mend(path: str = path) -> str:
@@ -239,9 +228,7 @@ def _orphans(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
 
 def _unmerged(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
     def mend() -> str:
-        operation = Journal(context.catalog, vm.host.name, vm.uuid, "delete")
-        waiting = merges.merge_hidden(context, vm, operation)
-        operation.finish("done")
+        waiting = merges.go_on(context, vm)
         return "; ".join(["deleted checkpoints were merged", *(f"{item.name}: {item.reason}" for item in waiting)])
 
     if not found.unreadable and merges.anything_to_do(found):

@@ -10,7 +10,7 @@ from quiesce.catalog.journal import Journal
 from quiesce.hypervisor import domain_xml, merge, volumes
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError, RefusedError, UsageError
-from quiesce.model.events import Progress, Warned
+from quiesce.model.events import Warned
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, Role
 from quiesce.operations import machine_files
@@ -93,34 +93,28 @@ def _write(context: Context, vm: Vm, found: Survey, node: Checkpoint, directory:
             with context.phase(f"export {disk.target}"), journal.step("copy", disk=disk.target):
                 with volumes.directory(vm.host, directory) as pool:
                     path = pool.create_flat(name, capacity)
-                helper.copy(disk.path, path, _progress(context, f"export {disk.target}"))
+                helper.copy(disk.path, path, context.progress(f"export {disk.target}"))
             disks.append(ExportedDisk(disk.target, name, capacity))
     for role, name in _NAMES.items():
         if file := node.file(role):
-            machine_files.write(vm, f"{directory}/{name}", machine_files.content(vm, file.path))
+            machine_files.write(vm.host, f"{directory}/{name}", machine_files.content(vm.host, file.path))
             kept[role] = name
     nvram = f"{directory}/{kept[Role.NVRAM]}" if Role.NVRAM in kept else None
     sources = {disk.target: f"{directory}/{disk.file}" for disk in disks}
     xml = domain_xml.exported(context.catalog.domain_xml(node.id), sources=sources, nvram=nvram)
-    machine_files.write(vm, f"{directory}/{exported.DOMAIN}", xml.encode())
+    machine_files.write(vm.host, f"{directory}/{exported.DOMAIN}", xml.encode())
     names = [*(disk.file for disk in disks), *kept.values(), exported.DOMAIN]
     files = tuple(_checksum(context, vm, directory, name) for name in names)
     done = Export(exported.FORMAT, node, tuple(disks), files, kept.get(Role.NVRAM), kept.get(Role.TPM))
     with journal.step("write-manifest"):
-        machine_files.write(vm, f"{directory}/{exported.NAME}", exported.dump(done))
+        machine_files.write(vm.host, f"{directory}/{exported.NAME}", exported.dump(done))
     return done
 
 
 def _checksum(context: Context, vm: Vm, directory: str, name: str) -> ExportedFile:
     phase = f"checksum of {name}"
     with context.phase(phase), volumes.directory(vm.host, directory) as pool:
-        size = pool.size(name)
-        digest = pool.sha256(name, lambda done: context.emit(Progress(phase, done, size)))
-        return ExportedFile(name, size, digest)
-
-
-def _progress(context: Context, phase: str) -> merge.ReportProgress:
-    return lambda done, total: context.emit(Progress(phase, done, total))
+        return ExportedFile(name, pool.size(name), pool.sha256(name, context.progress(phase)))
 
 
 def _undo(context: Context, vm: Vm, journal: Journal, directory: str, names: list[str]) -> None:

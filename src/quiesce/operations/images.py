@@ -28,6 +28,13 @@ def new_path(name: str, beside: str, what: str, suffix: str) -> str:
     return f"{directory}/{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.{what}.{secrets.token_hex(6)}.{suffix}"
 
 
+def note_new(context: Context, vm: Vm, beside: str, what: str, suffix: str) -> str:
+    """A path for a file of ours that is about to be made, noted in the catalog first."""
+    path = new_path(vm.name, beside, what, suffix)
+    context.catalog.note_image(vm.host.name, vm.uuid, path)
+    return path
+
+
 def named_like_ours(path: str) -> bool:
     """Whether `new_path` may have made this path: all that is left to go by when a catalog is lost."""
     return _OURS.fullmatch(volumes.split(path)[1]) is not None
@@ -45,12 +52,12 @@ def make_overlay(
 ) -> str:
     """A differencing disk on `backing`, beside it unless `path` says where; returns its path."""
     path = path or new_path(vm.name, backing, target, "qcow2")
-    directory, name = volumes.split(path)
     context.catalog.note_image(vm.host.name, vm.uuid, path)
-    with journal.step("make-overlay", target=target, path=path, backing=backing), volumes.directory(vm.host, directory) as pool:
+    step = journal.step("make-overlay", target=target, path=path, backing=backing)
+    with step, volumes.beside(vm.host, path) as (pool, name):
         free, size = pool.room()
         if size and free < size * (1 - NEARLY_FULL):
-            context.emit(Warned(f"{directory} is nearly full: {free} of {size} bytes are free"))
+            context.emit(Warned(f"{pool.path} is nearly full: {free} of {size} bytes are free"))
         return pool.create_overlay(name, capacity, backing, format)
 
 
@@ -58,8 +65,7 @@ def written(vm: Vm, paths: Iterable[str]) -> dict[str, str]:
     """When each of these files was last written."""
     found = {}
     for path in paths:
-        directory, name = volumes.split(path)
-        with volumes.directory(vm.host, directory) as pool:
+        with volumes.beside(vm.host, path) as (pool, name):
             found[path] = pool.volume(name).written
     return found
 
@@ -78,8 +84,7 @@ def discard(context: Context, vm: Vm, path: str) -> None:
     readers = found.chains.readers(path) - set(found.orphans())
     if readers:
         raise RefusedError(f"{min(readers)} is based on {path}; it is left alone")
-    directory, name = volumes.split(path)
-    with volumes.directory(vm.host, directory) as pool:
+    with volumes.beside(vm.host, path) as (pool, name):
         pool.delete(name)
     context.catalog.forget_image(vm.host.name, path)
 
@@ -99,12 +104,11 @@ def discard_orphans(context: Context, vm: Vm) -> list[str]:
     """Removes every file of ours that nothing needs, and forgets those that are gone already. Returns what was removed. Sure
     only under the VM's lock, with no operation unfinished."""
     found = survey(context, vm)
-    removed = []
-    for path in found.orphans():
+    removed = found.orphans()
+    for path in removed:
         discard(context, vm, path)
-        removed.append(path)
-    for path in found.made - found.volumes.keys():
-        if not context.catalog.checkpoints_with(vm.host.name, path) and path not in found.needed():
+    for path in found.made - found.volumes.keys() - found.needed():
+        if not context.catalog.checkpoints_with(vm.host.name, path):
             context.catalog.forget_image(vm.host.name, path)
     return removed
 
@@ -134,10 +138,9 @@ def put_back(context: Context, vm: Vm, overlays: Mapping[str, tuple[str, str]]) 
 
 def write_manifest(context: Context, vm: Vm, node: Checkpoint) -> None:
     """Beside the first image. The checkpoint stands without it, so a failure is only a warning."""
-    directory, _ = volumes.split(node.disks[0].path)
     content = manifest.dump(manifest_of(context, vm, node))
     try:
-        with volumes.directory(vm.host, directory) as pool:
+        with volumes.beside(vm.host, node.disks[0].path) as (pool, _):
             pool.write(manifest.name(node.id), content)
     except QuiesceError as error:
         context.emit(Warned(f"the manifest of {node.name!r} could not be written: {error.message}"))
@@ -151,10 +154,10 @@ def manifest_of(context: Context, vm: Vm, node: Checkpoint) -> Manifest:
 
 def read_manifest(vm: Vm, node: Checkpoint) -> Manifest:
     """As it is. Raises QuiesceError if there is none that can be read."""
-    with volumes.directory(vm.host, volumes.split(node.disks[0].path)[0]) as pool:
+    with volumes.beside(vm.host, node.disks[0].path) as (pool, _):
         return manifest.load(pool.read(manifest.name(node.id)))
 
 
 def remove_manifest(vm: Vm, node: Checkpoint) -> None:
-    with volumes.directory(vm.host, volumes.split(node.disks[0].path)[0]) as pool:
+    with volumes.beside(vm.host, node.disks[0].path) as (pool, _):
         pool.delete(manifest.name(node.id))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from quiesce.catalog import exported
@@ -12,7 +11,7 @@ from quiesce.catalog.journal import Journal, interrupted
 from quiesce.hypervisor import domain_xml, merge, volumes
 from quiesce.hypervisor.connection import Host
 from quiesce.model.errors import NameTakenError, NotFoundError, QuiesceError, RefusedError, UsageError
-from quiesce.model.events import Progress, Warned
+from quiesce.model.events import Warned
 from quiesce.operations import machine_files
 from quiesce.operations.context import Context
 from quiesce.operations.recover import undo_import
@@ -39,26 +38,24 @@ def import_vm(
         raise UsageError("both directories must be absolute paths", hint="they are directories of the host")
     if same == (name is not None):
         raise UsageError("give either a name for a new VM, or --same")
-    host = Host(context.uri)
-    try:
+    source, to = source.rstrip("/"), to.rstrip("/")
+    with context.host() as host:
         with context.phase("check the export"):
-            export, xml = _read(host, source.rstrip("/"))
+            export, xml = _read(host, source)
             identity = domain_xml.identity(xml) if same else domain_xml.Identity(str(name), str(uuid.uuid4()))
             _require_free(host, identity)
             _require_fitting(host, xml)
-            _verify(context, host, source.rstrip("/"), export)
+            _verify(context, host, source, export)
         with (
             context.locked_uuid(host.name, identity.uuid, f"quiesce import {identity.name}"),
-            context.locked_directory(host.name, to.rstrip("/"), "quiesce import to"),
+            context.locked_directory(host.name, to, "quiesce import to"),
         ):
-            _make(context, host, source.rstrip("/"), to.rstrip("/"), export, xml, identity, same=same)
-    finally:
-        host.close()
+            _make(context, host, source, to, export, xml, identity, same=same)
     with context.vm(identity.uuid) as vm:
         if start:
             with context.phase("start"):
                 vm.start()
-    return Imported(identity.name, identity.uuid, to.rstrip("/"), start)
+    return Imported(identity.name, identity.uuid, to, start)
 
 
 def _read(host: Host, source: str) -> tuple[Export, str]:
@@ -72,11 +69,8 @@ def _read(host: Host, source: str) -> tuple[Export, str]:
 
 def _require_free(host: Host, identity: domain_xml.Identity) -> None:
     for key in (identity.name, identity.uuid):
-        try:
-            host.domain(key)
-        except NotFoundError:
-            continue
-        raise NameTakenError(f"there is a VM {key} on {host.name} already", hint="import it under another --name")
+        if host.has(key):
+            raise NameTakenError(f"there is a VM {key} on {host.name} already", hint="import it under another --name")
 
 
 def _require_fitting(host: Host, xml: str) -> None:
@@ -90,16 +84,8 @@ def _verify(context: Context, host: Host, source: str, export: Export) -> None:
     for file in export.files:
         phase = f"checksum of {file.name}"
         with context.phase(phase), volumes.directory(host, source) as pool:
-            if pool.sha256(file.name, _progress(context, phase, file.bytes)) != file.sha256:
+            if pool.sha256(file.name, context.progress(phase)) != file.sha256:
                 raise QuiesceError(f"{source}/{file.name} is damaged: its checksum is not that of the manifest")
-
-
-def _progress(context: Context, phase: str, total: int) -> Callable[[int], None]:
-    return lambda done: context.emit(Progress(phase, done, total))
-
-
-def _copied(context: Context, phase: str) -> merge.ReportProgress:
-    return lambda done, total: context.emit(Progress(phase, done, total))
 
 
 def _make(
@@ -131,7 +117,7 @@ def _make(
                 with context.phase(phase), journal.step("copy", path=path), room:
                     with volumes.directory(host, to) as pool:
                         pool.create_flat(volumes.split(path)[1], disk.capacity)
-                    helper.copy(f"{source}/{disk.file}", path, _copied(context, phase))
+                    helper.copy(f"{source}/{disk.file}", path, context.progress(phase))
         if nvram:
             with journal.step("copy", path=nvram):
                 machine_files.copy(host, f"{source}/{export.nvram}", nvram)

@@ -11,13 +11,12 @@ from quiesce.catalog.journal import Interrupted, Journal
 from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.vm import Vm
-from quiesce.model.chains import Chains
-from quiesce.model.errors import NotFoundError, RefusedError
+from quiesce.model.errors import RefusedError
 from quiesce.model.tree import Role, Tree
 from quiesce.operations import images, machine_files
 from quiesce.operations.context import Context
 from quiesce.operations.recover import undo_import
-from quiesce.operations.survey import look, survey
+from quiesce.operations.survey import chains_of, look, survey
 
 
 @dataclass(frozen=True)
@@ -29,41 +28,28 @@ class Lost:
 
 def never_imported(context: Context, vm_uuid: str) -> Callable[[], str] | None:
     """What removes the files of an interrupted import of this VM, which libvirt does not know."""
-    host = Host(context.uri)
-    try:
-        host.domain(vm_uuid)
-    except NotFoundError:
+    with context.host() as host:
+        if host.has(vm_uuid):
+            return None
         pending = journal.interrupted(context.catalog, host.name, vm_uuid)
-        imports = [operation for operation in pending if operation.verb == "import"]
-        return partial(_undo_imports, context, vm_uuid, imports) if imports else None
-    finally:
-        host.close()
-    return None
+    imports = [operation for operation in pending if operation.verb == "import"]
+    return partial(_undo_imports, context, vm_uuid, imports) if imports else None
 
 
 def _undo_imports(context: Context, vm_uuid: str, imports: list[Interrupted]) -> str:
-    host = Host(context.uri)
-    try:
-        with context.locked_uuid(host.name, vm_uuid, "quiesce doctor"):
-            for operation in imports:
-                outcome = undo_import(host, vm_uuid, operation)
-                journal.finish(context.catalog, operation.id, f"recovered: {outcome}")
-    finally:
-        host.close()
+    with context.host() as host, context.locked_uuid(host.name, vm_uuid, "quiesce doctor"):
+        for operation in imports:
+            outcome = undo_import(host, vm_uuid, operation)
+            journal.finish(context.catalog, operation.id, f"recovered: {outcome}")
     return "the files of an interrupted import were removed"
 
 
 def undefined(context: Context, name: str) -> Lost | None:
     """The VM of this name or UUID, if libvirt has none such but the catalog has."""
-    host = Host(context.uri)
-    try:
-        try:
-            host.domain(name)
-        except NotFoundError:
-            return next((lost for lost in _lost(context, host) if name in (lost.uuid, lost.name)), None)
-        return None
-    finally:
-        host.close()
+    with context.host() as host:
+        if host.has(name):
+            return None
+        return next((lost for lost in _lost(context, host) if name in (lost.uuid, lost.name)), None)
 
 
 def redefined(context: Context, vm: Vm) -> Lost | None:
@@ -71,11 +57,12 @@ def redefined(context: Context, vm: Vm) -> Lost | None:
     if context.catalog.tree(vm.host.name, vm.uuid).nodes:
         return None
     for lost in _lost(context, vm.host):
-        nodes = context.catalog.tree(vm.host.name, lost.uuid).nodes
-        found, _ = look(vm.host, {*vm.chain(), *(path for node in nodes for path in node.paths())})
-        read = Chains({path: volume.backing for path, volume in found.items()}).needed(vm.chain())
-        if lost.name == vm.name and any(node.paths() & read for node in nodes):
-            return lost
+        if lost.name == vm.name:
+            nodes = context.catalog.tree(vm.host.name, lost.uuid).nodes
+            found, _ = look(vm.host, {*vm.chain(), *(path for node in nodes for path in node.paths())})
+            read = chains_of(found).needed(vm.chain())
+            if any(node.paths() & read for node in nodes):
+                return lost
     return None
 
 
@@ -94,8 +81,7 @@ def define_again(context: Context, lost: Lost) -> str:
 
     Raises RefusedError where nobody can tell what the VM wrote last.
     """
-    host = Host(context.uri)
-    try:
+    with context.host() as host:
         tree = context.catalog.tree(host.name, lost.uuid)
         node = tree.get(tree.visible(tree.head_parent)) or tree.checkpoints[-1]
         if node.excluded:
@@ -110,8 +96,6 @@ def define_again(context: Context, lost: Lost) -> str:
             if disk.target not in heads
         }
         host.define(domain_xml.with_sources(context.catalog.domain_xml(node.id), heads | planned))
-    finally:
-        host.close()
     with context.vm(lost.uuid) as vm, context.locked(vm, "doctor"):
         _put_machine_files(vm, {file.role: file.path for file in node.files})
         operation = Journal(context.catalog, vm.host.name, lost.uuid, "define")
@@ -145,7 +129,7 @@ def _heads(context: Context, host: Host, lost: Lost, tree: Tree) -> dict[str, st
     live = context.catalog.live_images(host.name, lost.uuid)
     owned = {disk.path: disk.target for node in tree.nodes for disk in node.disks}
     found, _ = look(host, live | owned.keys())
-    chains = Chains({path: volume.backing for path, volume in found.items()})
+    chains = chains_of(found)
     heads: dict[str, str] = {}
     for path in sorted(live & found.keys() - owned.keys()):
         base = chains.base(path, owned)
@@ -161,6 +145,6 @@ def _put_machine_files(vm: Vm, kept: dict[Role, str]) -> None:
     """UEFI variables and TPM state as the checkpoint has them, where undefining the VM removed them."""
     present = machine_files.read(vm)
     if Role.NVRAM in kept and Role.NVRAM not in present and (place := domain_xml.nvram(vm.definition())):
-        machine_files.write(vm, place, machine_files.content(vm, kept[Role.NVRAM]))
+        machine_files.write(vm.host, place, machine_files.content(vm.host, kept[Role.NVRAM]))
     if Role.TPM in kept and Role.TPM not in present:
         machine_files.put_tpm(vm, kept[Role.TPM])

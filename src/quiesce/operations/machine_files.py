@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from quiesce.catalog.journal import Journal
 from quiesce.hypervisor import domain_xml, volumes
 from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import HypervisorError, NotFoundError
 from quiesce.model.tree import Role
+from quiesce.operations import images
+from quiesce.operations.context import Context
 
 
 def read(vm: Vm) -> dict[Role, bytes]:
@@ -14,22 +17,36 @@ def read(vm: Vm) -> dict[Role, bytes]:
 
     Raises NotFoundError if a running VM's is not where it should be.
     """
-    found = {}
-    for role, path in ((Role.NVRAM, domain_xml.nvram(vm.definition())), (Role.TPM, domain_xml.tpm_state(vm.definition()))):
+    found, xml = {}, vm.definition()
+    for role, path in ((Role.NVRAM, domain_xml.nvram(xml)), (Role.TPM, domain_xml.tpm_state(xml))):
         if path:
             try:
-                found[role] = content(vm, path)
+                found[role] = content(vm.host, path)
             except (NotFoundError, HypervisorError):
                 if vm.active():
                     raise
     return found
 
 
-def content(vm: Vm, path: str) -> bytes:
-    """Of a file `write` made. Raises NotFoundError."""
-    directory, name = volumes.split(path)
-    with volumes.directory(vm.host, directory) as pool:
+def content(host: Host, path: str) -> bytes:
+    """All of a small file. Raises NotFoundError."""
+    with volumes.beside(host, path) as (pool, name):
         return pool.read(name)
+
+
+def write(host: Host, path: str, content: bytes) -> None:
+    """Makes a small file of this content, in a directory that is there. Raises NoSpaceError."""
+    with volumes.beside(host, path) as (pool, name):
+        pool.require_room(len(content), "the machine's state")
+        pool.write(name, content)
+
+
+def keep(context: Context, vm: Vm, journal: Journal, role: Role, content: bytes, beside: str) -> str:
+    """Makes a file of ours of a part of the machine, beside an image; returns its path."""
+    path = images.note_new(context, vm, beside, "machine", role.value)
+    with journal.step("write-file", path=path):
+        write(vm.host, path, content)
+    return path
 
 
 def put_tpm(vm: Vm, path: str) -> None:
@@ -41,20 +58,9 @@ def put_tpm(vm: Vm, path: str) -> None:
 
 def copy(host: Host, path: str, place: str) -> None:
     """Copies a small file, into a directory that is made if there is none."""
-    directory, name = volumes.split(path)
-    with volumes.directory(host, directory) as pool:
-        found = pool.read(name)
-    directory, name = volumes.split(place)
-    with volumes.directory(host, directory, build=True) as pool:
+    found = content(host, path)
+    with volumes.beside(host, place, build=True) as (pool, name):
         pool.write(name, found)
-
-
-def write(vm: Vm, path: str, content: bytes) -> None:
-    """Makes a file of this content beside the images."""
-    directory, name = volumes.split(path)
-    with volumes.directory(vm.host, directory) as pool:
-        pool.require_room(len(content), "the machine's state")
-        pool.write(name, content)
 
 
 def remove(host: Host, directory: str, names: list[str]) -> None:

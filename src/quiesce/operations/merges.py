@@ -12,7 +12,7 @@ the same commit in its own chain: at once, or, where the running VM has the merg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -22,7 +22,6 @@ from quiesce.catalog.store import WORTH
 from quiesce.hypervisor import merge, volumes
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import BusyError
-from quiesce.model.events import Progress
 from quiesce.model.grades import Consistency
 from quiesce.model.tree import Checkpoint
 from quiesce.operations import images
@@ -84,6 +83,14 @@ def merge_hidden(context: Context, vm: Vm, journal: Journal) -> tuple[Waiting, .
     """
     with merge.Helper(vm.host) as helper, _untouched(context, vm):
         return _merge_hidden(context, vm, journal, helper)
+
+
+def go_on(context: Context, vm: Vm) -> tuple[Waiting, ...]:
+    """`merge_hidden` as an operation of its own, after deletions that could not merge everything."""
+    journal = Journal(context.catalog, vm.host.name, vm.uuid, "delete")
+    waiting = merge_hidden(context, vm, journal)
+    journal.finish("done")
+    return waiting
 
 
 @contextmanager
@@ -201,7 +208,7 @@ def _merge(context: Context, vm: Vm, journal: Journal, helper: merge.Helper, fou
     details = {"top": todo.top, "base": todo.base, "target": todo.target, "branches": list(todo.branches)}
     with journal.step("merge", checkpoint=todo.owner.id if todo.owner else None, **details):
         with volumes.minding_room(vm.host, directory, needed, "the merge"):
-            _commit(vm, helper, todo, _progress(context))
+            _commit(vm, helper, todo, context.progress("merge"))
         if todo.owner is None:
             context.catalog.set_live(vm.host.name, [todo.top], False)
             context.catalog.set_live(vm.host.name, [todo.base], True)
@@ -244,13 +251,6 @@ def _move(context: Context, vm: Vm, journal: Journal, helper: merge.Helper, bran
     """The same commit once more, in the chain of the image that is to be moved; it changes nothing in the image below."""
     with journal.step("move-branch", image=branch.image, top=branch.top, base=branch.base):
         if vm.reads_through(branch.top):
-            vm.commit(branch.top, branch.base, _progress(context))
+            vm.commit(branch.top, branch.base, context.progress("merge"))
         else:
-            helper.commit(branch.image, branch.top, branch.base, _progress(context))
-
-
-def _progress(context: Context) -> Callable[[int, int], None]:
-    def progress(done: int, total: int) -> None:
-        context.emit(Progress("merge", done, total))
-
-    return progress
+            helper.commit(branch.image, branch.top, branch.base, context.progress("merge"))

@@ -9,14 +9,12 @@ from quiesce.catalog import manifest
 from quiesce.catalog.manifest import Manifest
 from quiesce.hypervisor import domain_xml, volumes
 from quiesce.hypervisor.connection import Host
-from quiesce.hypervisor.vm import Vm
-from quiesce.model.chains import Chains
 from quiesce.model.errors import NotFoundError, QuiesceError
 from quiesce.model.events import Warned
-from quiesce.model.tree import Checkpoint, Tree
+from quiesce.model.tree import Checkpoint
 from quiesce.operations import images
 from quiesce.operations.context import Context
-from quiesce.operations.survey import look, survey
+from quiesce.operations.survey import chains_of, look, survey
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,7 @@ class Rebuilt:
 def rebuild(context: Context, directories: Iterable[str] = ()) -> Rebuilt:
     """Records every checkpoint whose manifest lies in a storage pool, beside a disk of a VM, or in one of `directories`, and
     that the catalog does not have. What the catalog has stays as it is."""
-    host = Host(context.uri)
-    try:
+    with context.host() as host:
         found = _manifests(context, host, {*directories, *host.pool_directories(), *_disk_directories(host)})
         new = [item for item in found if not context.catalog.has(item.checkpoint.id)]
         added = []
@@ -39,8 +36,6 @@ def rebuild(context: Context, directories: Iterable[str] = ()) -> Rebuilt:
             mine = [item for item in new if item.checkpoint.vm_uuid == uuid]
             added += _record(context, host, uuid, mine)
             _find_head(context, uuid)
-    finally:
-        host.close()
     return Rebuilt(tuple(added), len(found))
 
 
@@ -97,7 +92,7 @@ def _standing(host: Host, node: Checkpoint, others: tuple[Checkpoint, ...]) -> s
     """The checkpoint that this one lies on, by the images' headers."""
     owned = {disk.path: other.id for other in others if other.id != node.id for disk in other.disks}
     found, _ = look(host, node.paths())
-    chains = Chains({path: volume.backing for path, volume in found.items()})
+    chains = chains_of(found)
     bases = [base for disk in node.disks if (base := chains.base(disk.path, owned))]
     return owned[bases[0]] if bases else None
 
@@ -108,20 +103,13 @@ def _find_head(context: Context, uuid: str) -> None:
         with context.vm(uuid) as vm, context.locked(vm, "catalog rebuild"):
             found = survey(context, vm)
             owners = found.owners()
-            for path in sorted(found.volumes.keys() - found.made):
-                ours = images.named_like_ours(path) and found.chains.base(path, owners) and path not in _owned(found.tree)
+            owned = {path for node in found.tree.nodes for path in node.paths()}
+            for path in sorted(found.volumes.keys() - found.made - owned):
+                ours = images.named_like_ours(path) and found.chains.base(path, owners)
                 if ours and path not in found.others and not context.catalog.made_image(vm.host.name, path):
                     context.catalog.note_image(vm.host.name, vm.uuid, path)
-            context.catalog.set_live(vm.host.name, vm.file_disks().values(), True)
-            _set_head(context, vm)
+            context.catalog.set_live(vm.host.name, found.head.values(), True)
+            standing = set(found.standing(found.head).values()) - {None}
+            context.catalog.set_head(vm.host.name, vm.uuid, standing.pop() if len(standing) == 1 else None)
     except NotFoundError:
         context.emit(Warned(f"libvirt has no VM {uuid}; `quiesce doctor {uuid} --repair` defines it again"))
-
-
-def _owned(tree: Tree) -> set[str]:
-    return {path for node in tree.nodes for path in node.paths()}
-
-
-def _set_head(context: Context, vm: Vm) -> None:
-    standing = set(survey(context, vm).standing(vm.file_disks()).values()) - {None}
-    context.catalog.set_head(vm.host.name, vm.uuid, standing.pop() if len(standing) == 1 else None)

@@ -7,7 +7,7 @@ from quiesce.catalog.journal import Interrupted
 from quiesce.hypervisor import domain_xml, volumes
 from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.vm import Vm
-from quiesce.model.errors import HypervisorError, NotFoundError
+from quiesce.model.errors import HypervisorError
 from quiesce.model.events import Warned
 from quiesce.model.tree import Checkpoint
 from quiesce.operations import images, machine_files, merges
@@ -115,11 +115,9 @@ def _export(vm: Vm, operation: Interrupted) -> str:
 
 def undo_import(host: Host, vm_uuid: str, operation: Interrupted) -> str:
     """Removes the files of an import that had not defined its VM; leaves them to the VM where it had."""
-    try:
-        host.domain(vm_uuid)
-    except NotFoundError:
-        for step in operation.details("copy"):
-            directory, name = volumes.split(step["path"])
-            machine_files.remove(host, directory, [name])
-        return "was undone"
-    return "was complete"
+    if host.has(vm_uuid):
+        return "was complete"
+    for step in operation.details("copy"):
+        with volumes.beside(host, step["path"]) as (pool, name):
+            pool.delete(name)
+    return "was undone"

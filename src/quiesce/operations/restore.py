@@ -64,7 +64,7 @@ def restore(
         if facts.power is PowerState.RUNNING and safety:
             with context.phase("flush the guest"):
                 _flush(context, vm, facts)
-        restored = _Restore(context, vm, node, kept, safety).run()
+        restored = _Restore(context, vm, found, node, kept, safety).run()
         memory = node.file(Role.MEMORY)
         if memory:
             with context.phase("resume"):
@@ -74,16 +74,22 @@ def restore(
                 vm.start()
         if merges.anything_to_do(survey(context, vm)):
             with context.phase("merge"):
-                journal = Journal(context.catalog, vm.host.name, vm.uuid, "delete")
-                merges.merge_hidden(context, vm, journal)
-                journal.finish("done")
+                merges.go_on(context, vm)
         return Restored(node, restored.safety, restored.generation, start or memory is not None)
 
 
 class _Restore:
     """The steps that change something."""
 
-    def __init__(self, context: Context, vm: Vm, node: Checkpoint, kept: tuple[str, ...], safety: Checkpoint | None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        vm: Vm,
+        found: Survey,
+        node: Checkpoint,
+        kept: tuple[str, ...],
+        safety: Checkpoint | None,
+    ) -> None:
         self.safety = safety
         self.generation = str(uuid.uuid4())
         self.sources: dict[str, str] = {}
@@ -92,6 +98,7 @@ class _Restore:
         self._context = context
         self._vm = vm
         self._node = node
+        self._sizes = found.volumes
         self._before = vm.definition()
         self._left = [path for target, path in vm.file_disks().items() if target not in kept]
         self._journal = Journal(context.catalog, vm.host.name, vm.uuid, "restore")
@@ -120,25 +127,17 @@ class _Restore:
         return self
 
     def _make_files(self) -> None:
-        sizes = survey(self._context, self._vm).volumes
         for image in self._node.disks:
-            size = sizes[image.path].capacity
+            size = self._sizes[image.path].capacity
             self._made[image.target] = images.make_overlay(
                 self._context, self._vm, self._journal, image.target, size, image.path, image.format
             )
         self.sources |= self._made
         if variables := self._node.file(Role.NVRAM):
-            self.nvram = self._copy(variables.path, Role.NVRAM)
-
-    def _copy(self, path: str, role: Role) -> str:
-        return self._write(machine_files.content(self._vm, path), role)
+            self.nvram = self._write(machine_files.content(self._vm.host, variables.path), Role.NVRAM)
 
     def _write(self, content: bytes, role: Role) -> str:
-        path = images.new_path(self._vm.name, self._node.disks[0].path, "machine", role.value)
-        self._context.catalog.note_image(self._vm.host.name, self._vm.uuid, path)
-        with self._journal.step("write-file", path=path):
-            machine_files.write(self._vm, path, content)
-        return path
+        return machine_files.keep(self._context, self._vm, self._journal, role, content, self._node.disks[0].path)
 
     def _keep_state(self) -> None:
         """UEFI variables and TPM state as they are now that the VM is off. The former's file is not written again: the VM gets

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 from quiesce.hypervisor import volumes
 from quiesce.hypervisor.vm import Vm
-from quiesce.model.events import Progress
 from quiesce.model.grades import Consistency
 from quiesce.model.tree import Kind, MachineFile, Role
 from quiesce.operations.attempt import Attempt, Verdict
@@ -58,7 +57,7 @@ def _watched(context: Context, vm: Vm) -> Iterator[None]:
             while not ended.wait(0.25):
                 done, total = other.job_progress()
                 if total:
-                    context.emit(Progress(PHASE, done, total))
+                    context.progress(PHASE)(done, total)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

@@ -99,11 +99,11 @@ class Survey:
             for target in to_lie
             if standing[target] is None or not (agreed or parent in self.tree.ancestors(standing[target]))
         ]
-        spoilt = {target: node for target, path in disks.items() for node in self.tree.checkpoints if path in node.paths()}
-        for target, node in [*spoilt.items(), *((target, parent) for target in lost)]:
-            image = node.image(target) if node else None
+        spoilt = [(target, node) for target, path in disks.items() for node in self.tree.checkpoints if path in node.paths()]
+        for target, node in [*spoilt, *((target, parent) for target in lost if parent)]:
+            image = node.image(target)
             raise RefusedError(
-                f"somebody changed the chain of disk {target}: checkpoint {node.name if node else ''!r} has it based on"
+                f"somebody changed the chain of disk {target}: checkpoint {node.name!r} has it based on"
                 f" {image.path if image else 'nothing'}",
                 hint="`quiesce doctor` says more, and mends it with --repair",
             )
@@ -135,11 +135,15 @@ def survey(context: Context, vm: Vm, *, patient: bool = False) -> Survey:
     if unreadable and not patient:
         directory, reason = next(iter(unreadable.items()))
         raise HypervisorError(f"{directory}, where images of {vm.name} are, cannot be read: {reason}")
-    chains = Chains({path: volume.backing for path, volume in found.items()})
+    chains = chains_of(found)
     merged, written = frozenset(catalog.merged_images(host, vm.uuid)), set(head.values())
     # One that lies on what the VM writes was merged into it, by whomever.
     live = frozenset(path for path in catalog.live_images(host, vm.uuid) if not written & set(chains.chain(path)[1:]))
     return Survey(tree, found, unreadable, head, named, made, merged, live, others, chains)
+
+
+def chains_of(found: Mapping[str, Volume]) -> Chains:
+    return Chains({path: volume.backing for path, volume in found.items()})
 
 
 def look(host: Host, paths: set[str]) -> tuple[dict[str, Volume], dict[str, str]]:
@@ -156,7 +160,7 @@ def look(host: Host, paths: set[str]) -> tuple[dict[str, Volume], dict[str, str]
             except HypervisorError as error:
                 unreadable[path] = error.message
         seen |= ahead
-        below = Chains({path: volume.backing for path, volume in found.items()}).needed(paths)
+        below = chains_of(found).needed(paths)
         ahead = {volumes.split(path)[0] for path in below if path not in found and _is_file(path)} - seen
     return found, unreadable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
-from quiesce.hypervisor.connection import HELPER_PREFIX, Host
+from quiesce.hypervisor.connection import HELPER_PREFIX
 from quiesce.hypervisor.vm import PowerState
 from quiesce.model.errors import NotFoundError
 from quiesce.operations.context import Context
@@ -23,12 +23,9 @@ class VmSummary:
 
 
 def vms(context: Context) -> list[VmSummary]:
-    host = Host(context.uri)
-    try:
+    with context.host() as host:
         names = [name for domain in host.domains() if not (name := str(domain.name())).startswith(HELPER_PREFIX)]
         counts = context.catalog.counts(host.name)
-    finally:
-        host.close()
     found = []
     for name in names:
         with suppress(NotFoundError):  # it was undefined meanwhile
