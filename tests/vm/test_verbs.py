@@ -138,6 +138,7 @@ def test_the_root(three_branches: Scene, power: bool) -> None:
     three_branches.check()
     assert three_branches.hidden() == set()
     assert three_branches.tree().find("middle").parent is None
+    assert three_branches.complaints() == ()
     assert three_branches.tree().find("middle").disks[0].path.endswith("/vda.qcow2")  # the first image keeps its name
 
 
@@ -148,9 +149,14 @@ def test_what_runs_holds_up_is_merged_when_it_is_off(three_branches: Scene) -> N
     waiting = scene.delete("root").waiting
     assert {item.name for item in waiting} == {"left", "right"}
     scene.check()
+    assert scene.complaints() == ()
     scene.stop()
+    found = scene.survey()
+    assert found.merged & found.needed()
     assert scene.complaints(repair=True)
     assert scene.complaints() == ()
+    found = scene.survey()
+    assert not found.merged & found.needed()
     scene.check()
 
 

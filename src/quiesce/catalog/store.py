@@ -267,22 +267,25 @@ class Catalog:
         with self.transaction() as connection:
             connection.execute(sa.delete(_images).where(_images.c.host == host, _images.c.path == path))
 
-    def remove(self, checkpoint: Checkpoint) -> None:
-        """Forgets a checkpoint; what stood on it, checkpoints and the VM itself, stands on its parent now."""
+    def remove(self, checkpoint: Checkpoint) -> list[Checkpoint]:
+        """Forgets a checkpoint; what stood on it, checkpoints and the VM itself, stands on its parent now. Returns those
+        checkpoints."""
         with self.transaction() as connection:
             connection.execute(sa.delete(_checkpoints).where(_checkpoints.c.id == checkpoint.id))
             query = sa.select(_checkpoints.c.body).where(
                 _checkpoints.c.host == checkpoint.host, _checkpoints.c.vm_uuid == checkpoint.vm_uuid
             )
-            for node in map(_node, connection.scalars(query).all()):
-                if node.parent == checkpoint.id:
-                    _update(connection, replace(node, parent=checkpoint.parent))
+            nodes = map(_node, connection.scalars(query).all())
+            children = [replace(node, parent=checkpoint.parent) for node in nodes if node.parent == checkpoint.id]
+            for node in children:
+                _update(connection, node)
             connection.execute(
                 sa.update(_heads)
                 .where(_heads.c.host == checkpoint.host, _heads.c.vm_uuid == checkpoint.vm_uuid)
                 .where(_heads.c.parent == checkpoint.id)
                 .values(parent=checkpoint.parent)
             )
+        return children
 
     def set_head(self, host: str, vm_uuid: str, parent: str | None, untouched: dict[str, str] | None = None) -> None:
         with self.transaction() as connection:

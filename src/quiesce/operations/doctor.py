@@ -131,8 +131,7 @@ def _overwritten(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
 
 def _giving_up(context: Context, vm: Vm, node: Checkpoint) -> Callable[[], str]:
     def mend() -> str:
-        context.catalog.remove(node)
-        images.remove_manifest(vm, node)
+        images.forget(context, vm, node)
         return f"checkpoint {node.name!r} was given up"
 
     return mend
@@ -234,3 +233,5 @@ def _unmerged(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
     if not found.unreadable and merges.anything_to_do(found):
         names = ", ".join(repr(node.name) for node in found.tree.nodes if node.hidden)
         yield _Finding(f"deleted checkpoints can be merged or removed: {names}", mend)
+    if not found.unreadable and not vm.active() and merges.can_move_branches(found):
+        yield _Finding(f"what stayed on merged images while {vm.name} ran can be moved now that it is off", mend)

@@ -158,6 +158,9 @@ def read_manifest(vm: Vm, node: Checkpoint) -> Manifest:
         return manifest.load(pool.read(manifest.name(node.id)))
 
 
-def remove_manifest(vm: Vm, node: Checkpoint) -> None:
+def forget(context: Context, vm: Vm, node: Checkpoint) -> None:
+    """The checkpoint is gone from the catalog and from the manifests; its images are left."""
     with volumes.beside(vm.host, node.disks[0].path) as (pool, _):
         pool.delete(manifest.name(node.id))
+    for child in context.catalog.remove(node):
+        write_manifest(context, vm, child)

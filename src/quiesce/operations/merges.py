@@ -130,9 +130,9 @@ def _merge_hidden(context: Context, vm: Vm, journal: Journal, helper: merge.Help
                 images.discard_or_warn(context, vm, journal, path)
             found = survey(context, vm)
         if node := _finished(found):
-            with journal.step("forget", checkpoint=node.id):
-                images.remove_manifest(vm, node)
-                context.catalog.remove(node)
+            children = [child.id for child in found.tree.nodes if child.parent == node.id]
+            with journal.step("forget", checkpoint=node.id, checkpoints=children):
+                images.forget(context, vm, node)
         elif todo := _first(_merges(found), waiting):
             others = found.chains.strangers(todo.base, todo.top)
             if others:
@@ -155,6 +155,11 @@ def _merge_hidden(context: Context, vm: Vm, journal: Journal, helper: merge.Help
 def anything_to_do(found: Survey) -> bool:
     """Whether a deleted checkpoint could be merged or removed now."""
     return bool(_finished(found) or _merges(found))
+
+
+def can_move_branches(found: Survey) -> bool:
+    """Whether an image still lies on one that was merged away; it can be moved when the VM is off."""
+    return bool(_branches(found))
 
 
 def settle(context: Context, vm: Vm, operation: Interrupted) -> None:

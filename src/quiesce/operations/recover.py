@@ -60,7 +60,7 @@ def recover(context: Context, vm: Vm) -> list[str]:
 
 def _described(operation: Interrupted) -> set[str]:
     """Checkpoints whose manifests may not have been written any more."""
-    steps = [step for what in ("hide", "rename", "merge") for step in operation.unfinished(what)]
+    steps = [step for what in ("hide", "rename", "merge", "forget") for step in operation.unfinished(what)]
     return {str(step["checkpoint"]) for step in steps if step.get("checkpoint")} | {
         str(id) for step in steps for id in step.get("checkpoints", ())
     }
