@@ -97,9 +97,10 @@ class Model:
         vm = self.vms[uuid]
         if old := vm.any(number):
             path = old.disks[0].path
-            moved = replace(old, disks=(DiskImage("vda", f"{path}+", "qcow2"),))
-            self.catalog.moved(moved, path)
-            vm.nodes[old.id] = moved
+            moved = self.catalog.moved("host1", uuid, path, f"{path}+")
+            assert {node.id for node in moved} == {node.id for node in vm.nodes.values() if path in node.paths()}
+            vm.nodes |= {node.id: node for node in moved}
+            assert vm.nodes[old.id] == replace(old, disks=(DiskImage("vda", f"{path}+", "qcow2"),))
             vm.merged |= {path} & vm.images
 
     def head(self, uuid: str, _name: str, number: int) -> None:

@@ -84,7 +84,7 @@ def test_dependents_are_the_nearest_owned_above_on_each_branch():
 )
 def test_strangers_are_those_that_read_the_base_past_the_top(base, top, expected):
     """Broken: a merge would change what somebody's clone, or another checkpoint, reads."""
-    assert TREE.strangers(base, top) == expected
+    assert TREE.strangers(base, top, TREE.below) == expected
 
 
 @st.composite
@@ -114,4 +114,11 @@ def test_only_strangers_see_a_merge(below, data):
         values[base] = values[base] | values[path]
     between = set(chains.chain(top)) - {top}
     changed = {path for path in below if path not in between and content(below, values, path) != before[path]}
-    assert changed == chains.strangers(base, top)
+    assert changed == chains.strangers(base, top, below)
+
+
+def test_an_image_between_that_is_nobodys_is_a_stranger():
+    """Broken: what somebody keeps, as with virsh snapshot-create, would be merged over."""
+    chains = Chains({"base": None, "between": "base", "merged": "between", "top": "merged"})
+    assert chains.strangers("base", "top", {"merged"}) == {"between"}
+    assert chains.strangers("between", "top", {"merged"}) == set()

@@ -396,7 +396,7 @@ def test_a_disk_that_was_detached_is_not_thrown_away(three_branches: Scene) -> N
     kept = scene.sources()["vdb"]
     held = read(kept)
     scene.virsh("detach-disk", scene.name, "vdb", "--config")
-    assert any("no longer has it; it is left alone" in text for text in scene.complaints(repair=True))
+    assert any("no longer has; it is left alone" in text for text in scene.complaints(repair=True))
     delete(scene.context, [scene.reference("left"), scene.reference("right")])
     assert read(kept) == held
 

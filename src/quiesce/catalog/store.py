@@ -141,9 +141,7 @@ class Catalog:
 
     def tree(self, host: str, vm_uuid: str) -> Tree:
         with self.transaction() as connection:
-            query = sa.select(_checkpoints.c.body)
-            query = query.where(_checkpoints.c.host == host, _checkpoints.c.vm_uuid == vm_uuid)
-            nodes = [_node(body) for body in connection.scalars(query)]
+            nodes = _nodes(connection, host, vm_uuid)
             head = connection.scalar(sa.select(_heads.c.parent).where(_heads.c.host == host, _heads.c.vm_uuid == vm_uuid))
         return Tree.of(nodes, head)
 
@@ -207,14 +205,19 @@ class Catalog:
         except sa.exc.IntegrityError:
             raise NameTakenError("a checkpoint of that name is there already") from None
 
-    def moved(self, checkpoint: Checkpoint, old: str) -> None:
-        """Records that the content of the image `old` is in another one of this checkpoint's now; `old` says the same while
-        it is still there."""
+    def moved(self, host: str, vm_uuid: str, old: str, new: str) -> list[Checkpoint]:
+        """Records that the content of the image `old` is in `new` now; `old` says the same while it is still there. Returns
+        the checkpoints, hidden ones too, that had `old` and now have `new`."""
         with self.transaction() as connection:
-            _update(connection, checkpoint)
-            connection.execute(
-                sa.update(_images).where(_images.c.host == checkpoint.host, _images.c.path == old).values(merged=True)
-            )
+            moved = [
+                replace(node, disks=tuple(replace(disk, path=new) if disk.path == old else disk for disk in node.disks))
+                for node in _nodes(connection, host, vm_uuid)
+                if any(disk.path == old for disk in node.disks)
+            ]
+            for node in moved:
+                _update(connection, node)
+            connection.execute(sa.update(_images).where(_images.c.host == host, _images.c.path == old).values(merged=True))
+        return moved
 
     def checkpoints_with(self, host: str, path: str) -> list[str]:
         """Names of the checkpoints that consist of this file, of whatever VM."""
@@ -272,10 +275,7 @@ class Catalog:
         checkpoints."""
         with self.transaction() as connection:
             connection.execute(sa.delete(_checkpoints).where(_checkpoints.c.id == checkpoint.id))
-            query = sa.select(_checkpoints.c.body).where(
-                _checkpoints.c.host == checkpoint.host, _checkpoints.c.vm_uuid == checkpoint.vm_uuid
-            )
-            nodes = map(_node, connection.scalars(query).all())
+            nodes = _nodes(connection, checkpoint.host, checkpoint.vm_uuid)
             children = [replace(node, parent=checkpoint.parent) for node in nodes if node.parent == checkpoint.id]
             for node in children:
                 _update(connection, node)
@@ -314,10 +314,11 @@ class Catalog:
     def rehome(self, host: str, old: str, new: str) -> None:
         """Everything recorded of the VM with the UUID `old` belongs to `new` now. Raises NameTakenError if `new` has
         checkpoints of the same names."""
+        if old == new:
+            return
         try:
             with self.transaction() as connection:
-                query = sa.select(_checkpoints.c.body).where(_checkpoints.c.host == host, _checkpoints.c.vm_uuid == old)
-                for node in map(_node, connection.scalars(query).all()):
+                for node in _nodes(connection, host, old):
                     _update(connection, replace(node, vm_uuid=new))
                 for table in (_heads, _settings):
                     connection.execute(sa.delete(table).where(table.c.host == host, table.c.vm_uuid == new))
@@ -325,6 +326,11 @@ class Catalog:
                     connection.execute(sa.update(table).where(table.c.host == host, table.c.vm_uuid == old).values(vm_uuid=new))
         except sa.exc.IntegrityError:
             raise NameTakenError("both VMs have checkpoints, and some are named the same") from None
+
+
+def _nodes(connection: sa.Connection, host: str, vm_uuid: str) -> list[Checkpoint]:
+    query = sa.select(_checkpoints.c.body).where(_checkpoints.c.host == host, _checkpoints.c.vm_uuid == vm_uuid)
+    return [_node(body) for body in connection.scalars(query.order_by(_checkpoints.c.id)).all()]
 
 
 def _node(body: str) -> Checkpoint:

@@ -9,7 +9,7 @@ Every image is one of these:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -48,7 +48,9 @@ class Chains:
         among = set(owned)
         return sorted(image for image in among if self.base(image, among) == path)
 
-    def strangers(self, base: str, top: str) -> set[str]:
-        """The images that would read something else if `top` were committed into `base`: those that read `base` past `top`."""
-        between = set(self.chain(top))
-        return {image for image in self.readers(base) if image not in between and top not in self.chain(image)}
+    def strangers(self, base: str, top: str, passed: Container[str]) -> set[str]:
+        """The images that would read something else if `top` were committed into `base`: those that read `base` past `top`,
+        and those between the two, but for the ones that may be passed over."""
+        between = self.chain(top)[1:]
+        past = {image for image in self.readers(base) if image not in between and top not in self.chain(image)}
+        return past | {image for image in between[: between.index(base)] if image not in passed}

@@ -213,7 +213,7 @@ def _orphans(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
         return
     described = found.chains.needed(file for _, stray in _strays(context, vm, found) for file in stray.paths())
     for path in sorted(found.live & found.volumes.keys() - found.needed()):
-        yield _Finding(f"{path} was a disk of {vm.name}, which no longer has it; it is left alone")
+        yield _Finding(f"{path} is, or may be, what a disk wrote that {vm.name} no longer has; it is left alone")
     for path in found.orphans():
         if path in described:
             continue

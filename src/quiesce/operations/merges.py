@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from quiesce.catalog.journal import Interrupted, Journal
@@ -134,9 +134,9 @@ def _merge_hidden(context: Context, vm: Vm, journal: Journal, helper: merge.Help
             with journal.step("forget", checkpoint=node.id, checkpoints=children):
                 images.forget(context, vm, node)
         elif todo := _first(_merges(found), waiting):
-            others = found.chains.strangers(todo.base, todo.top)
+            others = found.chains.strangers(todo.base, todo.top, found.made - found.live)
             if others:
-                reason = f"{min(others)}, which is not ours, is based on {todo.base}"
+                reason = f"{min(others)}, which is no checkpoint's, is based on {todo.base}"
                 waiting[todo.key] = Waiting(todo.hidden.name, reason)
                 continue
             try:
@@ -166,12 +166,15 @@ def settle(context: Context, vm: Vm, operation: Interrupted) -> None:
     """Finds out how a merge ended whose owner was killed, and records it. The VM's own merges have been cancelled before."""
     for step in operation.unfinished("merge"):
         found = survey(context, vm)
-        node = found.tree.get(step["checkpoint"])
+        owner = found.tree.get(step["checkpoint"])
         base, top, target = step["base"], step["top"], step["target"]
-        done = any(found.chains.below.get(branch) == base for branch in step["branches"])
-        image = node.image(target) if node else None
-        if node and image and image.path == top and done:
-            _record(context, vm, node, target, top, base)
+        image = owner.image(target) if owner else None
+        if image and image.path == top:
+            done = any(found.chains.below.get(branch) == base for branch in step["branches"])
+        else:
+            done = step["checkpoint"] is None and found.head.get(target) == base
+        if done:
+            _record(context, vm, owner, top, base)
 
 
 def _finished(found: Survey) -> Checkpoint | None:
@@ -210,15 +213,13 @@ def _merge(context: Context, vm: Vm, journal: Journal, helper: merge.Helper, fou
     needed = found.room_for_merge(todo.top, todo.base)
     with volumes.directory(vm.host, directory) as pool:
         pool.require_room(needed, "the merge")
+    owner = todo.owner.id if todo.owner else None
+    names = [node.id for node in found.tree.nodes if todo.top in node.paths()]
     details = {"top": todo.top, "base": todo.base, "target": todo.target, "branches": list(todo.branches)}
-    with journal.step("merge", checkpoint=todo.owner.id if todo.owner else None, **details):
+    with journal.step("merge", checkpoint=owner, checkpoints=names, **details):
         with volumes.minding_room(vm.host, directory, needed, "the merge"):
             _commit(vm, helper, todo, context.progress("merge"))
-        if todo.owner is None:
-            context.catalog.set_live(vm.host.name, [todo.top], False)
-            context.catalog.set_live(vm.host.name, [todo.base], True)
-        else:
-            _record(context, vm, todo.owner, todo.target, todo.top, todo.base)
+        _record(context, vm, todo.owner, todo.top, todo.base)
 
 
 def _commit(vm: Vm, helper: merge.Helper, todo: _Merge, progress: merge.ReportProgress) -> None:
@@ -232,12 +233,14 @@ def _commit(vm: Vm, helper: merge.Helper, todo: _Merge, progress: merge.ReportPr
         helper.commit_active(todo.top, todo.base, progress)
 
 
-def _record(context: Context, vm: Vm, node: Checkpoint, target: str, top: str, base: str) -> None:
-    """The checkpoint's image is `base` from now on."""
-    disks = tuple(replace(disk, path=base) if disk.target == target else disk for disk in node.disks)
-    moved = replace(node, disks=disks)
-    context.catalog.moved(moved, top)
-    images.write_manifest(context, vm, moved)
+def _record(context: Context, vm: Vm, owner: Checkpoint | None, top: str, base: str) -> None:
+    """The image of the checkpoint, or of the VM itself, is `base` from now on."""
+    if owner is None:
+        context.catalog.set_live(vm.host.name, [top], False)
+        context.catalog.set_live(vm.host.name, [base], True)
+        return
+    for node in context.catalog.moved(vm.host.name, vm.uuid, top, base):
+        images.write_manifest(context, vm, node)
 
 
 def _branches(found: Survey) -> list[_Branch]:

@@ -108,6 +108,8 @@ def _find_head(context: Context, uuid: str) -> None:
                 ours = images.named_like_ours(path) and found.chains.base(path, owners)
                 if ours and path not in found.others and not context.catalog.made_image(vm.host.name, path):
                     context.catalog.note_image(vm.host.name, vm.uuid, path)
+                    # It may be what a disk of the VM wrote that it no longer has: nobody can tell any more.
+                    context.catalog.set_live(vm.host.name, [path], True)
             context.catalog.set_live(vm.host.name, found.head.values(), True)
             standing = set(found.standing(found.head).values()) - {None}
             context.catalog.set_head(vm.host.name, vm.uuid, standing.pop() if len(standing) == 1 else None)

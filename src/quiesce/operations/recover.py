@@ -24,8 +24,10 @@ def recover(context: Context, vm: Vm) -> list[str]:
     merges that were interrupted are brought to a known state, not finished. Raises QuiesceError if something cannot be
     mended; it stays journalled.
     """
-    done = []
-    for operation in journal.interrupted(context.catalog, vm.host.name, vm.uuid):
+    done: list[str] = []
+    outcomes: list[str] = []
+    interrupted = journal.interrupted(context.catalog, vm.host.name, vm.uuid)
+    for operation in interrupted:
         merging = operation.details("merge") + operation.details("move-branch")
         bases = {step["base"] for step in merging} | {step["backing"] for step in operation.details("make-overlay")}
         vm.cancel_merges(bases, set(vm.sources()) if merging else set())
@@ -49,10 +51,13 @@ def recover(context: Context, vm: Vm) -> list[str]:
         for node in context.catalog.tree(vm.host.name, vm.uuid).nodes:
             if node.id in _described(operation):
                 images.write_manifest(context, vm, node)
-        journal.finish(context.catalog, operation.id, f"recovered: {outcome}")
-        done.append(f"the {operation.verb} begun at {operation.started} was interrupted; it {outcome}")
-    if done:
-        done += [f"{path}, which nothing needs, was removed" for path in images.discard_orphans(context, vm)]
+        outcomes.append(outcome)
+    if interrupted:  # all are settled, so what nothing needs now, nothing will
+        removed = images.discard_orphans(context, vm)
+        for operation, outcome in zip(interrupted, outcomes, strict=True):
+            journal.finish(context.catalog, operation.id, f"recovered: {outcome}")
+            done.append(f"the {operation.verb} begun at {operation.started} was interrupted; it {outcome}")
+        done += [f"{path}, which nothing needs, was removed" for path in removed]
     for line in done:
         context.emit(Warned(line))
     return done

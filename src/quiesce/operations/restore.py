@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from quiesce.catalog.journal import Journal
-from quiesce.hypervisor import domain_xml
+from quiesce.hypervisor import domain_xml, volumes
 from quiesce.hypervisor.vm import Facts, PowerState, Vm
 from quiesce.model.errors import NotFoundError, QuiesceError, RefusedError
 from quiesce.model.events import Warned
@@ -219,13 +219,20 @@ def _kept(context: Context, found: Survey, facts: Facts, node: Checkpoint) -> tu
     for target in node.excluded:
         if target in present:
             context.emit(Warned(f"disk {target} is not part of {node.name!r}; it stays as it is now"))
-        elif recorded.get(target) in found.owners():
+        elif (path := recorded.get(target)) and not _is_free(found, path):
             raise RefusedError(
-                f"disk {target} is not part of {node.name!r}, and the VM no longer has it; what it was on then belongs to"
-                " another checkpoint now",
+                f"disk {target} is not part of {node.name!r}, and the VM no longer has it; what it was on then, {path}, is"
+                " gone, or belongs to a checkpoint or another VM now",
                 hint="attach a disk under that name first: virsh attach-disk",
             )
     return tuple(target for target in node.excluded if target in present)
+
+
+def _is_free(found: Survey, path: str) -> bool:
+    """Whether a VM can be put on this image: what it said is still there, and nobody else reads or writes it."""
+    there = path in found.volumes or volumes.split(path)[0] not in {volumes.split(known)[0] for known in found.volumes}
+    taken = path in found.owners() or path in found.merged or path in found.others or found.chains.readers(path)
+    return there and not taken
 
 
 def _require_memory_fits(vm: Vm, node: Checkpoint) -> None:

@@ -37,11 +37,10 @@ class Survey:
     chains: Chains
 
     def owners(self) -> dict[str, Checkpoint | None]:
-        """Whose each owned image is; None is the VM itself. What another checkpoint was merged into is that one's; what was
-        merged away is nobody's."""
+        """Whose each owned image is; None is the VM itself. What another checkpoint was merged into is that one's."""
         found: dict[str, Checkpoint | None] = {}
         for node in sorted(self.tree.nodes, key=lambda node: (not node.hidden, len(self.tree.ancestors(node.id)))):
-            found |= {disk.path: node for disk in node.disks if not (node.hidden and disk.path in self.merged)}
+            found |= {disk.path: node for disk in node.disks}
         return found | dict.fromkeys(self.head.values())
 
     def own(self) -> frozenset[str]:
