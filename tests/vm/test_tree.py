@@ -17,7 +17,7 @@ from quiesce.operations.merges import anything_to_do
 from quiesce.operations.rename import rename
 from quiesce.operations.restore import restore
 
-STEPS = 600
+STEPS = 2000
 MAX_NODES = 20
 
 
