@@ -1,4 +1,5 @@
-"""Builds the guest image: Debian 13 with PostgreSQL 17, qemu-guest-agent and python3, a root disk and a data disk."""
+"""Builds guest images: Debian 13 with PostgreSQL 17, qemu-guest-agent and python3, a root disk and a data disk; and the same
+with every other application that quiesce has a writer for, none of them running."""
 
 from __future__ import annotations
 
@@ -31,6 +32,24 @@ PACKAGES = (
     "zstd",
 )
 
+APPLICATIONS = (
+    "haproxy",
+    "ldap-utils",
+    "mariadb-server",
+    "nginx-light",
+    "pgbouncer",
+    "podman",
+    "crun",
+    "python3-ldap",
+    "python3-pika",
+    "python3-pymysql",
+    "rabbitmq-server",
+    "redis-server",
+    "slapd",
+    "valkey-server",
+)
+SERVICES = ("haproxy", "mariadb", "nginx", "pgbouncer", "rabbitmq-server", "epmd", "redis-server", "slapd", "valkey-server")
+
 CUSTOMIZE = r"""
 set -eu
 cd "$1"
@@ -51,6 +70,9 @@ shared_buffers = 64MB
 log_checkpoints = on
 log_line_prefix = '%m [%p] '
 PG
+for unit in %SERVICES%; do
+    chroot . systemctl disable -q "$unit" || true
+done
 rm -rf var/cache/apt/* var/lib/apt/lists/* usr/share/doc/* usr/share/man/* usr/share/locale/*
 """
 
@@ -81,25 +103,42 @@ class Image:
         return self.directory.name
 
 
-def build() -> Image:
-    """The guest image, from the cache or built in one to three minutes. Raises subprocess.CalledProcessError."""
-    recipe = "\0".join((SUITE, *PACKAGES, CUSTOMIZE, str(ROOT_MIB), str(DATA_MIB)))
-    path = cache.root() / f"image-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+def build(*, applications: bool = False) -> Image:
+    """A guest image, from the cache or built in one to five minutes. Raises subprocess.CalledProcessError."""
+    recipe = _Recipe(
+        (*PACKAGES, *APPLICATIONS) if applications else PACKAGES,
+        CUSTOMIZE.replace("%SERVICES%", " ".join(SERVICES) if applications else ""),
+        ROOT_MIB + (1600 if applications else 0),
+    )
+    path = cache.root() / f"image-{recipe.key}"
     with cache.entry(path) as directory:
         if directory is not None:
-            print("lab: building the Debian 13 guest image (once, one to three minutes)", file=sys.stderr, flush=True)
-            _build_into(directory)
+            what = "Debian 13 guest image" + (" with all applications" if applications else "")
+            print(f"lab: building the {what} (once, one to five minutes)", file=sys.stderr, flush=True)
+            _build_into(directory, recipe)
     return Image(path)
 
 
-def _build_into(directory: Path) -> None:
+@dataclass(frozen=True)
+class _Recipe:
+    packages: tuple[str, ...]
+    customize: str
+    root_mib: int
+
+    @property
+    def key(self) -> str:
+        parts = (SUITE, *self.packages, self.customize, str(self.root_mib), str(DATA_MIB))
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _build_into(directory: Path, recipe: _Recipe) -> None:
     with tempfile.TemporaryDirectory(prefix="quiesce-lab-", dir="/var/tmp") as scratch_name:
         scratch = Path(scratch_name)
         tree = scratch / "tree"
         customize = scratch / "customize"
-        customize.write_text(f"#!/bin/sh\n{CUSTOMIZE}")
+        customize.write_text(f"#!/bin/sh\n{recipe.customize}")
         customize.chmod(0o755)
-        _mmdebstrap(tree, customize)
+        _mmdebstrap(tree, customize, recipe.packages)
         shutil.copy(next((tree / "boot").glob("vmlinuz-*")), directory / "vmlinuz")
         shutil.copy(next((tree / "boot").glob("initrd.img-*")), directory / "initrd.img")
         data = scratch / "data"
@@ -107,7 +146,7 @@ def _build_into(directory: Path) -> None:
         (tree / "var/lib/postgresql").mkdir()
         owner = data.stat()
         shutil.chown(tree / "var/lib/postgresql", owner.st_uid, owner.st_gid)
-        for name, source, size in (("root", tree, ROOT_MIB), ("data", data, DATA_MIB)):
+        for name, source, size in (("root", tree, recipe.root_mib), ("data", data, DATA_MIB)):
             raw = scratch / f"{name}.raw"
             _run("mke2fs", "-q", "-t", "ext4", "-L", name, "-d", source, raw, f"{size}M")
             _run("qemu-img", "convert", "-O", "qcow2", raw, directory / f"{name}.qcow2")
@@ -116,14 +155,14 @@ def _build_into(directory: Path) -> None:
         file.chmod(0o644)
 
 
-def _mmdebstrap(tree: Path, customize: Path) -> None:
+def _mmdebstrap(tree: Path, customize: Path, packages: tuple[str, ...]) -> None:
     keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
     sources = "".join(f"deb [signed-by={keyring}] {_mirror()} {suite} main\n" for suite in (SUITE, f"{SUITE}-updates"))
     options = [f"--aptopt={line}" for line in _apt_acquire_options()]
     log = tree.parent / "mmdebstrap.log"
     with log.open("wb") as output:
         result = subprocess.run(
-            ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(PACKAGES)}", *options,
+            ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}", *options,
              f"--customize-hook={shlex.quote(str(customize))} \"$1\"", SUITE, str(tree), "-"],
             input=sources.encode(), stdout=output, stderr=subprocess.STDOUT, check=False, timeout=1500,
         )  # fmt: skip

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
+import time
 from pathlib import Path
+
+import libvirt
 
 from lab.image import Image
 from lab.machine import Machine, SavedMachine, saved
 from quiesce.catalog.store import Catalog
 from quiesce.operations import agent_archive
 from quiesce.operations.context import Context
-from quiesce.operations.guest_install import RULE_TEXT, UNIT_TEXT, guest_install
+from quiesce.operations.guest_install import guest_install
 
 
 def booted(image: Image) -> SavedMachine:
@@ -21,12 +25,23 @@ def booted(image: Image) -> SavedMachine:
 
 def ready(image: Image) -> SavedMachine:
     """The same with the agent."""
-    key = hashlib.sha256(agent_archive.build() + UNIT_TEXT.encode() + RULE_TEXT.encode()).hexdigest()[:16]
+    key = hashlib.sha256(agent_archive.build()).hexdigest()[:16]
     return saved(f"agent-{key}", image, _install, start_from=booted(image))
 
 
 def _install(machine: Machine) -> None:
+    started = machine.run(_STARTED).stdout
     with tempfile.TemporaryDirectory() as scratch:
         catalog = Catalog(f"sqlite:///{Path(scratch)}/catalog.db")
         guest_install(Context("qemu:///system", catalog, lambda _: None), machine.name)
         catalog.close()
+    # qemu-guest-agent is restarted some seconds later, so that it knows our hook.
+    now = started
+    while now == started:
+        time.sleep(0.5)
+        with contextlib.suppress(libvirt.libvirtError):
+            now = machine.run(_STARTED, check=False).stdout or started
+    machine.wait_for_guest()
+
+
+_STARTED = "systemctl show -P ActiveEnterTimestampMonotonic qemu-guest-agent"

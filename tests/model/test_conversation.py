@@ -28,6 +28,7 @@ ARGS = {
     Op.PREPARE: {"window_ms": 1000, "insist": True},
     Op.HOLD: {"level": "back-end"},
     Op.RELEASE: {"level": "back-end"},
+    Op.POST_CHECKPOINT: {"kept": True},
 }
 
 
@@ -41,7 +42,6 @@ class Recorder:
     def __init__(self, token: str, _window_ms: int, _insist: bool) -> None:
         self.token = token
         self.state = State.IDLE
-        self.finished = False
         self.calls: list[str] = []
         Recorder.made.append(self)
 
@@ -58,7 +58,7 @@ class Recorder:
             raise Recorder.failure[what]
         self.state = state
 
-    def prepare(self, _deadline_ns: int) -> messages.Inventory:
+    def prepare(self, _found: object, _deadline_ns: int) -> messages.Inventory:
         self._do("prepare", State.PREPARED)
         return messages.Inventory((), ())
 
@@ -71,14 +71,15 @@ class Recorder:
         return messages.Frozen("f", ())
 
     def thaw(self) -> messages.Thawed:
-        self._do("thaw", State.THAWED)
-        self.finished = "hold" not in self.calls
+        self._do("thaw", State.THAWED if "hold" in self.calls else State.RELEASED)
         return messages.Thawed("f", True, (), 1)
 
     def release(self, _level: Level) -> messages.Released:
-        self._do("release", State.THAWED)
-        self.finished = True
+        self._do("release", State.RELEASED)
         return messages.Released((), 1, 1)
+
+    def post_checkpoint(self, _kept: bool) -> None:
+        self._do("post-checkpoint", State.RELEASED)
 
     def abort(self) -> None:
         self.calls.append("abort")
@@ -90,7 +91,6 @@ def not_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     """No test of this file looks for databases, freezes a filesystem or reads this machine's rescue note."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conversation, "Attempt", Recorder)
-        patch.setattr(conversation.writers, "discover", list)
         patch.setattr(conversation.filesystems, "inventory", tuple)
         patch.setattr(deadman, "RESCUE_NOTE", str(tmp_path_factory.mktemp("run") / "last-rescue"))
         yield
@@ -98,7 +98,7 @@ def not_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 def fresh(port: int = -1) -> Conversation:
     Recorder.made, Recorder.failure, Recorder.left = [], {}, None
-    return Conversation(port)
+    return Conversation(port, list)
 
 
 def request(op: Op, token: str = TOKEN, **changes: object) -> dict:
@@ -177,8 +177,9 @@ FOLLOWS = {
     Op.FREEZE: {"prepared", "held"},
     Op.THAW: {"frozen"},
     Op.RELEASE: {"held", "thawed"},
-    Op.ABORT: {"idle", "prepared", "held", "frozen", "thawed"},
-    Op.STATUS: {"idle", "prepared", "held", "frozen", "thawed"},
+    Op.POST_CHECKPOINT: {"released"},
+    Op.ABORT: {"idle", "prepared", "held", "frozen", "thawed", "released"},
+    Op.STATUS: {"idle", "prepared", "held", "frozen", "thawed", "released"},
     Op.HELLO: {"idle"},
     Op.IDENTIFY: {"idle"},
 }
@@ -187,10 +188,11 @@ LEADS_TO = {
     Op.HOLD: "held",
     Op.FREEZE: "frozen",
     Op.THAW: "thawed",
-    Op.RELEASE: "idle",
+    Op.RELEASE: "released",
+    Op.POST_CHECKPOINT: "idle",
     Op.ABORT: "idle",
 }
-_USUAL = [Op.PREPARE, Op.HOLD, Op.FREEZE, Op.THAW, Op.RELEASE]
+_USUAL = [Op.PREPARE, Op.HOLD, Op.FREEZE, Op.THAW, Op.RELEASE, Op.POST_CHECKPOINT]
 
 
 @given(
@@ -223,7 +225,7 @@ def test_every_sequence_keeps_to_the_order_and_the_token(steps):
             held = op is Op.HOLD or (held and op is not Op.PREPARE)
             owner = token if op is Op.PREPARE else owner
             if op is Op.THAW and not held:
-                state = "idle"
+                state = "released"
             if state == "idle":
                 owner = None
         assert [attempt.token for attempt in Recorder.made if attempt.live] == ([owner] if owner else [])

@@ -93,6 +93,8 @@ class Trees:
         self.moments = dict.fromkeys(TARGETS, Moment(0, clean=False))
         self.moments_of: dict[str, dict[str, Moment]] = {}
         """When the disks were as they are, now and in each checkpoint."""
+        self.written = False
+        """Since the VM was started."""
         self.coming: Disks = {}
         """What of it is being restored: until that has ended, it may or may not have taken effect."""
         self.coming_moments: dict[str, Moment] = {}
@@ -156,8 +158,11 @@ class Trees:
         assert consistent or node.consistency is Consistency.CRASH
 
     def stopped(self, clean: bool) -> None:
-        self.count += 1
-        self.moments = dict.fromkeys(TARGETS, Moment(self.count, clean))
+        """A guest that ended uncleanly and had written nothing left its disks as they were."""
+        if self.written or clean:
+            self.count += 1
+            self.moments = dict.fromkeys(TARGETS, Moment(self.count, clean))
+        self.written = self.vm.active()
 
     def head(self) -> Disks:
         return {target: self.host.read(path) for target, path in self.vm.sources().items()}
@@ -203,6 +208,7 @@ class Trees:
             disk, block = TARGETS[(number + self.count) % len(TARGETS)], self.count % BLOCKS
             self.notice_restore()
             self.expected[disk][block] = f"w{self.count}"
+            self.written = True
             self.vm.write(disk, block, f"w{self.count}")
 
     def power(self, number: int, _kill: int | None) -> None:

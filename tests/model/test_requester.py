@@ -27,6 +27,7 @@ CALLS = {
     Op.FREEZE: lambda requester: requester.freeze(1),
     Op.THAW: lambda requester: requester.thaw(1),
     Op.RELEASE: lambda requester: requester.release(Level.SYSTEM, 1),
+    Op.POST_CHECKPOINT: lambda requester: requester.post_checkpoint(True, 1),
     Op.ABORT: lambda requester: requester.abort(1),
     Op.STATUS: lambda requester: requester.status(1),
 }

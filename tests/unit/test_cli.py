@@ -21,6 +21,7 @@ COMMON = {"--json", "--connect", "--catalog", "--help"}
 VERBS = {
     "vms": set(),
     "guest install": set(),
+    "guest agent-file": set(),
     "writers": set(),
     "settings": {"--type", "--automatic", "--no-automatic", "--exclude", "--no-exclude"},
     "checkpoint": {"--name", "--type", "--require", "--exclude", "--window"},
@@ -36,7 +37,7 @@ VERBS = {
     "doctor": {"--repair"},
     "catalog rebuild": {"--directory"},
 }
-MENTIONED = {"--require", "--repair", "--type", "--name", "--exclude", "--automatic"}
+MENTIONED = {"--require", "--repair", "--type", "--name", "--exclude", "--automatic", "--install"}
 """Options that the help of other verbs speaks of."""
 
 

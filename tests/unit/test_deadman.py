@@ -6,33 +6,33 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from quiesce.agent import deadman, linux
-from quiesce.agent.deadman import DeadMan, DeadManError
+from quiesce.agent.deadman import DeadMan, DeadManError, Undo
 
 MS = 1_000_000
 
 
 @pytest.fixture(autouse=True)
 def not_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "rcu").write_text("1\n")
     monkeypatch.setattr(deadman, "RESCUE_NOTE", str(tmp_path / "note"))
-    monkeypatch.setattr(deadman, "RCU_EXPEDITED", str(tmp_path / "rcu"))
     # A container may not ask for this, even as root; in a guest the dead-man does not start without it.
     monkeypatch.setattr(deadman, "_never_kill_for_memory", (tmp_path / "spared").touch)
 
 
-def in_conversation(work: Callable[[DeadMan], object], filesystems: list[int] | None = None) -> tuple[int, int]:
+def in_conversation(
+    work: Callable[[DeadMan], object], filesystems: list[int] | None = None, undos: Sequence[Undo] = ()
+) -> tuple[int, int]:
     """Runs `work` in a child that has a dead-man. Returns the child's and the dead-man's process ids."""
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            watcher = DeadMan.start(filesystems or [])
+            watcher = DeadMan.start(filesystems or [], undos)
             os.write(send, b"%d" % watcher._pid)
             os.close(send)
             work(watcher)
@@ -170,19 +170,48 @@ def test_disarming_waits_for_the_thaws_it_began(tmp_path, monkeypatch):
     assert [(tmp_path / name).read_bytes() for name in ("one", "two", "three")] == [b"thawed", b"", b"thawed"]
 
 
-@pytest.mark.parametrize(("put_back", "expected"), [(False, "0\n"), (True, "1\n")])
-def test_the_kernel_setting_is_put_back_once(put_back, expected, tmp_path):
-    """Broken: a guest would go on with expedited RCU after a rescue, or lose a setting its owner made since."""
+@pytest.mark.parametrize("way", ["killed", "deadline", "disarmed"])
+@pytest.mark.parametrize("undone", [False, True])
+def test_what_would_outlive_the_conversation_is_taken_back_in_reverse(undone, way, tmp_path):
+    """Broken: an application would stand still for ever, or be let go twice, or before what was held after it."""
+    order = tmp_path / "order"
+    order.touch()
+    with order.open("ab", buffering=0) as file:
+        undos = [Undo(file.fileno(), b"first "), Undo(file.fileno(), b"second "), Undo(file.fileno(), b"never done ")]
+        undos.append(Undo(command=("/bin/sh", "-c", f"printf 'third ' >>{order}")))
 
-    def work(watcher: DeadMan) -> None:
-        watcher.rcu_set(0)
-        if put_back:
-            watcher.rcu_back()
+        def work(watcher: DeadMan) -> None:
+            for index in (0, 1, 3):
+                watcher.doing(index)
+            if undone:
+                for index in (3, 1, 1):
+                    watcher.undone(index)
+            if way == "disarmed":
+                watcher.disarm()
+            elif way == "deadline":
+                watcher.arm(soon())
+                time.sleep(60)
 
-    child, watcher = in_conversation(work)
-    os.waitpid(child, 0)
-    wait_gone(watcher)
-    assert (tmp_path / "rcu").read_text() == expected
+        child, watcher = in_conversation(work, undos=undos)
+        os.waitpid(child, 0)
+        wait_gone(watcher)
+    assert order.read_text() == ("first " if undone else "third second first ")
+
+
+def test_an_undo_that_hangs_does_not_keep_the_others(tmp_path, monkeypatch):
+    """Broken: one script that does not end would keep every other application held."""
+    monkeypatch.setattr(deadman, "UNDO_TIMEOUT_S", 0.2)
+    with (tmp_path / "note").open("wb", buffering=0) as file:
+        undos = [Undo(file.fileno(), b"let go"), Undo(command=("/bin/sleep", "60")), Undo(command=("/nowhere",))]
+
+        def work(watcher: DeadMan) -> None:
+            for index in range(3):
+                watcher.doing(index)
+
+        child, watcher = in_conversation(work, undos=undos)
+        os.waitpid(child, 0)
+        wait_gone(watcher)
+    assert (tmp_path / "note").read_text() == "let go"
 
 
 def test_polite_signals_do_not_end_it():

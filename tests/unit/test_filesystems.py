@@ -117,14 +117,14 @@ def test_all_are_frozen_in_order_and_thawed_in_reverse(world, freezer):
     assert not freezer.frozen
     assert world.kernel.calls == [("freeze", first), ("freeze", second), ("thaw", second), ("thaw", first)]
     assert world.deadman.told == [
-        ("rcu_set", 0),
+        ("doing", 0),
         ("freezing", 0),
         ("freezing", 1),
         ("thawed", 1),
         ("thawed", 0),
-        ("rcu_back",),
+        ("undone", 0),
     ]
-    assert (world.path / "rcu").read_text() == "0"
+    assert (world.path / "rcu").read_text() == "0\n"
     assert {item.state for item in freezer.report()} == {FreezeState.THAWED}
 
 
@@ -159,7 +159,7 @@ def test_past_the_deadline_nothing_is_frozen(world, freezer):
     with pytest.raises(FreezeError, match="deadline"):
         freezer.freeze(0, world.deadman)
     assert world.kernel.calls == []
-    assert (world.path / "rcu").read_text() == "0"
+    assert (world.path / "rcu").read_text() == "0\n"
 
 
 def test_a_freeze_that_somebody_else_ended_is_not_vouched_for(world, freezer):

@@ -63,15 +63,36 @@ def ready(image: Image) -> SavedMachine:
     return lab.ready.ready(image)
 
 
+@pytest.fixture(scope="session")
+def applications() -> tuple[Image, SavedMachine]:
+    """A guest with every application, none of them running, and the agent."""
+    image = build(applications=True)
+    return image, lab.ready.ready(image)
+
+
+@pytest.fixture
+def server(applications: tuple[Image, SavedMachine], request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """Such a guest, running."""
+    image, ready = applications
+    with Machine(image, start_from=ready) as machine:
+        yield machine
+        _explain(machine, request)
+
+
 @pytest.fixture
 def machine(image: Image, ready: SavedMachine, request: pytest.FixtureRequest) -> Iterator[Machine]:
     """A running guest with the agent."""
     with Machine(image, start_from=ready) as machine:
         yield machine
-        if request.node.stash.get(FAILED, False):
-            print(f"--- console of {machine.name} ---\n{machine.console()[-3000:]}")
-            with contextlib.suppress(Exception):
-                print("--- agent log ---\n" + machine.run("journalctl -b -u quiesce-agent --no-pager | tail -50").stdout)
+        _explain(machine, request)
+
+
+def _explain(machine: Machine, request: pytest.FixtureRequest) -> None:
+    """What the guest has to say of a test that failed."""
+    if request.node.stash.get(FAILED, False):
+        print(f"--- console of {machine.name} ---\n{machine.console()[-3000:]}")
+        with contextlib.suppress(Exception):
+            print("--- agent log ---\n" + machine.run("journalctl -b -u quiesce-agent --no-pager | tail -50").stdout)
 
 
 @dataclass(frozen=True)

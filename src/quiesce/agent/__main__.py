@@ -1,14 +1,24 @@
-"""Entry point of the zipapp: `quiesce-agent.pyz DEVICE`, or `--precompile` when it is installed."""
+"""Entry point of the zipapp.
+
+quiesce-agent.pyz [DEVICE]                the service
+quiesce-agent.pyz --install               puts it into this machine, or brings it up to date
+quiesce-agent.pyz --hook freeze|thaw ...  for other platforms' snapshots
+"""
 
 import sys
 
-from quiesce.agent.service import serve
 from quiesce.wire.messages import DEVICE
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--precompile"]:
-        from quiesce.agent.precompile import precompile
+    if sys.argv[1:2] == ["--install"]:
+        from quiesce.agent.install import install
 
-        precompile(sys.argv[0])
+        print("\n".join(install()))
+    elif sys.argv[1:2] == ["--hook"]:
+        from quiesce.agent import hook
+
+        sys.exit(hook.main(sys.argv[2:]))
     else:
+        from quiesce.agent.service import serve
+
         serve(sys.argv[1] if len(sys.argv) > 1 else DEVICE)

@@ -1,15 +1,16 @@
-"""One attempt at a checkpoint inside the guest: prepare, hold, freeze, thaw, release; abort from anywhere."""
+"""One attempt at a checkpoint inside the guest: prepare, hold, freeze, thaw, release, post-checkpoint; abort from anywhere."""
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Optional
 
 from quiesce.agent import filesystems, writers
-from quiesce.agent.deadman import DeadMan, DeadManError
-from quiesce.model.grades import LEVELS, Grade, Level
+from quiesce.agent.deadman import DeadMan, DeadManError, Undo
+from quiesce.agent.writers import ApplicationWriter
+from quiesce.model.grades import LEVELS, Level
 from quiesce.model.reports import Writer
 from quiesce.wire.messages import (
     ErrorCode,
@@ -41,47 +42,54 @@ class Attempt:
     def __init__(self, token: str, window_ms: int, insist: bool) -> None:
         self.token = token
         self.state = State.IDLE
-        self.finished = False
         self._window_ns = window_ms * 1_000_000
         self._insist = insist
         self._deadline_ns: Optional[int] = None
         self._started_ns: Optional[int] = None
-        self._writers: list[writers.ApplicationWriter] = []
-        self._held: list[writers.ApplicationWriter] = []
+        self._writers: list[ApplicationWriter] = []
+        self._held: list[ApplicationWriter] = []
+        self._undos: list[Undo] = []
+        self._undo_of: dict[str, int] = {}
+        """By the writers' ids, positions among the undos."""
         self._freezer: Optional[filesystems.Freezer] = None
         self._deadman: Optional[DeadMan] = None
         self._freeze_token = ""
 
     def left_ms(self) -> Optional[int]:
-        """Milliseconds to the deadline, at least 0; None before the first hold."""
+        """Milliseconds to the deadline, at least 0; None before the first hold and after the last release."""
         if self._deadline_ns is None:
             return None
         return max(0, (self._deadline_ns - time.monotonic_ns()) // 1_000_000)
 
-    def prepare(self, deadline_ns: int) -> Inventory:
+    def prepare(self, found: Sequence[ApplicationWriter], deadline_ns: int) -> Inventory:
         """The long part, while the applications run: sessions, database checkpoints, flushing of dirty pages.
 
         Raises AttemptError if the guest cannot be quiesced as required; nothing was held then.
         """
+        self._writers = list(found)
         self._freezer = filesystems.Freezer()
+        self._undos = [self._freezer.rcu] if self._freezer.rcu else []
+        for writer in self._writers:
+            if undo := writer.undo():
+                self._undo_of[writer.id] = len(self._undos)
+                self._undos.append(undo)
+                writer.guarded = True
         # Before any session is opened: a copy of a session's socket in the dead-man would keep it alive.
         try:
-            self._deadman = DeadMan.start(self._freezer.descriptors)
+            self._deadman = DeadMan.start(self._freezer.descriptors, self._undos)
         except DeadManError as error:
             raise AttemptError(ErrorCode.FAILED, f"no dead-man: {error}") from None
-        self._writers = writers.discover()
         for writer in self._writers:
             writer.prepare(deadline_ns, self._window_ns // 1_000_000)
             loose = self._freezer.why_not_frozen(writer.paths())
             if loose:
                 writer.forgo(loose)
-        found = self._identify()
-        refused = [writer for writer in found if not writer.grade.vouched]
+        refused = [writer for writer in self._writers if writer.required and not writer.grade.vouched]
         if self._insist and refused:
-            raise AttemptError(ErrorCode.REFUSED, _explain(refused), found)
+            raise AttemptError(ErrorCode.REFUSED, _explain(refused), self._report())
         self._freezer.flush()
         self.state = State.PREPARED
-        return Inventory(found, self._freezer.report())
+        return Inventory(self._report(), self._freezer.report())
 
     def hold(self, level: Level, deadline_ns: int) -> Held:
         """Every writer of this level at rest at a boundary of its own. Raises AttemptError if one cannot be had."""
@@ -89,15 +97,15 @@ class Attempt:
         at_level = self._at(level)
         for writer in at_level:
             self._held.append(writer)
+            self._announce(writer)
             try:
                 writer.hold(deadline_ns)
-            except writers.HoldError as error:
-                if self._insist:
-                    failed = dataclasses.replace(writer.identify(), grade=Grade.REFUSED, reason=str(error))
-                    raise AttemptError(ErrorCode.REFUSED, _explain([failed]), (failed,)) from None
-                writer.forgo(str(error))
+            except writers.WriterError:
+                self._taken_back(writer)
+                if self._insist and writer.required and not writer.grade.vouched:
+                    raise AttemptError(ErrorCode.REFUSED, _explain([writer]), (writer.report(),)) from None
         self.state = State.HELD
-        return Held(tuple(writer.identify() for writer in at_level), time.monotonic_ns())
+        return Held(tuple(writer.report() for writer in at_level), time.monotonic_ns())
 
     def freeze(self, deadline_ns: int) -> Frozen:
         """Every filesystem frozen by us, `/` last. Raises AttemptError; then none is frozen by us any more."""
@@ -111,8 +119,8 @@ class Attempt:
             loose = freezer.why_not_frozen(writer.paths())
             if loose:
                 writer.forgo(loose)
-                if self._insist:
-                    raise AttemptError(ErrorCode.REFUSED, _explain([writer.identify()]), (writer.identify(),))
+                if self._insist and writer.required and not writer.grade.vouched:
+                    raise AttemptError(ErrorCode.REFUSED, _explain([writer]), (writer.report(),))
         self._freeze_token = secrets.token_hex(16)
         self.state = State.FROZEN
         return Frozen(self._freeze_token, freezer.report())
@@ -122,8 +130,7 @@ class Attempt:
         unbroken = freezer.thaw(deadman)
         self.state = State.THAWED
         if not self._held:
-            deadman.disarm()
-            self.finished = True
+            self._end_window()
         return Thawed(self._freeze_token, unbroken, freezer.report(), self._window_us())
 
     def release(self, level: Level) -> Released:
@@ -134,12 +141,26 @@ class Attempt:
         before = time.monotonic_ns()
         for writer in reversed(at_level):
             writer.release()
+            self._taken_back(writer)
             self._held.remove(writer)
         window_us = self._window_us()
-        if not self._held and self._deadman:
-            self._deadman.disarm()
-            self.finished = True
-        return Released(tuple(writer.identify() for writer in at_level), before, window_us)
+        if not self._held:
+            self._end_window()
+        return Released(tuple(writer.report() for writer in at_level), before, window_us)
+
+    def post_checkpoint(self, kept: bool) -> None:
+        """Tells the writers how it ended."""
+        for writer in self._writers:
+            writer.post_checkpoint(kept)
+
+    def guard_foreign_freeze(self, deadline_ns: int) -> None:
+        """The filesystems are about to be frozen by somebody else, as qemu-guest-agent: at the deadline, or if this process
+        dies, the dead-man thaws them all the same."""
+        self._start_window(deadline_ns)
+        self.state = State.HELD
+        freezer, deadman = self._parts()
+        for index in range(len(freezer.descriptors)):
+            deadman.freezing(index)
 
     def abort(self) -> None:
         """Thaws and releases whatever is frozen or held. Idempotent; never raises."""
@@ -149,12 +170,13 @@ class Attempt:
             self._freezer.close()
         for writer in reversed(self._writers):
             writer.abort()
+            self._taken_back(writer)
         self._held.clear()
         if self._deadman:
             self._deadman.disarm()
             self._deadman = None
-        for writer in self._writers:
-            writer.remember()
+        writers.remember(self._writers)
+        self._writers = []
         self.state = State.IDLE
 
     def _start_window(self, step_deadline_ns: int) -> int:
@@ -169,14 +191,34 @@ class Attempt:
             raise AttemptError(ErrorCode.DEADLINE, "the deadline passed before this step")
         return deadline_ns
 
+    def _end_window(self) -> None:
+        """Nothing is frozen or held any more; what is left is to say how it ended."""
+        if self._deadman:
+            self._deadman.disarm()
+            self._deadman = None
+        self._deadline_ns = None
+        self.state = State.RELEASED
+
+    def _announce(self, writer: ApplicationWriter) -> None:
+        if writer.id in self._undo_of:
+            self._parts()[1].doing(self._undo_of[writer.id])
+
+    def _taken_back(self, writer: ApplicationWriter) -> None:
+        """The writer has let go by itself. If it could not, the dead-man does it when it is disarmed."""
+        if self._deadman and writer.id in self._undo_of and writer.let_go:
+            try:
+                self._deadman.undone(self._undo_of[writer.id])
+            except DeadManError:
+                pass
+
     def _window_us(self) -> int:
         return (time.monotonic_ns() - (self._started_ns or time.monotonic_ns())) // 1000
 
-    def _at(self, level: Level) -> list[writers.ApplicationWriter]:
+    def _at(self, level: Level) -> list[ApplicationWriter]:
         return [writer for writer in self._writers if writer.level is level]
 
-    def _identify(self) -> tuple[Writer, ...]:
-        found = [writer.identify() for writer in self._writers]
+    def _report(self) -> tuple[Writer, ...]:
+        found = [writer.report() for writer in self._writers]
         return tuple(sorted(found, key=lambda writer: LEVELS.index(writer.level)))
 
     def _parts(self) -> tuple[filesystems.Freezer, DeadMan]:
@@ -185,5 +227,5 @@ class Attempt:
         return self._freezer, self._deadman
 
 
-def _explain(refused: list[Writer]) -> str:
+def _explain(refused: list[ApplicationWriter]) -> str:
     return "; ".join(f"{writer.id}: {writer.reason or writer.grade.value}" for writer in refused)

@@ -10,15 +10,16 @@ import time
 from typing import Any, Callable, Optional
 
 from quiesce import __version__
-from quiesce.agent import deadman, filesystems, writers
+from quiesce.agent import deadman, filesystems
 from quiesce.agent.attempt import Attempt, AttemptError
+from quiesce.agent.writers import ApplicationWriter
 from quiesce.model.reports import Writer
 from quiesce.wire import framing, messages
 from quiesce.wire.framing import ProtocolError
 from quiesce.wire.messages import ErrorCode, Op, Request, State
 from quiesce.wire.schema import to_wire
 
-CAPABILITIES = ("freeze", "dead-man", "postgresql")
+CAPABILITIES = ("freeze", "dead-man", "post-checkpoint")
 WRITE_TIMEOUT_MS = 5000
 """A host that does not read for this long is taken for gone, in milliseconds."""
 
@@ -28,6 +29,7 @@ ALLOWED: dict[Op, tuple[State, ...]] = {
     Op.FREEZE: (State.PREPARED, State.HELD),
     Op.THAW: (State.FROZEN,),
     Op.RELEASE: (State.HELD, State.THAWED),
+    Op.POST_CHECKPOINT: (State.RELEASED,),
     Op.ABORT: tuple(State),
     Op.HELLO: (State.IDLE,),
     Op.IDENTIFY: (State.IDLE,),
@@ -39,8 +41,9 @@ ALLOWED: dict[Op, tuple[State, ...]] = {
 class Conversation:
     """From the host's first byte to its hanging up, which aborts whatever attempt is under way."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, discover: Callable[[], list[ApplicationWriter]]) -> None:
         self._port = port
+        self._discover = discover
         self._splitter = framing.LineSplitter()
         self._attempt: Optional[Attempt] = None
         self._expired = False
@@ -90,13 +93,10 @@ class Conversation:
             raise AttemptError(ErrorCode.WRONG_STATE, f"{request.op.value} is not possible while {state.value}")
         deadline_ns = time.monotonic_ns() + request.deadline_ms * 1_000_000
         try:
-            result = self._handlers()[request.op](request, deadline_ns)
+            return self._handlers()[request.op](request, deadline_ns)
         except AttemptError:
             self._drop_attempt()
             raise
-        if self._attempt and self._attempt.finished:
-            self._drop_attempt()
-        return result
 
     def _handlers(self) -> dict[Op, Callable[[Request, int], Any]]:
         return {
@@ -107,6 +107,7 @@ class Conversation:
             Op.FREEZE: lambda request, deadline: self._current.freeze(deadline),
             Op.THAW: lambda request, deadline: self._current.thaw(),
             Op.RELEASE: lambda request, deadline: self._current.release(request.args.level),
+            Op.POST_CHECKPOINT: self._post_checkpoint,
             Op.ABORT: self._abort,
             Op.STATUS: lambda request, deadline: self._status(),
         }
@@ -124,9 +125,11 @@ class Conversation:
         )
 
     def _identify(self, request: Request, deadline_ns: int) -> messages.Inventory:
-        found = writers.discover()
+        found = self._discover()
         try:
-            return messages.Inventory(tuple(writer.identify() for writer in found), filesystems.inventory())
+            for writer in found:
+                writer.identify()
+            return messages.Inventory(tuple(writer.report() for writer in found), filesystems.inventory())
         finally:
             for writer in found:
                 writer.abort()
@@ -138,7 +141,12 @@ class Conversation:
             raise AttemptError(ErrorCode.BAD_REQUEST, f"window_ms must be from 1 to {messages.MAX_WINDOW_MS}")
         self._expired = False
         self._attempt = Attempt(request.token, request.args.window_ms, request.args.insist)
-        return self._attempt.prepare(deadline_ns)
+        return self._attempt.prepare(self._discover(), deadline_ns)
+
+    def _post_checkpoint(self, request: Request, deadline_ns: int) -> messages.Status:
+        self._current.post_checkpoint(request.args.kept)
+        self._drop_attempt()
+        return self._status()
 
     def _abort(self, request: Request, deadline_ns: int) -> messages.Status:
         self._drop_attempt()

@@ -1,8 +1,9 @@
 """A process of its own, locked in memory, that thaws when the deadline passes or the conversation dies.
 
 The conversation tells it over a pipe what it is about to do, before it does it. What the dead-man may have to undo is all
-in file descriptors it was born with: it opens nothing, runs nothing, imports nothing. Killing the conversation closes the
-writers' sessions, and each application lets go of what a closed session held.
+in file descriptors it was born with: until every filesystem is thawed it opens nothing, runs nothing, imports nothing. Killing
+the conversation closes the writers' sessions, and each application lets go of what a closed session held; for those that do
+not, the dead-man has the `Undo` that their writers gave it.
 """
 
 from __future__ import annotations
@@ -14,17 +15,32 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Optional
 
 from quiesce.agent import linux
 
-RCU_EXPEDITED = "/sys/kernel/rcu_expedited"
 RESCUE_NOTE = "/run/quiesce/last-rescue"
 DISARM_TIMEOUT_S = 2.0
 RETRY_MS = 20
 """How often a filesystem whose freeze may still be completing is thawed again, in milliseconds."""
 
-_ARM, _FREEZING, _NOT_OURS, _THAWED, _RCU_SET, _RCU_BACK, _DISARM = b"AFNTSBD"
+UNDO_TIMEOUT_S = 30.0
+"""Longest that a command of an undo may run, in seconds."""
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_ARM, _FREEZING, _NOT_OURS, _THAWED, _DOING, _UNDONE, _DISARM = b"AFNTHUD"
+
+
+@dataclass(frozen=True)
+class Undo:
+    """What takes back something that would outlive the conversation: bytes to be written to an open descriptor, or, where
+    there is no other way, a command."""
+
+    descriptor: Optional[int] = None
+    data: bytes = b""
+    command: tuple[str, ...] = ()
 
 
 class DeadManError(Exception):
@@ -40,26 +56,25 @@ class DeadMan:
         self._ended = False
 
     @classmethod
-    def start(cls, filesystems: list[int]) -> DeadMan:
+    def start(cls, filesystems: list[int], undos: Sequence[Undo] = ()) -> DeadMan:
         """Forks the dead-man, which is locked in memory when this returns. Raises DeadManError.
 
-        `filesystems`: descriptors, by whose position the other methods name them.
+        `filesystems`: descriptors; the other methods name these, and the `undos`, by their positions.
         """
         receive, send = os.pipe()
         ready_receive, ready_send = os.pipe()
-        rcu = _open_rcu_expedited()
         conversation = os.getpid()
         pid = os.fork()
         if pid == 0:
             try:
-                _keep_only([receive, ready_send, *filesystems] + ([rcu] if rcu is not None else []))
-                _Watch(receive, filesystems, rcu, conversation).run(ready_send)
+                _keep_only(
+                    [receive, ready_send, *filesystems, *(undo.descriptor for undo in undos if undo.descriptor is not None)]
+                )
+                _Watch(receive, filesystems, undos, conversation).run(ready_send)
             finally:
                 os._exit(0)
         os.close(receive)
         os.close(ready_send)
-        if rcu is not None:
-            os.close(rcu)
         answer = os.read(ready_receive, 200)
         os.close(ready_receive)
         if answer != b"ready":
@@ -82,14 +97,15 @@ class DeadMan:
     def thawed(self, index: int) -> None:
         self._tell(_THAWED, index)
 
-    def rcu_set(self, previous: int) -> None:
-        self._tell(_RCU_SET, previous)
+    def doing(self, index: int) -> None:
+        """Said before what the undo at this position takes back."""
+        self._tell(_DOING, index)
 
-    def rcu_back(self) -> None:
-        self._tell(_RCU_BACK, 0)
+    def undone(self, index: int) -> None:
+        self._tell(_UNDONE, index)
 
     def disarm(self) -> None:
-        """Ends the dead-man. Idempotent; never raises."""
+        """Ends the dead-man, which first takes back what it was not told is undone. Idempotent; never raises."""
         if self._ended:
             return
         self._ended = True
@@ -123,16 +139,16 @@ def last_rescue() -> Optional[str]:
 class _Watch:
     """The dead-man's own side."""
 
-    def __init__(self, pipe: int, filesystems: list[int], rcu: Optional[int], conversation: int) -> None:
+    def __init__(self, pipe: int, filesystems: list[int], undos: Sequence[Undo], conversation: int) -> None:
         self._pipe = pipe
         self._filesystems = filesystems
-        self._rcu = rcu
+        self._undos = undos
         self._conversation = conversation
         self._deadline_ns: Optional[int] = None
         self._maybe_frozen: set[int] = set()
         self._thawed: set[int] = set()
         self._threads: dict[int, threading.Thread] = {}
-        self._rcu_previous: Optional[int] = None
+        self._doing: list[int] = []
         self._partial = b""
 
     def run(self, ready: int) -> None:
@@ -176,14 +192,14 @@ class _Watch:
                 self._maybe_frozen.add(value)
             elif what in (_NOT_OURS, _THAWED):
                 self._maybe_frozen.discard(value)
-            elif what == _RCU_SET:
-                self._rcu_previous = value
-            elif what == _RCU_BACK:
-                self._rcu_previous = None
+            elif what == _DOING:
+                self._doing.append(value)
+            elif what == _UNDONE and value in self._doing:
+                self._doing.remove(value)
             elif what == _DISARM:
                 self._thaw_all()
                 self._join()
-                self._put_rcu_back()
+                self._undo_all()
                 return True
         return False
 
@@ -196,7 +212,6 @@ class _Watch:
             except ProcessLookupError:
                 pass
         self._thaw_all()
-        self._put_rcu_back()
         if alive:
             poll = select.poll()
             poll.register(self._pipe, select.POLLIN)
@@ -209,10 +224,10 @@ class _Watch:
                     self._heed(data)
                 self._thaw_all()
             self._thaw_all()
-            self._put_rcu_back()
         self._join()
+        undone = self._undo_all()
         if self._deadline_ns is not None:
-            _leave_note(f"{why}; {len(self._thawed)} filesystem(s) thawed")
+            _leave_note(f"{why}; {len(self._thawed)} filesystem(s) thawed{undone}")
 
     def _thaw_all(self) -> None:
         """A thread a filesystem: one whose freeze is still under way keeps FITHAW waiting, the others must not."""
@@ -238,19 +253,34 @@ class _Watch:
         except OSError:
             pass  # not frozen (any more, or yet)
 
-    def _put_rcu_back(self) -> None:
-        if self._rcu is not None and self._rcu_previous is not None:
-            try:
-                os.write(self._rcu, b"%d" % self._rcu_previous)
-            except OSError:
-                pass
+    def _undo_all(self) -> str:
+        """The last thing done first. Returns what to say of it."""
+        failed = [why for index in reversed(self._doing) if (why := _take_back(self._undos[index]))]
+        text = f", {len(self._doing) - len(failed)} hold(s) taken back" if self._doing else ""
+        self._doing.clear()
+        return "; ".join([text, *failed])
 
 
-def _open_rcu_expedited() -> Optional[int]:
+def _take_back(undo: Undo) -> str:
+    """Returns why it could not be, or the empty string."""
     try:
-        return os.open(RCU_EXPEDITED, os.O_WRONLY)
-    except OSError:
-        return None
+        if undo.descriptor is not None:
+            os.write(undo.descriptor, undo.data)
+        if undo.command:
+            _run(undo.command)
+    except OSError as error:
+        return f"{' '.join(undo.command) or undo.data!r} failed: {error.strerror}"
+    return ""
+
+
+def _run(command: tuple[str, ...]) -> None:
+    """Raises OSError if it cannot be started; one that does not end in time is killed."""
+    pid = os.posix_spawn(command[0], command, {"PATH": _PATH}, setpgroup=0)
+    give_up = time.monotonic() + UNDO_TIMEOUT_S
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > give_up:
+            os.killpg(pid, signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def _keep_only(descriptors: list[int]) -> None:

@@ -1,57 +1,107 @@
-"""Waits on the virtio-serial port for a host, without a single wake-up in between, and forks a conversation for each."""
+"""Waits for a host on the virtio-serial port, for other platforms' hooks, and for programs that are writers; without a single
+wake-up in between. Forks a conversation for each host or hook, one at a time."""
 
 from __future__ import annotations
 
 import os
 import select
+import socket
 import sys
 import traceback
+from typing import TYPE_CHECKING, Callable, Optional
+
+from quiesce.agent import hook, memory
+from quiesce.agent.programs import Programs, listen
+
+if TYPE_CHECKING:
+    from quiesce.agent.writers import ApplicationWriter
 
 MAX_CONVERSATION_TRACE = 4000
 
 
 def serve(device: str) -> None:
-    """Serves `device` until killed. Raises OSError if it cannot be opened; systemd then tries again."""
-    port = os.open(device, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    os.makedirs("/run/quiesce", mode=0o700, exist_ok=True)
+    """Serves until killed. Raises OSError if a socket cannot be made; systemd then tries again.
+
+    Without the port the hooks and the programs are served; udev has the service restarted when the port comes.
+    """
+    os.makedirs(memory.DIRECTORY, mode=0o700, exist_ok=True)
+    try:
+        port: Optional[int] = os.open(device, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        port = None
+    programs, hooks = Programs(), listen(hook.SOCKET)
     while True:
-        _wait_for_host(port)
-        _converse(port)
+        _wait(port, hooks.fileno(), programs)
+        if _readable(hooks.fileno()):
+            _fork(lambda: _answer_hook(hooks, programs), programs)
+        elif port is not None and _host_speaks(port):
+            _fork(lambda: _converse(port, programs), programs)
 
 
-def _wait_for_host(port: int) -> None:
-    """Returns when the host has sent something.
+def _wait(port: Optional[int], hooks: int, programs: Programs) -> None:
+    """Returns when a host or a hook has something to say.
 
     While no host is connected the port polls as hung up, so a level-triggered wait would spin (qemu-ga sleeps 100 ms a
     round). The driver wakes waiters when the host connects and when data comes (drivers/char/virtio_console.c), which an
     edge-triggered wait turns into exactly those wake-ups.
     """
     with select.epoll() as epoll:
-        epoll.register(port, select.EPOLLIN | select.EPOLLET)
-        while True:
-            # Asked afresh each time: what arrived between a conversation's end and the registration is no edge.
-            poll = select.poll()
-            poll.register(port, select.POLLIN)
-            if any(events & select.POLLIN and not events & select.POLLHUP for _, events in poll.poll(0)):
-                return
+        epoll.register(hooks, select.EPOLLIN)
+        epoll.register(programs.fileno(), select.EPOLLIN)
+        if port is not None:
+            epoll.register(port, select.EPOLLIN | select.EPOLLET)
+        # Asked afresh each time: what arrived between a conversation's end and the registration is no edge.
+        while not (_readable(hooks) or (port is not None and _host_speaks(port))):
             epoll.poll()
+            programs.attend()
 
 
-def _converse(port: int) -> None:
+def _readable(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _host_speaks(port: int) -> bool:
+    poll = select.poll()
+    poll.register(port, select.POLLIN)
+    return any(events & select.POLLIN and not events & select.POLLHUP for _, events in poll.poll(0))
+
+
+def _fork(work: Callable[[], None], programs: Programs) -> None:
     """Runs one conversation in a child, so that its memory, its sessions and its mistakes end with it."""
+    programs.attend()
     child = os.fork()
     if child == 0:
         status = 1
         try:
             # Imported here, so that the idle service stays small.
             from quiesce.agent import linux
-            from quiesce.agent.conversation import Conversation
 
             linux.die_with_service()
-            Conversation(port).run()
+            work()
             status = 0
         except Exception:  # noqa: BLE001 - the last place that can say what happened
             sys.stderr.write(traceback.format_exc()[-MAX_CONVERSATION_TRACE:])
         finally:
             os._exit(status)
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
+    if status:
+        programs.close_all()  # some may hold, and nobody is left to tell them
+
+
+def _converse(port: int, programs: Programs) -> None:
+    from quiesce.agent.conversation import Conversation
+
+    Conversation(port, lambda: _discover(programs)).run()
+
+
+def _answer_hook(hooks: socket.socket, programs: Programs) -> None:
+    hook.serve(hooks, lambda platform: _discover(programs, without=platform))
+
+
+def _discover(programs: Programs, *, without: str = "") -> list[ApplicationWriter]:
+    from quiesce.agent import writers
+    from quiesce.agent.writers import external
+
+    return writers.discover(external.writers(programs), without=without)

@@ -17,12 +17,18 @@ def command(vm: Vm, as_json: Json = False, connect: Connect = None, catalog: Cat
 
     def show(installed: Installed) -> None:
         session.out.print(f"agent {escape(installed.version)} is ready in {escape(vm)}")
+        if installed.notes:
+            session.out.print(escape(installed.notes))
 
     session.run(
         lambda context: guest_install(context, vm),
         connect=connect,
         catalog=catalog,
         as_json=as_json,
-        to_json=lambda installed: {"version": installed.version, "agent_bytes": installed.agent_bytes},
+        to_json=lambda installed: {
+            "version": installed.version,
+            "agent_bytes": installed.agent_bytes,
+            "notes": installed.notes,
+        },
         show=show,
     )

@@ -14,6 +14,7 @@ from quiesce.cli import (
     diff,
     doctor,
     export,
+    guest_agent_file,
     guest_install,
     import_,
     rename,
@@ -40,6 +41,7 @@ guest = typer.Typer(name="guest", help="The agent inside guests.", no_args_is_he
 
 app.command("vms")(vms.command)
 guest.command("install")(guest_install.command)
+guest.command("agent-file")(guest_agent_file.command)
 app.add_typer(guest)
 app.command("writers")(writers.command)
 app.command("checkpoint")(checkpoint.command)

@@ -10,12 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 from quiesce.model.grades import Consistency, Grade
-from quiesce.model.reports import Filesystem, FreezeState, Writer
+from quiesce.model.reports import Filesystem, FreezeState, Outcome, Writer
 from quiesce.model.tree import Checkpoint, Kind
 from quiesce.wire.schema import to_wire
 
 COLOURS = {Consistency.APPLICATION: "green", Consistency.FILESYSTEM: "yellow", Consistency.CRASH: "red"}
-GRADE_COLOURS = {Grade.CLEAN: "green", Grade.NIL_REDO: "green", Grade.CRASH: "yellow", Grade.REFUSED: "red"}
+GRADE_COLOURS = {
+    Grade.CLEAN: "green",
+    Grade.NIL_REDO: "green",
+    Grade.HELD: "green",
+    Grade.CRASH: "yellow",
+    Grade.REFUSED: "red",
+}
 
 
 def checkpoint_json(node: Checkpoint) -> dict[str, Any]:
@@ -37,23 +43,31 @@ def local_time(created: str) -> str:
 
 
 def writers_table(writers: tuple[Writer, ...]) -> Table:
-    table = Table("writer", "version", "role", "grade", "position", box=None, pad_edge=False, header_style="bold")
+    table = Table("writer", "version", "role", "state", "grade", "position", box=None, pad_edge=False, header_style="bold")
     for writer in writers:
+        state = "[green]stable[/]" if writer.outcome is Outcome.STABLE else f"[red]{writer.outcome.value}[/]"
         table.add_row(
             escape(writer.id),
             escape(writer.version),
             escape(writer.role or "-"),
-            grade(writer),
+            state,
+            grade(writer) + ("" if writer.required else " (optional)"),
             escape(position(writer)),
         )
         if writer.reason:
-            table.add_row("", "", "", "", f"[dim]{escape(writer.reason)}[/]")
+            table.add_row("", "", "", "", "", f"[dim]{escape(writer.reason)}[/]")
+        if writer.last_error and not writer.last_error.endswith(f": {writer.reason}"):
+            table.add_row("", "", "", "", "", f"[dim]last error: {escape(writer.last_error)}[/]")
     return table
 
 
+POSTGRESQL_POSITION = ("timeline", "checkpoint_lsn", "redo_lsn", "insert_lsn", "replay_lsn")
+"""What of a cluster's position is shown where there is one line for it."""
+
+
 def position(writer: Writer) -> str:
-    known = ("timeline", "checkpoint_lsn", "redo_lsn", "insert_lsn", "replay_lsn")
-    return " ".join(f"{key.removesuffix('_lsn')} {writer.position[key]}" for key in known if key in writer.position) or "-"
+    keys = POSTGRESQL_POSITION if writer.application == "postgresql" else tuple(writer.position)
+    return " ".join(f"{key.removesuffix('_lsn')} {writer.position[key]}" for key in keys if key in writer.position) or "-"
 
 
 def filesystems_table(filesystems: tuple[Filesystem, ...]) -> Table:

@@ -1,15 +1,19 @@
-"""qemu-guest-agent, which is used to install our own agent and for nothing else."""
+"""qemu-guest-agent: what our own agent is installed through, and in Windows guests the way to VSS."""
 
 from __future__ import annotations
 
 import base64
 import json
+import math
+import re
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import libvirt
 import libvirt_qemu
 
+from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import AgentError, HypervisorError
 from quiesce.wire.schema import printable
@@ -17,10 +21,31 @@ from quiesce.wire.schema import printable
 CHUNK = 48 * 1024
 """Bytes written at once; the agent's channel is read in small pieces, so more gains nothing."""
 TIMEOUT_S = 30
+MAX_TEXT = 256
+"""Characters of a name that are believed."""
+
+_COMMAND_TIMEOUT = 112
+"""VIR_ERR_AGENT_COMMAND_TIMEOUT, which older libvirt-python does not name."""
+_NO_ANSWER = (
+    libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
+    libvirt.VIR_ERR_AGENT_UNSYNCED,
+    libvirt.VIR_ERR_OPERATION_TIMEOUT,  # another command is under way, and keeps the agent from all others
+    _COMMAND_TIMEOUT,
+)
+_GUESTS_OWN = re.compile(r"unable to execute QEMU agent command '[^']*': (.*)")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A mounted filesystem as the guest names it."""
+
+    mountpoint: str
+    fstype: str
+    name: str
 
 
 class QemuAgent:
-    """Files and commands in the guest, as root."""
+    """Files, commands and freezes in the guest, as root. Its answers are bounded and made printable."""
 
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
@@ -47,22 +72,119 @@ class QemuAgent:
             time.sleep(0.05)
         raise AgentError(f"{command[0]} in {self._vm.name} runs longer than {timeout:g} s")
 
+    # -- what it is
+
+    def connected(self) -> bool:
+        """It has its port open. False, too, for a VM that is gone."""
+        try:
+            port = domain_xml.channels(self._vm.domain.XMLDesc(0)).get(domain_xml.QEMU_AGENT_PORT)
+        except libvirt.libvirtError:
+            return False
+        return port is not None and port.connected
+
+    def version(self) -> str:
+        return _text(self._object("guest-info").get("version"))
+
+    def enabled(self) -> set[str]:
+        """The commands it would obey."""
+        found = self._object("guest-info").get("supported_commands")
+        listed = [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+        return {_text(item.get("name")) for item in listed if item.get("enabled") is True}
+
+    def os_id(self) -> str:
+        """As `debian`, or `mswindows`."""
+        return _text(self._object("guest-get-osinfo").get("id"))
+
+    def os_name(self) -> str:
+        """As `Windows Server 2022 Standard`."""
+        return _text(self._object("guest-get-osinfo").get("pretty-name"))
+
+    def volumes(self, most: int) -> list[Volume]:
+        """Mounted filesystems, the first `most` of them."""
+        found = self._call("guest-get-fsinfo")
+        listed = [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+        return [Volume(*(_text(item.get(key)) for key in ("mountpoint", "type", "name"))) for item in listed[:most]]
+
+    # -- freezing: these raise AgentError, in the guest's own words, if it refuses or there is none, and TimeoutError if it
+    #    has not answered in time. Then nobody knows: it may still do it.
+
+    def fsfreeze(self, timeout: float) -> int:
+        """Freezes every filesystem; in Windows, has VSS hold all volumes. Returns how many."""
+        return self._number("guest-fsfreeze-freeze", timeout)
+
+    def fsthaw(self, timeout: float) -> int:
+        """Returns how many filesystems it thawed, 0 if none was frozen."""
+        return self._number("guest-fsfreeze-thaw", timeout)
+
+    def freeze_status(self, timeout: float) -> str:
+        """`frozen` or `thawed`, by its own account: in Windows it stays `frozen` until somebody thaws, although VSS lets go
+        after 10 s. While it is, it obeys almost no other command."""
+        return _text(self._ask("guest-fsfreeze-status", timeout))
+
+    # -- asking
+
+    def _number(self, command: str, timeout: float) -> int:
+        answer = self._ask(command, timeout)
+        if type(answer) is not int:
+            raise self._improper(command)
+        return answer
+
+    def _object(self, command: str) -> dict[str, Any]:
+        answer = self._call(command)
+        if not isinstance(answer, dict):
+            raise self._improper(command)
+        return answer
+
     def _call(self, command: str, **arguments: Any) -> Any:
+        try:
+            return self._ask(command, TIMEOUT_S, **arguments)
+        except TimeoutError as error:
+            raise self._absent(str(error)) from error
+
+    def _ask(self, command: str, timeout: float, **arguments: Any) -> Any:
         request = json.dumps({"execute": command, "arguments": arguments})
         try:
-            return json.loads(libvirt_qemu.qemuAgentCommand(self._vm.domain, request, TIMEOUT_S, 0))["return"]
+            reply = libvirt_qemu.qemuAgentCommand(self._vm.domain, request, max(1, math.ceil(timeout)), 0)
+            return json.loads(reply)["return"]
         except (ValueError, KeyError, TypeError) as error:
-            raise AgentError(f"qemu-guest-agent of {self._vm.name} gave no proper answer to {command}") from error
+            raise self._improper(command) from error
         except libvirt.libvirtError as error:
-            message = printable(error.get_error_message() or str(error))
-            if error.get_error_code() in (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED):
-                raise AgentError(
-                    f"qemu-guest-agent of {self._vm.name} does not answer: {message}",
-                    hint="install and start the package qemu-guest-agent in the guest",
-                ) from error
-            if "has been disabled" in message or "not allowed" in message:
-                raise AgentError(
-                    f"qemu-guest-agent of {self._vm.name} does not allow {command}",
-                    hint="in the guest, remove it from block-rpcs (or add it to allow-rpcs) in the agent's configuration",
-                ) from error
-            raise HypervisorError(f"{command} in {self._vm.name}: {message}") from error
+            raise self._explained(command, error) from error
+
+    def _explained(self, command: str, error: libvirt.libvirtError) -> Exception:
+        message, code = printable(error.get_error_message() or str(error)), error.get_error_code()
+        if code in _NO_ANSWER and self.connected():
+            return TimeoutError(message)
+        if code in _NO_ANSWER or code == libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED:
+            return self._absent(message)
+        if "frozen state" in message:
+            return frozen(self._vm.name)
+        if "has been disabled" in message or "not allowed" in message:
+            return AgentError(
+                f"qemu-guest-agent of {self._vm.name} does not allow {command}",
+                hint="in the guest, remove it from block-rpcs (or add it to allow-rpcs) in the agent's configuration",
+            )
+        if words := _GUESTS_OWN.search(message):
+            return AgentError(f"{command} in {self._vm.name}: {words[1].rstrip(': ')}")
+        return HypervisorError(f"{command} in {self._vm.name}: {message}")
+
+    def _absent(self, why: str) -> AgentError:
+        return AgentError(
+            f"qemu-guest-agent of {self._vm.name} does not answer: {why}",
+            hint="install and start the package qemu-guest-agent in the guest",
+        )
+
+    def _improper(self, command: str) -> AgentError:
+        return AgentError(f"qemu-guest-agent of {self._vm.name} gave no proper answer to {command}")
+
+
+def _text(value: Any) -> str:
+    return printable(value[:MAX_TEXT]) if isinstance(value, str) else ""
+
+
+def frozen(vm_name: str) -> AgentError:
+    """For a guest that is frozen, and not by whoever asks."""
+    return AgentError(
+        f"qemu-guest-agent of {vm_name} is frozen: a backup is under way, or was broken off",
+        hint=f"if no backup is under way: virsh domfsthaw {vm_name}",
+    )

@@ -27,6 +27,8 @@ class Grade(str, Enum):
     """It starts without any recovery."""
     NIL_REDO = "nil-redo"
     """Recovery runs and changes nothing: the image ends at a commit boundary."""
+    HELD = "held"
+    """It stood still, or said it did; how it starts is by its own account, which nothing here can prove."""
     CRASH = "crash"
     """Recovery runs as after a power failure."""
     REFUSED = "refused"
@@ -34,8 +36,8 @@ class Grade(str, Enum):
 
     @property
     def vouched(self) -> bool:
-        """The application comes back exactly as it was at one commit boundary."""
-        return self in (Grade.CLEAN, Grade.NIL_REDO)
+        """The application comes back exactly as it was at one boundary of its own."""
+        return self in (Grade.CLEAN, Grade.NIL_REDO, Grade.HELD)
 
 
 class Consistency(str, Enum):

@@ -5,6 +5,7 @@ Also read inside guests, so it keeps to Python 3.9 and the standard library.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Optional
@@ -32,6 +33,20 @@ class Filesystem:
     freeze_us: Optional[int] = None
 
 
+class Outcome(str, Enum):
+    """How a writer's last phase ended, in VSS's words (VSS_E_WRITERERROR_*; notes: hyperv-vss 2)."""
+
+    STABLE = "stable"
+    RETRYABLE = "retryable"
+    """It may work at the next attempt."""
+    NON_RETRYABLE = "non-retryable"
+    """It will not work until somebody changes something."""
+    TIMEOUT = "timeout"
+    INCONSISTENT = "inconsistent"
+    """It did not hold to the end: what was taken is not at a boundary of its own."""
+    OUT_OF_RESOURCES = "out-of-resources"
+
+
 @dataclass(frozen=True)
 class Writer:
     """One application as its writer sees it."""
@@ -50,3 +65,13 @@ class Writer:
     data_directory: Optional[str] = None
     warnings: tuple[str, ...] = ()
     timings_us: dict[str, int] = field(default_factory=dict)
+    required: bool = True
+    """Whether the label of the whole depends on it."""
+    outcome: Outcome = Outcome.STABLE
+    last_error: Optional[str] = None
+    """What went wrong the last time since the guest booted, until it goes right again: phase, outcome, text."""
+
+
+def required_grades(writers: Iterable[Writer]) -> list[Grade]:
+    """Those that the label of the whole depends on."""
+    return [writer.grade for writer in writers if writer.required]

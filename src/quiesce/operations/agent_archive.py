@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import quiesce
+from quiesce.model.errors import QuiesceError
 
-OWN = ("__init__.py", "agent", "wire", "model/__init__.py", "model/grades.py", "model/reports.py")
-CARRIED = ("pg8000", "scramp", "asn1crypto", "dateutil", "six")
+OWN = ("__init__.py", "agent", "wire", "model/__init__.py", "model/grades.py", "model/reports.py", "writer.py", "testing")
+CARRIED = ("pg8000", "scramp", "asn1crypto", "dateutil", "six", "pymysql")
 INTERPRETER = "/usr/bin/python3"
 _TIME = (2000, 1, 1, 0, 0, 0)
 
@@ -28,6 +29,19 @@ def build() -> bytes:
             info.external_attr = 0o644 << 16
             archive.writestr(info, data)
     return content.getvalue()
+
+
+def write(path: Path) -> int:
+    """Writes the agent to a file, whole or not at all; returns its size in bytes. Raises QuiesceError."""
+    content = build()
+    new = path.with_name(path.name + ".new")
+    try:
+        new.write_bytes(content)
+        new.chmod(0o755)
+        new.replace(path)
+    except OSError as error:
+        raise QuiesceError(f"{path} cannot be written: {error.strerror}") from error
+    return len(content)
 
 
 def _files() -> Iterator[tuple[str, bytes]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -67,14 +68,15 @@ def checkpoint(
             production = settings.type is Type.PRODUCTION and not off
             requester = open_agent(context, vm, facts, settings.require, stack) if production else None
         attempt = Attempt(context, vm, disks, tuple(dict.fromkeys(excluded)))
-        with attempt.undone_unless_recorded():
+        taking = Production(context, vm, attempt, settings.require, window_s, requester)
+        with _told(taking), attempt.undone_unless_recorded():
             attempt.make_overlays()
             if off:
                 verdict = offline.take(context, vm, attempt)
             elif settings.type is Type.STANDARD:
                 verdict = standard.take(context, vm, attempt)
             else:
-                verdict = Production(context, vm, attempt, settings.require, window_s, requester).take()
+                verdict = taking.take()
             if automatic:
                 verdict.kind = Kind.AUTOMATIC
             with context.phase("record"):
@@ -82,6 +84,17 @@ def checkpoint(
         for warning in node.warnings:
             context.emit(Warned(warning))
         return node
+
+
+@contextlib.contextmanager
+def _told(taking: Production) -> Iterator[None]:
+    """The guest's writers are told how the block ended."""
+    try:
+        yield
+    except BaseException:
+        taking.tell_writers(kept=False)
+        raise
+    taking.tell_writers(kept=True)
 
 
 def _settings(context: Context, vm: Vm, type: Type | None, required: Consistency | None) -> Settings:

@@ -15,7 +15,7 @@ from quiesce.wire.requester import AgentRefusedError, Greeting, Requester
 
 HELLO_TIMEOUT_S = 10.0
 IDENTIFY_TIMEOUT_S = 60.0
-NEEDED = frozenset({"freeze", "dead-man"})
+NEEDED = frozenset({"freeze", "dead-man", "post-checkpoint"})
 
 
 def require_agent_port(facts: Facts) -> None:

@@ -11,43 +11,20 @@ from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import AgentError
 from quiesce.operations import agent_archive, guest, plan
 from quiesce.operations.context import Context
-from quiesce.wire.messages import DEVICE, PORT_NAME
+from quiesce.wire.messages import PORT_NAME
 
-DIRECTORY = "/usr/local/lib/quiesce"
-AGENT = f"{DIRECTORY}/quiesce-agent.pyz"
-UNIT = "/etc/systemd/system/quiesce-agent.service"
-RULE = "/etc/udev/rules.d/90-quiesce-agent.rules"
 MIN_PYTHON = (3, 9)
 START_TIMEOUT_S = 60.0
-
-UNIT_TEXT = f"""\
-[Unit]
-Description=quiesce guest agent (application-aware checkpoints)
-BindsTo=dev-virtio\\x2dports-io.quiesce.agent.0.device
-After=dev-virtio\\x2dports-io.quiesce.agent.0.device
-IgnoreOnIsolate=yes
-StartLimitIntervalSec=0
-
-[Service]
-ExecStart=/usr/bin/python3 -I -S {AGENT} {DEVICE}
-Restart=always
-RestartSec=1
-# The dead-man must outlive the agent.
-KillMode=process
-OOMScoreAdjust=-900
-Nice=-10
-"""
-# A unit of its own mount namespace (ProtectSystem=, PrivateTmp=, ...) would not see the machine's filesystems.
-
-RULE_TEXT = f"""\
-SUBSYSTEM=="virtio-ports", ATTR{{name}}=="{PORT_NAME}", TAG+="systemd", ENV{{SYSTEMD_WANTS}}+="quiesce-agent.service"
-"""
+COPY = "/run/quiesce-agent.pyz"
+"""Where the file is put in the guest, to install itself from."""
 
 
 @dataclass(frozen=True)
 class Installed:
     version: str
     agent_bytes: int
+    notes: str
+    """What the installation in the guest said."""
 
 
 def guest_install(context: Context, vm_name: str) -> Installed:
@@ -69,22 +46,15 @@ def guest_install(context: Context, vm_name: str) -> Installed:
             _require_python_and_systemd(vm, qemu_agent)
         archive = agent_archive.build()
         with context.phase("copy"):
-            _run(vm, qemu_agent, "/bin/mkdir", "-p", DIRECTORY, "/etc/udev/rules.d")
-            qemu_agent.write_file(f"{AGENT}.new", archive)
-            qemu_agent.write_file(UNIT, UNIT_TEXT.encode())
-            qemu_agent.write_file(RULE, RULE_TEXT.encode())
-            _run(vm, qemu_agent, "/bin/mv", f"{AGENT}.new", AGENT)
-            _run(vm, qemu_agent, "/usr/bin/python3", "-I", "-S", AGENT, "--precompile")
+            qemu_agent.write_file(COPY, archive)
+        with context.phase("install"):
+            notes = _run(vm, qemu_agent, "/usr/bin/python3", "-I", "-S", COPY, "--install")
+            _run(vm, qemu_agent, "/bin/rm", COPY)
         with context.phase("start"):
-            _run(vm, qemu_agent, "/bin/systemctl", "daemon-reload")
-            _run(vm, qemu_agent, "/bin/udevadm", "control", "--reload")
-            if PORT_NAME in facts.channels:
-                _run(vm, qemu_agent, "/bin/udevadm", "trigger", "--subsystem-match=virtio-ports", "--action=add")
-                _run(vm, qemu_agent, "/bin/systemctl", "restart", "quiesce-agent.service")
-            else:
+            if PORT_NAME not in facts.channels:
                 vm.attach(domain_xml.channel(PORT_NAME))
             version = _wait_for_agent(vm)
-        return Installed(version, len(archive))
+        return Installed(version, len(archive), notes.strip())
 
 
 def _require_python_and_systemd(vm: Vm, qemu_agent: QemuAgent) -> None:
@@ -102,10 +72,11 @@ def _require_python_and_systemd(vm: Vm, qemu_agent: QemuAgent) -> None:
         )
 
 
-def _run(vm: Vm, qemu_agent: QemuAgent, *command: str) -> None:
+def _run(vm: Vm, qemu_agent: QemuAgent, *command: str) -> str:
     status, output = qemu_agent.run(*command)
     if status:
-        raise AgentError(f"{' '.join(command)} in {vm.name} failed: {output[:500]}")
+        raise AgentError(f"{' '.join(command)} in {vm.name} failed: {output[-500:]}")
+    return output
 
 
 def _wait_for_agent(vm: Vm) -> str:

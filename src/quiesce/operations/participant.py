@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from typing import Any
 
 import anyio
@@ -11,9 +13,9 @@ import anyio.to_thread
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import HypervisorError
 from quiesce.model.grades import Level
+from quiesce.operations.windows import AnyRequester
 from quiesce.window.driver import WindowExpiredError
 from quiesce.window.machine import Action, Step
-from quiesce.wire.requester import Requester
 
 SETTLE_TIMEOUT_S = 60.0
 """Longest wait for a switch that libvirt did not return from in the window, in seconds; the guest was released long before."""
@@ -22,11 +24,21 @@ SETTLE_TIMEOUT_S = 60.0
 class Participant:
     """One VM in the window."""
 
-    def __init__(self, vm: Vm, requester: Requester | None, overlays: dict[str, str], excluded: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        vm: Vm,
+        requester: AnyRequester | None,
+        overlays: dict[str, str],
+        excluded: tuple[str, ...] = (),
+        hold_s: float = math.inf,
+    ) -> None:
+        """`hold_s`: longest time from the end of the freeze to that of the switch, in seconds, where the window is longer."""
         self._vm = vm
         self._requester = requester
         self._overlays = overlays
         self._excluded = excluded
+        self._hold_s = hold_s
+        self._held_until = math.inf
         self._switch_ended = threading.Event()
         self._switch_started = False
         self.switched = False
@@ -36,8 +48,11 @@ class Participant:
 
     async def perform(self, step: Step, timeout: float) -> Any:
         if step.action is Action.SWITCH:
-            return await self._perform_switch(timeout)
-        return await anyio.to_thread.run_sync(self._ask, step, timeout)
+            return await self._perform_switch(min(timeout, self._held_until - time.monotonic()))
+        value = await anyio.to_thread.run_sync(self._ask, step, timeout)
+        if step.action is Action.FREEZE:
+            self._held_until = time.monotonic() + self._hold_s
+        return value
 
     def _ask(self, step: Step, timeout: float) -> Any:
         requester = self._requester
@@ -56,6 +71,8 @@ class Participant:
         raise AssertionError(step)
 
     async def _perform_switch(self, timeout: float) -> None:
+        if timeout <= 0:
+            raise WindowExpiredError("no time was left to switch")
         self._switch_started = True
         with anyio.move_on_after(timeout):
             return await anyio.to_thread.run_sync(self._switch, abandon_on_cancel=True)

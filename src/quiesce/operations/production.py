@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import replace
 
 import anyio
@@ -11,23 +12,30 @@ from quiesce.hypervisor.vm import Facts, Vm
 from quiesce.model.errors import ConsistencyError, HypervisorError, QuiesceError
 from quiesce.model.events import Warned
 from quiesce.model.grades import LEVELS, Consistency, Grade, judge
-from quiesce.model.reports import FreezeState, Writer
-from quiesce.operations import guest
+from quiesce.model.reports import FreezeState, Writer, required_grades
+from quiesce.operations import guest, windows
 from quiesce.operations.attempt import Attempt, Verdict
 from quiesce.operations.context import Context
 from quiesce.operations.participant import Participant
+from quiesce.operations.windows import AnyRequester, VssRequester
 from quiesce.window.driver import WindowReport, drive
-from quiesce.window.machine import Action, Member
+from quiesce.window.machine import Action, Member, Step
 from quiesce.wire.messages import Frozen, Held, Inventory, Released, Thawed
-from quiesce.wire.requester import AgentRefusedError, Requester
+from quiesce.wire.requester import AgentRefusedError
 
 PREPARE_TIMEOUT_S = 600.0
 """Longest preparation, in seconds; applications run meanwhile."""
+POST_CHECKPOINT_TIMEOUT_S = 60.0
 
 
-def open_agent(context: Context, vm: Vm, facts: Facts, required: Consistency, stack: contextlib.ExitStack) -> Requester | None:
-    """The agent, or None where the user is content with a crash-consistent checkpoint and there is none."""
+def open_agent(
+    context: Context, vm: Vm, facts: Facts, required: Consistency, stack: contextlib.ExitStack
+) -> AnyRequester | None:
+    """The agent, or VSS in its place, or None where the user is content with a crash-consistent checkpoint and there is
+    neither."""
     try:
+        if windows.is_windows(vm, facts):
+            return stack.enter_context(windows.vss(vm))
         guest.require_agent_port(facts)
         return stack.enter_context(guest.agent(vm))[0]
     except QuiesceError as error:
@@ -41,7 +49,7 @@ class Production:
     """The guest of one attempt."""
 
     def __init__(
-        self, context: Context, vm: Vm, attempt: Attempt, required: Consistency, window_s: float, requester: Requester | None
+        self, context: Context, vm: Vm, attempt: Attempt, required: Consistency, window_s: float, requester: AnyRequester | None
     ) -> None:
         self._context = context
         self._vm = vm
@@ -49,6 +57,8 @@ class Production:
         self._required = required
         self._window_s = window_s
         self._requester = requester
+        self._completed = False
+        """The window came to its end, so that the writers wait to be told."""
 
     def take(self) -> Verdict:
         """Switches the VM to the attempt's overlays. Raises QuiesceError if the label would be less than what is required."""
@@ -56,7 +66,16 @@ class Production:
         with self._attempt.machine_state():
             return self._run_window(self._requester, inventory, self._attempt.overlays)
 
-    def _prepare(self, requester: Requester) -> Inventory | None:
+    def tell_writers(self, *, kept: bool) -> None:
+        """How it ended, to those that held. The checkpoint does not depend on it."""
+        if self._requester and self._completed:
+            try:
+                with guest.translated(self._vm.name):
+                    self._requester.post_checkpoint(kept, POST_CHECKPOINT_TIMEOUT_S)
+            except QuiesceError as error:
+                self._context.emit(Warned(f"the writers could not be told how it ended: {error.message}"))
+
+    def _prepare(self, requester: AnyRequester) -> Inventory | None:
         """What the guest has to hold and freeze; None where it cannot be prepared and a crash image is enough."""
         insist = self._required is Consistency.APPLICATION
         try:
@@ -71,7 +90,7 @@ class Production:
             self._context.emit(Warned(f"{error.message}; the guest is not asked to come to rest"))
             return None
 
-    def _run_window(self, requester: Requester | None, inventory: Inventory | None, overlays: dict[str, str]) -> Verdict:
+    def _run_window(self, requester: AnyRequester | None, inventory: Inventory | None, overlays: dict[str, str]) -> Verdict:
         """The window and the judgement. Raises QuiesceError if the label is not what is required."""
         number = self._attempt.journal.intend("switch", overlays=overlays)
         report, participant = self._drive(requester if inventory else None, inventory, overlays)
@@ -80,6 +99,7 @@ class Production:
             self._context.emit(Warned(f"{self._explain(report).message}; the guest is not asked to come to rest"))
             inventory = None
             report, participant = self._drive(None, None, overlays)
+        self._completed = inventory is not None and report.outcome.failure is None
         verdict = self._judge(report, inventory, participant)
         if not participant.switched:
             raise self._explain(report)
@@ -89,17 +109,25 @@ class Production:
         return verdict
 
     def _drive(
-        self, requester: Requester | None, inventory: Inventory | None, overlays: dict[str, str]
+        self, requester: AnyRequester | None, inventory: Inventory | None, overlays: dict[str, str]
     ) -> tuple[WindowReport, Participant]:
         levels = frozenset(writer.level for writer in inventory.writers) if inventory else frozenset()
         member = Member(self._vm.name, levels, quiesced=requester is not None)
-        participant = Participant(self._vm, requester, overlays, self._attempt.excluded)
+        window_s, hold_s = self._window_s, math.inf
+        if isinstance(requester, VssRequester):
+            # Its freeze has all of VSS's preparation in it and its thaw VSS's completion. Between them volumes are held.
+            window_s += windows.VSS_PREPARE_S + windows.VSS_COMPLETE_S
+            hold_s = min(self._window_s, windows.VSS_HOLD_S)
+        participant = Participant(self._vm, requester, overlays, self._attempt.excluded, hold_s)
         try:
-            report = anyio.run(drive, [member], {member.name: participant}, self._window_s, self._context.emit)
+            report = anyio.run(drive, [member], {member.name: participant}, window_s, self._context.emit)
         finally:
             self._attempt.known = False
             participant.settle()
             self._attempt.known = True
+        aborted = report.outcome.answers.get(Step(Action.ABORT, member.name))
+        if aborted and isinstance(aborted.failure, QuiesceError):
+            self._context.emit(Warned(aborted.failure.message))
         return report, participant
 
     def _judge(self, report: WindowReport, inventory: Inventory | None, participant: Participant) -> Verdict:
@@ -126,9 +154,9 @@ class Production:
         ]
         verdict.warnings += [f"{writer.id}: {warning}" for writer in verdict.writers for warning in writer.warnings]
         unbroken = thawed.unbroken and thawed.freeze_token == frozen.freeze_token and participant.whole
-        verdict.consistency = judge(frozen_unbroken=unbroken, writer_grades=[writer.grade for writer in verdict.writers])
+        verdict.consistency = judge(frozen_unbroken=unbroken, writer_grades=required_grades(verdict.writers))
         verdict.stall_us = max([thawed.window_us, *(reply.window_us for reply in released)])
-        if held and released:
+        if held and released and not isinstance(self._requester, VssRequester):  # which has no clock of the guest
             verdict.guest_clock_ns = {
                 "held": max(reply.monotonic_ns for reply in held),
                 "released": min(reply.monotonic_ns for reply in released),

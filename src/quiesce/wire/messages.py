@@ -36,6 +36,7 @@ class Op(str, Enum):
     FREEZE = "freeze"
     THAW = "thaw"
     RELEASE = "release"
+    POST_CHECKPOINT = "post-checkpoint"
     ABORT = "abort"
     STATUS = "status"
 
@@ -48,6 +49,8 @@ class State(str, Enum):
     HELD = "held"
     FROZEN = "frozen"
     THAWED = "thawed"
+    RELEASED = "released"
+    """Everything runs; the writers are yet to be told how it ended."""
 
 
 class ErrorCode(str, Enum):
@@ -144,6 +147,12 @@ class Released:
 
 
 @dataclass(frozen=True)
+class PostCheckpoint:
+    kept: bool
+    """There is a checkpoint."""
+
+
+@dataclass(frozen=True)
 class Status:
     state: State
     deadline_left_ms: Optional[int] = None
@@ -174,6 +183,7 @@ ARGUMENTS: dict[Op, type[Any]] = {
     Op.FREEZE: Nothing,
     Op.THAW: Nothing,
     Op.RELEASE: AtLevel,
+    Op.POST_CHECKPOINT: PostCheckpoint,
     Op.ABORT: Nothing,
     Op.STATUS: Nothing,
 }
@@ -186,6 +196,7 @@ RESULTS: dict[Op, type[Any]] = {
     Op.FREEZE: Frozen,
     Op.THAW: Thawed,
     Op.RELEASE: Released,
+    Op.POST_CHECKPOINT: Status,
     Op.ABORT: Status,
     Op.STATUS: Status,
 }

@@ -91,6 +91,9 @@ class Requester:
     def release(self, level: Level, timeout: float) -> messages.Released:
         return self._call(Op.RELEASE, messages.AtLevel(level), timeout)
 
+    def post_checkpoint(self, kept: bool, timeout: float) -> messages.Status:
+        return self._call(Op.POST_CHECKPOINT, messages.PostCheckpoint(kept), timeout)
+
     def abort(self, timeout: float) -> messages.Status:
         return self._call(Op.ABORT, messages.Nothing(), timeout)
 

@@ -12,19 +12,18 @@ dead-man: locks vanish with the session.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
-from quiesce.agent import linux
-from quiesce.agent.writers import ApplicationWriter, HoldError, wal
+from quiesce.agent import linux, memory
+from quiesce.agent.writers import ApplicationWriter, WriterError, wal
 from quiesce.agent.writers.postgresql_files import Postmaster, cluster_id, data_directories, paths_of, read_version, running
 from quiesce.agent.writers.postgresql_stopped import Stopped
-from quiesce.model.grades import Grade, Level
-from quiesce.model.reports import Writer
+from quiesce.model.grades import Grade
+from quiesce.model.reports import Outcome
 
 HOLD_BUDGET_MS = 5000
 """Longest time spent on getting the locks, in milliseconds, and never more than half of what is left to the deadline."""
@@ -39,7 +38,7 @@ MAX_RECORDS = 20
 """Records of the log named in a report; an honest one has three."""
 
 _RETRY = {"55P03": "lock time-out", "40P01": "deadlock", "57014": "statement time-out"}
-_MEMORY = "/run/quiesce/postgresql-lock-order.json"
+MEMORY = "postgresql-lock-order"
 
 _TABLES = """
 SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -81,170 +80,120 @@ class _Session:
     learned: list[str] = field(default_factory=list)
 
 
-class Cluster:
+class Cluster(ApplicationWriter):
     """A running cluster."""
 
-    level = Level.BACK_END
+    application = "postgresql"
 
     def __init__(self, postmaster: Postmaster) -> None:
+        super().__init__(cluster_id(postmaster.directory))
         self._postmaster = postmaster
-        self._id = cluster_id(postmaster.directory)
-        self._version = read_version(postmaster.directory)
-        self._role: Optional[str] = None
-        self._grade = Grade.REFUSED
-        self._reason: Optional[str] = None
-        self._position: dict[str, str] = {}
-        self._warnings: list[str] = []
-        self._timings: dict[str, int] = {}
+        self.version = read_version(postmaster.directory)
+        self.data_directory = postmaster.directory
         self._control: Any = None
         self._sessions: list[_Session] = []
         self._segment_size = 0
         self._insert_lsn = ""
         self._learned_now: dict[str, list[str]] = {}
-        self._holding = False
-        self._looked = False
 
     # -- what it says of itself
 
-    def identify(self) -> Writer:
-        if not self._looked:
-            self._look(deadline_ns=time.monotonic_ns() + 10_000_000_000)
-        return Writer(
-            id=self._id,
-            application="postgresql",
-            version=self._version,
-            level=self.level,
-            grade=self._grade,
-            reason=self._reason,
-            role=self._role,
-            position=dict(self._position),
-            data_directory=self._postmaster.directory,
-            warnings=tuple(self._warnings),
-            timings_us=dict(self._timings),
-        )
-
-    def _look(self, deadline_ns: int) -> bool:
-        """Connects and finds out whether this cluster can be held. True if so."""
-        self._looked = True
+    def on_identify(self, deadline_ns: int) -> None:
         if self._postmaster.container:
-            return self._refuse("it runs in a container; its writer cannot reach it yet")
-        try:
-            self._control = self._connect(self._maintenance_database(), deadline_ns)
-            version, recovery, superuser, segment_size, version_number = self._control.run(
-                "SELECT current_setting('server_version'), pg_is_in_recovery(),"
-                " (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),"
-                " (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'),"
-                " current_setting('server_version_num')::int"
-            )[0]
-            self._version, self._segment_size = version.split(" ")[0], segment_size
-            if version_number < 130000:
-                return self._refuse(f"PostgreSQL {self._version} is older than 13")
-            if recovery:
-                return self._see_standby()
-            self._role = "primary"
-            if not superuser:
-                return self._refuse(f"the role {self._user()} is not a superuser; CHECKPOINT and locks need one")
-            if self._refuse_prepared_transactions():
-                return False
-        except Exception as error:  # noqa: BLE001 - whatever the server or the library says is the reason
-            return self._refuse(_say(error))
-        self._grade, self._reason = Grade.NIL_REDO, None
-        return True
+            raise WriterError("it runs in a container; its writer cannot reach it yet", Outcome.NON_RETRYABLE)
+        self._control = self._connect(self._maintenance_database(), deadline_ns)
+        version, recovery, superuser, segment_size, version_number = self._control.run(
+            "SELECT current_setting('server_version'), pg_is_in_recovery(),"
+            " (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),"
+            " (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'),"
+            " current_setting('server_version_num')::int"
+        )[0]
+        self.version, self._segment_size = version.split(" ")[0], segment_size
+        if version_number < 130000:
+            raise WriterError(f"PostgreSQL {self.version} is older than 13", Outcome.NON_RETRYABLE)
+        if recovery:
+            self._see_standby()
+        self.role = "primary"
+        if not superuser:
+            reason = f"the role {self._user()} is not a superuser; CHECKPOINT and locks need one"
+            raise WriterError(reason, Outcome.NON_RETRYABLE)
+        self._refuse_prepared_transactions()
+        self.grade, self.reason = Grade.NIL_REDO, None
 
-    def _see_standby(self) -> bool:
-        self._role = "standby"
-        self._grade = Grade.CRASH
-        self._reason = (
-            "a standby: it always starts with recovery, from its last restart point, and follows its primary again;"
-            " checkpoint the primary for an application-consistent image"
-        )
+    def _see_standby(self) -> None:
+        self.role = "standby"
         system, timeline, replayed = self._control.run(
             "SELECT s.system_identifier::text, c.timeline_id, pg_last_wal_replay_lsn()::text"
             " FROM pg_control_system() s, pg_control_checkpoint() c"
         )[0]
-        self._position = {"system_identifier": system, "timeline": str(timeline), "replay_lsn": replayed or "0/0"}
-        return False
+        self.position = {"system_identifier": system, "timeline": str(timeline), "replay_lsn": replayed or "0/0"}
+        raise WriterError(
+            "a standby: it always starts with recovery, from its last restart point, and follows its primary again;"
+            " checkpoint the primary for an application-consistent image",
+            Outcome.NON_RETRYABLE,
+            Grade.CRASH,
+        )
 
-    def _refuse_prepared_transactions(self) -> bool:
+    def _refuse_prepared_transactions(self) -> None:
         prepared = self._control.run(
             "SELECT gid, database, extract(epoch FROM now() - prepared)::int FROM pg_prepared_xacts ORDER BY prepared"
         )
         if not prepared:
-            return False
+            return
         gid, database, age = prepared[0]
         more = f" and {len(prepared) - 1} more" if len(prepared) > 1 else ""
-        self._refuse(
+        raise WriterError(
             f"prepared transaction {gid!r} in database {database!r}, {age} s old{more}, holds its locks until it is"
             " committed or rolled back (COMMIT PREPARED, ROLLBACK PREPARED)"
         )
-        return True
-
-    def _refuse(self, reason: str) -> bool:
-        self._grade, self._reason = Grade.REFUSED, reason
-        return False
 
     # -- the attempt
 
-    def prepare(self, deadline_ns: int, window_ms: int) -> None:
-        if not self._look(deadline_ns):
-            return
-        try:
-            learned = _recall().get(self._postmaster.directory, {})
-            for (database,) in self._control.run("SELECT datname::text FROM pg_database WHERE datallowconn"):
-                connection = self._connect(database, deadline_ns)
-                tables = [name for (name,) in connection.run(_TABLES)]
-                unlogged = [name for (name,) in connection.run(_UNLOGGED)]
-                if unlogged:
-                    self._warnings.append(
-                        f"database {database!r}: unlogged table {unlogged[0]}"
-                        + (f" and {len(unlogged) - 1} more" if len(unlogged) > 1 else "")
-                        + " will be empty after a restore, as after any recovery"
-                    )
-                if not tables:
-                    connection.close()
-                    continue
-                connection.run(f"SET idle_in_transaction_session_timeout = {window_ms}")
-                connection.run(f"SET deadlock_timeout = {DEADLOCK_TIMEOUT_MS}")
-                known = set(tables)
-                order = [table for table in learned.get(database, []) if table in known]
-                self._sessions.append(_Session(database, connection, tables, order))
-            started = time.monotonic_ns()
-            # Twice: the first writes the mass of dirty pages, the second what was dirtied meanwhile.
-            self._control.run("CHECKPOINT")
-            self._control.run("CHECKPOINT")
-            self._control.run(f"SET statement_timeout = {window_ms}")
-            self._time("prepare_checkpoint", started)
-        except Exception as error:  # noqa: BLE001
-            self._refuse(_say(error))
+    def on_prepare(self, deadline_ns: int, window_ms: int) -> None:
+        learned = memory.recall(MEMORY).get(self._postmaster.directory, {})
+        for (database,) in self._control.run("SELECT datname::text FROM pg_database WHERE datallowconn"):
+            connection = self._connect(database, deadline_ns)
+            tables = [name for (name,) in connection.run(_TABLES)]
+            unlogged = [name for (name,) in connection.run(_UNLOGGED)]
+            if unlogged:
+                self.warnings.append(
+                    f"database {database!r}: unlogged table {unlogged[0]}"
+                    + (f" and {len(unlogged) - 1} more" if len(unlogged) > 1 else "")
+                    + " will be empty after a restore, as after any recovery"
+                )
+            if not tables:
+                connection.close()
+                continue
+            connection.run(f"SET idle_in_transaction_session_timeout = {window_ms}")
+            connection.run(f"SET deadlock_timeout = {DEADLOCK_TIMEOUT_MS}")
+            known = set(tables)
+            order = [table for table in learned.get(database, []) if table in known]
+            self._sessions.append(_Session(database, connection, tables, order))
+        started = time.monotonic_ns()
+        # Twice: the first writes the mass of dirty pages, the second what was dirtied meanwhile.
+        self._control.run("CHECKPOINT")
+        self._control.run("CHECKPOINT")
+        self._control.run(f"SET statement_timeout = {window_ms}")
+        self.time("prepare_checkpoint", started)
 
-    def hold(self, deadline_ns: int) -> None:
-        if self._grade is not Grade.NIL_REDO:
-            return
-        self._holding = True
-        try:
-            started = time.monotonic_ns()
-            self._lock_all(min(deadline_ns, started + min(HOLD_BUDGET_MS * 1_000_000, (deadline_ns - started) // 2)))
-            self._time("lock", started)
-            started = time.monotonic_ns()
-            self._settle(deadline_ns)
-            self._time("checkpoint", started)
-        except HoldError:
-            self._let_go()
-            raise
-        except Exception as error:  # noqa: BLE001
-            self._let_go()
-            raise HoldError(_say(error)) from None
+    def on_hold(self, deadline_ns: int) -> None:
+        started = time.monotonic_ns()
+        self._lock_all(min(deadline_ns, started + min(HOLD_BUDGET_MS * 1_000_000, (deadline_ns - started) // 2)))
+        self.time("lock", started)
+        started = time.monotonic_ns()
+        self._settle(deadline_ns)
+        self.time("checkpoint", started)
 
     def _lock_all(self, deadline_ns: int) -> None:
-        """Holds every table of every database in SHARE mode, and no transaction open that wrote. Raises HoldError."""
+        """Holds every table of every database in SHARE mode, and no transaction open that wrote. Raises WriterError."""
         tries = 0
         obstacle = ""
         while True:
             left_ms = (deadline_ns - time.monotonic_ns()) // 1_000_000
             if left_ms <= 0:
-                raise HoldError(f"its writers could not be held in time: {obstacle or 'no time was left'}")
+                raise WriterError(f"its writers could not be held in time: {obstacle or 'no time was left'}", Outcome.TIMEOUT)
             tries += 1
-            self._timings["lock_tries"] = tries
+            self.timings["lock_tries"] = tries
             failed = next((session for session in self._sessions if not self._lock_database(session, left_ms)), None)
             if failed is None:
                 writing = self._control.run(_WRITING)
@@ -284,23 +233,23 @@ class Cluster:
         return True
 
     def _settle(self, deadline_ns: int) -> None:
-        """Checkpoints until the log ends with a checkpoint's own records. Raises HoldError."""
+        """Checkpoints until the log ends with a checkpoint's own records. Raises WriterError."""
         last = ""
         for _ in range(MAX_CHECKPOINTS):
             left_ms = (deadline_ns - time.monotonic_ns()) // 1_000_000
             if left_ms <= 0:
-                raise HoldError("the deadline passed during its checkpoint")
+                raise WriterError("the deadline passed during its checkpoint", Outcome.TIMEOUT)
             self._control.run("CHECKPOINT")
             last = self._read_position()
             if not last:
                 return
-        raise HoldError(f"its log does not come to rest: {last}")
+        raise WriterError(f"its log does not come to rest: {last}")
 
     def _read_position(self) -> str:
         """Records where the log ends. Returns what a recovery would replay beyond bookkeeping, or the empty string."""
         system, timeline, checkpoint, redo, next_xid, insert, writing = self._control.run(_POSITION)[0]
         self._insert_lsn = insert
-        self._position = {
+        self.position = {
             "system_identifier": system,
             "timeline": str(timeline),
             "checkpoint_lsn": checkpoint,
@@ -314,39 +263,27 @@ class Cluster:
 
     def _beyond_bookkeeping(self, end: str) -> str:
         directory = os.path.join(self._postmaster.directory, "pg_wal")
-        start, timeline = wal.parse_lsn(self._position["redo_lsn"]), int(self._position["timeline"])
+        start, timeline = wal.parse_lsn(self.position["redo_lsn"]), int(self.position["timeline"])
         try:
             found = wal.records(directory, timeline, self._segment_size, start, wal.parse_lsn(end))
         except (wal.WalError, OSError) as error:
-            return f"its log from {self._position['redo_lsn']} to {end}: {error}"
-        self._position["redo_records"] = ",".join(name for _, name in found[:MAX_RECORDS])
-        self._position["redo_bytes"] = str(wal.parse_lsn(end) - start)
+            return f"its log from {self.position['redo_lsn']} to {end}: {error}"
+        self.position["redo_records"] = ",".join(name for _, name in found[:MAX_RECORDS])
+        self.position["redo_bytes"] = str(wal.parse_lsn(end) - start)
         foreign = [f"{name} at {at:X}" for at, name in found if name not in wal.NAMES.values()]
         return ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
 
-    def forgo(self, reason: str) -> None:
-        self._let_go()
-        self._grade, self._reason = Grade.CRASH, f"not held: {reason}"
-
-    def release(self) -> None:
-        if not self._holding:
-            return
-        try:
-            insert = self._control.run("SELECT pg_current_wal_insert_lsn()::text")[0][0]
-        except Exception as error:  # noqa: BLE001
-            self._grade, self._reason = Grade.CRASH, f"the hold could not be verified: {_say(error)}"
-            self._let_go()
-            return
+    def on_release(self) -> None:
+        insert = self._control.run("SELECT pg_current_wal_insert_lsn()::text")[0][0]
         # A session that can still roll back was there all the time, and its locks with it.
         lost = self._let_go()
         if lost:
-            self._grade, self._reason = Grade.CRASH, f"the hold of database {lost[0]!r} was lost during the window"
+            raise WriterError(f"the hold of database {lost[0]!r} was lost during the window", Outcome.INCONSISTENT)
         moved = self._beyond_bookkeeping(insert) if insert != self._insert_lsn else ""
         if moved:
-            self._grade, self._reason = Grade.CRASH, f"its log moved during the window: {moved}"
+            raise WriterError(f"its log moved during the window: {moved}", Outcome.INCONSISTENT)
 
-    def abort(self) -> None:
-        self._holding = False
+    def on_abort(self) -> None:
         for session in self._sessions:
             _close(session.connection)
         self._sessions = []
@@ -357,17 +294,16 @@ class Cluster:
         return paths_of(self._postmaster.directory)
 
     def remember(self) -> None:
-        if not self._learned_now:
-            return
-        with suppress(OSError):
-            memory = _recall()
-            memory.setdefault(self._postmaster.directory, {}).update(self._learned_now)
-            with open(_MEMORY, "w") as file:
-                json.dump(memory, file)
+        if self._learned_now:
+            known = memory.recall(MEMORY)
+            known.setdefault(self._postmaster.directory, {}).update(self._learned_now)
+            memory.keep(MEMORY, known)
+
+    def say(self, error: Exception) -> str:
+        return _say(error)
 
     def _let_go(self) -> list[str]:
         """Ends every hold. Returns the databases whose session was no longer there to be ended."""
-        self._holding = False
         lost = []
         for session in self._sessions:
             try:
@@ -410,18 +346,6 @@ class Cluster:
             with suppress(Exception):  # an older server, or not a superuser: `_look` says so
                 connection.run(f"SET {setting}")
         return connection
-
-    def _time(self, what: str, started_ns: int) -> None:
-        self._timings[what] = (time.monotonic_ns() - started_ns) // 1000
-
-
-def _recall() -> dict[str, dict[str, list[str]]]:
-    try:
-        with open(_MEMORY) as file:
-            memory = json.load(file)
-    except (OSError, ValueError):
-        return {}
-    return memory if isinstance(memory, dict) else {}
 
 
 def _fresh(connection: Any, statement: str) -> list[list[Any]]:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
-from quiesce.agent.writers import ApplicationWriter
-from quiesce.model.grades import Grade, Level
-from quiesce.model.reports import Writer
+from quiesce.agent import processes
+from quiesce.agent.writers import ApplicationWriter, WriterError
+from quiesce.model.grades import Grade
+from quiesce.model.reports import Outcome
 
 KNOWN = {
-    "mariadbd": "MariaDB",
-    "mysqld": "MySQL",
     "mongod": "MongoDB",
-    "redis-server": "Redis",
-    "valkey-server": "Valkey",
     "etcd": "etcd",
-    "slapd": "OpenLDAP",
-    "beam.smp": "RabbitMQ or another Erlang server",
     "influxd": "InfluxDB",
     "clickhouse-serv": "ClickHouse",
     "cockroach": "CockroachDB",
@@ -26,51 +19,20 @@ KNOWN = {
 
 def discover() -> list[ApplicationWriter]:
     """One entry an application of which a process runs."""
-    names = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/comm", errors="replace") as file:
-                names.add(file.read().strip())
-        except OSError:
-            continue  # it ended
+    names = {process.name for process in processes.running()}
     return [Unsupported(name) for name in sorted(names & KNOWN.keys())]
 
 
-class Unsupported:
+class Unsupported(ApplicationWriter):
     """An application that goes on writing."""
 
-    level = Level.BACK_END
-
     def __init__(self, process: str) -> None:
-        self._process = process
+        super().__init__(process)
+        self.application = KNOWN[process]
 
-    def identify(self) -> Writer:
-        return Writer(
-            id=self._process,
-            application=KNOWN[self._process],
-            version="unknown",
-            level=self.level,
-            grade=Grade.CRASH,
-            reason=f"quiesce has no writer for {KNOWN[self._process]} yet; restored, it starts as after a power failure",
+    def on_identify(self, deadline_ns: int) -> None:
+        raise WriterError(
+            f"quiesce has no writer for {self.application} yet; restored, it starts as after a power failure",
+            Outcome.NON_RETRYABLE,
+            Grade.CRASH,
         )
-
-    def prepare(self, deadline_ns: int, window_ms: int) -> None:
-        pass
-
-    def hold(self, deadline_ns: int) -> None:
-        pass
-
-    def forgo(self, reason: str) -> None:
-        pass
-
-    def release(self) -> None:
-        pass
-
-    def abort(self) -> None:
-        pass
-
-    def paths(self) -> list[str]:
-        return []
-
-    def remember(self) -> None:
-        pass

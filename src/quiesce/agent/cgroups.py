@@ -1,0 +1,81 @@
+"""Stops and continues the processes of a control group: the kernel's freezer, cgroup v2.
+
+A frozen process takes no signal but SIGKILL, and clients of a frozen server wait: for a connection in the kernel's backlog, for
+an answer in the socket's buffer. Source: Documentation/admin-guide/cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Optional
+
+from quiesce.agent.deadman import Undo
+
+ROOT = "/sys/fs/cgroup"
+POLL_S = 0.001
+
+
+class CgroupError(Exception):
+    """The group could not be frozen, or is not what it was."""
+
+
+class Cgroup:
+    """One control group, by its path below the root, as `/system.slice/nginx.service`."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._directory = os.path.join(ROOT, path.lstrip("/"))
+        self._freeze: Optional[int] = None
+        self._events: Optional[int] = None
+        self.ours = False
+        """It was frozen by us, and not let go yet."""
+
+    def open(self) -> None:
+        """Opens what is needed, so that nothing has to be opened while filesystems are frozen. Raises OSError."""
+        if self._freeze is None:
+            self._freeze = os.open(os.path.join(self._directory, "cgroup.freeze"), os.O_RDWR | os.O_CLOEXEC)
+            self._events = os.open(os.path.join(self._directory, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
+
+    @property
+    def undo(self) -> Undo:
+        return Undo(self._freeze, b"0")
+
+    def asked(self) -> bool:
+        """Somebody, perhaps we, has asked for it to be frozen."""
+        assert self._freeze is not None
+        return os.pread(self._freeze, 10, 0).strip() == b"1"
+
+    def frozen(self) -> bool:
+        """Every process in it stands still."""
+        assert self._events is not None
+        return b"frozen 1" in os.pread(self._events, 200, 0)
+
+    def freeze(self, deadline_ns: int) -> None:
+        """Returns when every process in it stands still. Raises CgroupError, TimeoutError; it runs then."""
+        assert self._freeze is not None
+        if self.asked():
+            raise CgroupError(f"{self.path} is frozen already, by somebody else")
+        self.ours = True
+        os.write(self._freeze, b"1")
+        while not self.frozen():
+            if time.monotonic_ns() >= deadline_ns:
+                self.thaw()
+                raise TimeoutError(f"processes of {self.path} did not come to a standstill in time")
+            time.sleep(POLL_S)
+
+    def thaw(self) -> None:
+        """Idempotent; lets go only what we froze. Raises OSError."""
+        if self.ours and self._freeze is not None:
+            try:
+                os.write(self._freeze, b"0")
+            except OSError:
+                if os.path.exists(self._directory):  # else all its processes ended
+                    raise
+        self.ours = False
+
+    def close(self) -> None:
+        for descriptor in (self._freeze, self._events):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._freeze = self._events = None

@@ -1,0 +1,180 @@
+"""For whoever freezes filesystems without us, qemu-guest-agent above all: our writers hold before it and are released after it.
+
+`quiesce-agent.pyz --hook freeze` and `--hook thaw` are what qemu-guest-agent's fsfreeze-hook and VMware's backupScripts.d run.
+Each asks the service over a socket of root's; the service forks a process that holds the writers from the one call to the
+other. The dead-man guards it like any attempt: at the deadline it thaws every filesystem, whoever froze it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import select
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Callable, Optional
+
+from quiesce.model.grades import LEVELS, Level
+from quiesce.wire.messages import MAX_WINDOW_MS, State
+
+if TYPE_CHECKING:
+    from quiesce.agent.writers import ApplicationWriter
+
+SOCKET = "/run/quiesce/hook.sock"
+DEFAULT_WINDOW_S = 30.0
+"""From the first hold to the last release, in seconds: longer than our own requester takes, for what they do we do not know."""
+PREPARE_TIMEOUT_S = 120.0
+MAX_REQUEST = 4096
+
+Discover = Callable[[str], "list[ApplicationWriter]"]
+"""Finds the writers, without the scripts of the platform named."""
+
+
+# -- what the platform runs
+
+
+def main(arguments: list[str]) -> int:
+    """The exit status: 0 if all writers hold (freeze), or held to the end (thaw). What went wrong is said on stderr."""
+    import argparse  # not for the idle service
+
+    parser = argparse.ArgumentParser(prog="quiesce-agent --hook")
+    parser.add_argument("action", choices=["freeze", "thaw", "freezeFail"])
+    parser.add_argument(
+        "--without", choices=["qemu", "vmware"], default="", help="the platform that runs its scripts by itself"
+    )
+    parser.add_argument("--window", type=float, default=DEFAULT_WINDOW_S, metavar="SECONDS")
+    options, _ = parser.parse_known_args(arguments)  # VMware adds an argument of the caller's
+    request = {"do": options.action, "without": options.without, "window_ms": int(options.window * 1000)}
+    try:
+        answer = _ask(request, PREPARE_TIMEOUT_S + options.window)
+    except (OSError, ValueError) as error:
+        print(f"quiesce: the agent does not answer: {error}", file=sys.stderr)
+        return 1
+    for line in answer.get("says", []):
+        print(f"quiesce: {line}", file=sys.stderr)
+    return 0 if answer.get("ok") else 1
+
+
+def _ask(request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(timeout_s)
+        connection.connect(SOCKET)
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        with connection.makefile("rb") as answer:
+            value = json.loads(answer.readline())
+    return value if isinstance(value, dict) else {}
+
+
+# -- the service's side
+
+
+def serve(listener: socket.socket, discover: Discover) -> None:
+    """Answers one platform from its freeze to its thaw, or to the deadline. Returns when nothing is held any more."""
+    held: Optional[_Held] = None
+    try:
+        while True:
+            connection = _accept(listener, held)
+            if connection is None:
+                return  # the deadline passed; `finally` lets go
+            with connection:
+                request = _receive(connection)
+                if request.get("do") == "freeze" and held is None:
+                    held = _Held(request)
+                    answer = held.freeze(discover)
+                elif request.get("do") == "freeze":
+                    answer = _answer(False, "another freeze is under way")
+                elif held is None:
+                    answer = _answer(False, "nothing is held: the deadline passed, or the freeze had failed")
+                else:
+                    answer = held.thaw() if request.get("do") == "thaw" else held.give_up()
+                _send(connection, answer)
+                if held is None or held.ended:
+                    # Nothing is frozen by now: a line of log would have waited for the disk, and we with it.
+                    print(f"hook {request.get('do')}:", *answer["says"], sep="\n  ", file=sys.stderr, flush=True)
+                    return
+    finally:
+        if held:
+            held.attempt.abort()
+
+
+class _Held:
+    """The writers between the two calls."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        window = request.get("window_ms")
+        self._window_ms = min(max(int(window), 1), MAX_WINDOW_MS) if isinstance(window, int) else int(DEFAULT_WINDOW_S * 1000)
+        self._without = str(request.get("without", ""))
+        from quiesce.agent.attempt import Attempt  # so that the idle service stays small
+
+        self.attempt = Attempt(secrets.token_hex(16), self._window_ms, insist=True)
+        self.ended = False
+
+    def freeze(self, discover: Discover) -> dict[str, Any]:
+        from quiesce.agent.attempt import AttemptError
+
+        attempt = self.attempt
+        try:
+            inventory = attempt.prepare(discover(self._without), time.monotonic_ns() + int(PREPARE_TIMEOUT_S * 1e9))
+            deadline_ns = time.monotonic_ns() + self._window_ms * 1_000_000
+            present = {writer.level for writer in inventory.writers}
+            for level in LEVELS:
+                if level in present:
+                    attempt.hold(level, deadline_ns)
+            attempt.guard_foreign_freeze(deadline_ns)
+        except AttemptError as error:
+            self.ended = True
+            return _answer(False, f"refused: {error}")
+        return _answer(True, *(f"{writer.id} holds" for writer in inventory.writers))
+
+    def thaw(self) -> dict[str, Any]:
+        self.ended = True
+        says, good = [], True
+        for level in reversed(LEVELS):
+            if self.attempt.state is State.HELD:
+                for writer in self._release(level):
+                    says.append(f"{writer.id}: {writer.grade.value}" + (f", {writer.reason}" if writer.reason else ""))
+                    good = good and (writer.grade.vouched or not writer.required)
+        self.attempt.post_checkpoint(True)
+        return _answer(good, *says)
+
+    def _release(self, level: Level) -> tuple[Any, ...]:
+        return self.attempt.release(level).writers
+
+    def give_up(self) -> dict[str, Any]:
+        self.ended = True
+        self.attempt.abort()
+        return _answer(True, "given up; all is released")
+
+    def left_ms(self) -> Optional[int]:
+        return self.attempt.left_ms()
+
+
+def _accept(listener: socket.socket, held: Optional[_Held]) -> Optional[socket.socket]:
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    if not poll.poll(held.left_ms() if held else 0):
+        return None
+    connection, _ = listener.accept()
+    connection.settimeout(5)
+    return connection
+
+
+def _receive(connection: socket.socket) -> dict[str, Any]:
+    try:
+        with connection.makefile("rb") as lines:
+            value = json.loads(lines.readline(MAX_REQUEST))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _send(connection: socket.socket, answer: dict[str, Any]) -> None:
+    try:
+        connection.sendall(json.dumps(answer).encode() + b"\n")
+    except OSError:
+        pass  # whoever asked is gone; the deadline is not
+
+
+def _answer(good: bool, *says: str) -> dict[str, Any]:
+    return {"ok": good, "says": list(says)}

@@ -1,0 +1,102 @@
+"""What runs in this machine, as /proc has it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Process:
+    pid: int
+    name: str
+    """The kernel's name of it, at most 15 characters."""
+    uid: int
+    container: bool
+    """It has another root directory than the agent."""
+
+
+def running(*names: str) -> Iterator[Process]:
+    """Every process, or those of these names."""
+    own_root = os.stat("/proc/self/root")
+    for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))):
+        try:
+            with open(f"/proc/{pid}/comm", errors="replace") as file:
+                name = file.read().strip()
+            if names and name not in names:
+                continue
+            root = os.stat(f"/proc/{pid}/root")
+            uid = os.stat(f"/proc/{pid}").st_uid
+        except OSError:
+            continue  # it ended, or is the kernel's own
+        yield Process(pid, name, uid, (root.st_dev, root.st_ino) != (own_root.st_dev, own_root.st_ino))
+
+
+def command_line(pid: int) -> list[str]:
+    """Its arguments; empty if it ended."""
+    try:
+        with open(f"/proc/{pid}/cmdline", errors="surrogateescape") as file:
+            return file.read().rstrip("\0").split("\0")
+    except OSError:
+        return []
+
+
+def cgroup(pid: int) -> str:
+    """Its control group below /sys/fs/cgroup, as `/system.slice/nginx.service`; empty if it ended, or without cgroup v2."""
+    try:
+        with open(f"/proc/{pid}/cgroup") as file:
+            match = re.search(r"^0::(/.*)$", file.read(), re.MULTILINE)
+    except OSError:
+        return ""
+    return match.group(1) if match else ""
+
+
+def unit(pid: int) -> str:
+    """The system service it belongs to, as `nginx.service`; empty if to none."""
+    match = re.match(r"/system\.slice/(?:.*/)?([^/]+\.service)(?:/|$)", cgroup(pid))
+    return match.group(1) if match else ""
+
+
+def open_files(pid: int) -> Iterator[str]:
+    """Paths of the regular files and sockets it has open, as /proc has them."""
+    directory = f"/proc/{pid}/fd"
+    try:
+        descriptors = os.listdir(directory)
+    except OSError:
+        return
+    for descriptor in descriptors:
+        try:
+            yield os.readlink(f"{directory}/{descriptor}")
+        except OSError:
+            continue  # closed meanwhile
+
+
+def listening_ports(pid: int) -> list[int]:
+    """TCP ports it listens on at an address that this machine reaches itself by, lowest first."""
+    sockets = {path[8:-1] for path in open_files(pid) if path.startswith("socket:[")}
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        try:
+            with open(f"/proc/{pid}/net/{table}") as file:
+                rows = [line.split() for line in file.read().splitlines()[1:]]
+        except OSError:
+            continue
+        for row in rows:
+            address, _, port = row[1].rpartition(":")
+            if row[3] == "0A" and row[9] in sockets and (address.endswith("00007F") or set(address) == {"0"}):
+                ports.add(int(port, 16))
+    return sorted(ports)
+
+
+def listening_paths(pid: int) -> list[str]:
+    """Unix sockets with a path in the filesystem that it listens on."""
+    sockets = {path[8:-1] for path in open_files(pid) if path.startswith("socket:[")}
+    try:
+        with open(f"/proc/{pid}/net/unix") as file:
+            rows = [line.split(None, 7) for line in file.read().splitlines()[1:]]
+    except OSError:
+        return []
+    listening = "00010000"  # __SO_ACCEPTCON
+    return sorted(row[7] for row in rows if len(row) == 8 and row[6] in sockets and row[3] == listening and row[7][0] == "/")

@@ -1,0 +1,271 @@
+"""Programs of this machine that are writers themselves: they connect to a socket of the agent's and are asked like any other.
+
+    the program says   {"protocol": 1, "writer": "shop", "application": "shop", "level": "back-end", ...}   (`Registration`)
+    the agent answers  {"registered": "external:shop"}   or {"error": "..."}, and hangs up
+
+The service accepts them and keeps their connections. A conversation, forked from it, inherits these and asks
+(writers/external.py), while the service waits for it to end. The end of its connection tells a program to let go.
+
+A program that was connected and is not any more is missed, for as long as the machine is up, in every checkpoint: it may be
+hung, or have crashed, with its application writing or in need of recovery. One that was stopped on purpose says so, over a
+connection of its own, because the first one may be a conversation's just then:
+
+    {"protocol": 1, "leave": "shop"}   is answered by   {"left": "external:shop"}
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from quiesce.agent import memory
+from quiesce.model.grades import Level
+from quiesce.wire.framing import LineSplitter, ProtocolError, decode, encode
+from quiesce.wire.messages import MAX_WINDOW_MS
+from quiesce.wire.schema import from_wire, to_wire
+
+SOCKET = "/run/quiesce/writers.sock"
+PROTOCOL = 1
+MAX_PROGRAMS = 64
+MAX_CONNECTIONS = 2 * MAX_PROGRAMS
+"""More than programs, so that those that have yet to say who they are keep no other out."""
+MAX_TEXT = 100
+"""Longest name of an application or version, in characters."""
+MAX_PATHS = 16
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_KEPT = "programs"
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What a program says of itself when it connects."""
+
+    protocol: int
+    writer: str
+    """Its name, which no other program has."""
+    application: str
+    version: str = "unknown"
+    level: Level = Level.BACK_END
+    stateless: bool = False
+    paths: tuple[str, ...] = ()
+    """Directories that hold all the application's files."""
+    hold_timeout_ms: Optional[int] = None
+    """Longest that it may take to hold."""
+
+    @property
+    def id(self) -> str:
+        return f"external:{self.writer}"
+
+
+@dataclass(frozen=True)
+class _Leave:
+    protocol: int
+    leave: str
+
+
+class Program:
+    """A connection. Until it has registered, whoever is at its other end is not asked anything."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.lines = LineSplitter()
+        self.registration: Optional[Registration] = None
+        self.requests = 0
+        """Sent so far in this conversation."""
+        self.open = True
+
+    def hang_up(self) -> None:
+        """The program sees the end of its connection, whichever process has a copy of this side. Idempotent; never raises."""
+        self.open = False
+        try:
+            self.connection.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it hung up first
+
+    def has_ended(self) -> bool:
+        try:
+            return not self.connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+
+class Programs:
+    """Those that are connected, and those that should be. Nothing here ever waits, or raises for what a program does."""
+
+    def __init__(self, path: str = SOCKET) -> None:
+        """Listens on `path`, for root alone. Raises OSError."""
+        self._connections: dict[int, Program] = {}
+        self._registered: dict[str, Program] = {}
+        self._known = _recall()
+        """Also those that are missing."""
+        self._listener = listen(path)
+        self._epoll = select.epoll()
+        # Edge-triggered: a connection that cannot be accepted for want of descriptors waits for the next, and wakes nobody.
+        self._epoll.register(self._listener, select.EPOLLIN | select.EPOLLET)
+
+    def fileno(self) -> int:
+        """A descriptor that polls as readable when there is something to attend to."""
+        return self._epoll.fileno()
+
+    def attend(self) -> None:
+        """Deals with whoever connected, spoke or hung up since the last time."""
+        for descriptor, _ in self._epoll.poll(0):
+            if descriptor == self._listener.fileno():
+                self._accept()
+            elif descriptor in self._connections:
+                self._hear(self._connections[descriptor])
+
+    def connected(self) -> list[Program]:
+        """Those that registered, in the order of their names."""
+        return [self._registered[name] for name in sorted(self._registered)]
+
+    def missing(self) -> list[Registration]:
+        """Those that registered since the machine started, did not leave, and are not connected."""
+        return [self._known[name] for name in sorted(self._known.keys() - self._registered.keys())]
+
+    def close_all(self) -> None:
+        """Hangs up on every program, which then lets go. It may connect again."""
+        for program in list(self._connections.values()):
+            self._drop(program)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # no more, or no descriptor for it
+                return
+            connection.setblocking(False)
+            if _peer_uid(connection) != os.geteuid():
+                _refuse(connection, "only root may be a writer")
+            elif len(self._connections) >= MAX_CONNECTIONS:
+                _refuse(connection, f"there are {MAX_CONNECTIONS} connections already")
+            else:
+                self._connections[connection.fileno()] = Program(connection)
+                self._epoll.register(connection, select.EPOLLIN)
+
+    def _hear(self, program: Program) -> None:
+        try:
+            data = program.connection.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(program)
+            return
+        lines = list(program.lines.feed(data))
+        try:
+            if program.registration or len(lines) > 1:
+                raise ProtocolError("a program says one line, and from then on nothing that it was not asked")
+            if lines:
+                self._heed(program, lines[0])
+        except ProtocolError as error:
+            _send(program.connection, {"error": str(error)})
+            self._drop(program)
+
+    def _heed(self, program: Program, line: Optional[bytes]) -> None:
+        """Raises ProtocolError with what to tell the program."""
+        if line is None:
+            raise ProtocolError("the line is too long")
+        message = decode(line)
+        if message.get("protocol") != PROTOCOL:
+            raise ProtocolError(f"this agent speaks protocol {PROTOCOL}")
+        if "leave" in message:
+            self._forget(from_wire(_Leave, message).leave)
+            _send(program.connection, {"left": f"external:{message['leave']}"})
+            self._drop(program)
+        else:
+            self._admit(program, from_wire(Registration, message))
+
+    def _admit(self, program: Program, new: Registration) -> None:
+        """Raises ProtocolError."""
+        if not _NAME.fullmatch(new.writer):
+            raise ProtocolError("Registration.writer: a name has 1 to 63 letters, digits, '.', '_', '-'")
+        if max(len(new.application), len(new.version)) > MAX_TEXT or not new.application:
+            raise ProtocolError(f"Registration.application and .version: 1 to {MAX_TEXT} characters")
+        if len(new.paths) > MAX_PATHS or not all(map(os.path.isabs, new.paths)):
+            raise ProtocolError(f"Registration.paths: at most {MAX_PATHS}, each starting with /")
+        if new.hold_timeout_ms is not None and not 0 < new.hold_timeout_ms <= MAX_WINDOW_MS:
+            raise ProtocolError(f"Registration.hold_timeout_ms: 1 to {MAX_WINDOW_MS}")
+        other = self._registered.get(new.writer)
+        if other and not other.has_ended():
+            raise ProtocolError(f"a program is connected as {new.writer} already")
+        if other:
+            self._drop(other)
+        if new.writer not in self._known and len(self._known) >= MAX_PROGRAMS:
+            raise ProtocolError(f"there are {MAX_PROGRAMS} programs already")
+        program.registration = new
+        self._registered[new.writer] = program
+        self._known[new.writer] = new
+        self._remember()
+        _send(program.connection, {"registered": new.id})
+
+    def _forget(self, name: str) -> None:
+        if name in self._registered:
+            self._drop(self._registered[name])
+        self._known.pop(name, None)
+        self._remember()
+
+    def _drop(self, program: Program) -> None:
+        del self._connections[program.connection.fileno()]
+        if program.registration:
+            del self._registered[program.registration.writer]
+        self._epoll.unregister(program.connection)
+        program.hang_up()
+        program.connection.close()
+
+    def _remember(self) -> None:
+        """So that those are missed, too, that do not come back when the agent is restarted."""
+        memory.keep(_KEPT, {name: to_wire(registration) for name, registration in self._known.items()})
+
+
+def _recall() -> dict[str, Registration]:
+    known = {}
+    for name, value in memory.recall(_KEPT).items():
+        try:
+            known[name] = from_wire(Registration, value, own=True)
+        except ProtocolError:
+            continue  # written by another version of the agent
+    return known
+
+
+def listen(path: str) -> socket.socket:
+    """A socket of root's alone, which does not wait. Raises OSError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    mask = os.umask(0o177)
+    try:
+        listener.bind(path)
+    finally:
+        os.umask(mask)
+    listener.listen(MAX_CONNECTIONS)
+    return listener
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    credentials = struct.Struct("3i")  # struct ucred: pid, uid, gid
+    _, uid, _ = credentials.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))
+    return int(uid)
+
+
+def _refuse(connection: socket.socket, reason: str) -> None:
+    _send(connection, {"error": reason})
+    connection.close()
+
+
+def _send(connection: socket.socket, message: dict[str, Any]) -> None:
+    try:
+        connection.send(encode(message))
+    except OSError:
+        pass  # it is gone, or does not read; its connection's end says enough

@@ -1,0 +1,59 @@
+"""What systemd says of a unit. Runs `systemctl`, so never inside the window."""
+
+from __future__ import annotations
+
+import subprocess
+
+SYSTEMCTL = "/usr/bin/systemctl"
+_PROPERTIES = ("LoadState", "ActiveState", "SubState", "WatchdogUSec", "FreezerState", "ControlGroup", "Type")
+NEVER_FROZEN = (
+    "dbus",
+    "quiesce-agent",
+    "qemu-guest-agent",
+    "open-vm-tools",
+    "ssh",
+    "sshd",
+    "systemd-journald",
+    "systemd-logind",
+    "systemd-udevd",
+    "init",
+)
+"""Without these the machine cannot be reached, or the agent itself would wait."""
+
+
+class UnitError(Exception):
+    """The unit is not there, or must not be frozen."""
+
+
+def show(unit: str, timeout: float = 10.0) -> dict[str, str]:
+    """Some of its properties, by name. Raises UnitError."""
+    command = [SYSTEMCTL, "show", "--property", ",".join(_PROPERTIES), "--", unit]
+    try:
+        said = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnitError(f"systemctl show {unit}: {error}") from None
+    if said.returncode:
+        raise UnitError(said.stderr.decode(errors="replace").strip()[:300] or f"systemctl show {unit} failed")
+    return dict(line.split("=", 1) for line in said.stdout.decode(errors="replace").splitlines() if "=" in line)
+
+
+def freezable_cgroup(unit: str) -> str:
+    """The control group of a running unit that may be frozen. Raises UnitError with the reason if it may not.
+
+    systemd kills a unit that does not feed its watchdog, frozen or not, and then leaves the group frozen; up to version 257
+    (systemd issue 38517).
+    """
+    if unit.rpartition(".")[0] in NEVER_FROZEN:
+        raise UnitError(f"{unit} is never frozen: the machine, or this agent, could not be reached any more")
+    found = show(unit)
+    if found.get("LoadState") != "loaded":
+        raise UnitError(f"there is no unit {unit}")
+    if found.get("ActiveState") != "active" or not found.get("ControlGroup"):
+        raise UnitError(f"{unit} is not running: it is {found.get('ActiveState', 'unknown')}")
+    if found.get("WatchdogUSec", "0") not in ("0", "infinity"):
+        raise UnitError(
+            f"{unit} has a watchdog (WatchdogSec={found['WatchdogUSec']}): systemd would kill it for standing still"
+        )
+    if found.get("FreezerState", "running") != "running":
+        raise UnitError(f"{unit} is {found['FreezerState']} already, by somebody else")
+    return found["ControlGroup"]

@@ -1,0 +1,163 @@
+"""Programs that are writers themselves (agent/programs.py): asked one thing at a time, and taken at their word, within bounds.
+
+    {"id": 3, "do": "hold", "timeout_ms": 3000}      is answered by      {"id": 3, "outcome": "stable", "grade": "clean"}
+
+The requests are those of `ApplicationWriter`, in the same order. What a program answers cannot be proved, only noted. One that
+does not answer in time, or answers what makes no sense, is hung up on, and lets go by that.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from dataclasses import dataclass, field
+from typing import Optional
+
+from quiesce.agent.programs import Program, Programs, Registration
+from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns, left_s
+from quiesce.model.grades import Grade
+from quiesce.model.reports import Outcome
+from quiesce.wire.framing import ProtocolError, decode, encode
+from quiesce.wire.schema import from_wire
+
+LET_GO_TIMEOUT_S = 2.0
+"""Longest wait for a program to let go, in seconds: others wait behind it."""
+POST_CHECKPOINT_TIMEOUT_S = 10.0
+MAX_ANSWER = 4096
+"""Longest answer, in bytes."""
+MAX_TEXT = 400
+MAX_WARNINGS = 8
+
+_BEST_FIRST = list(Grade)
+
+
+@dataclass(frozen=True)
+class Answer:
+    id: int
+    outcome: Outcome
+    grade: Optional[Grade] = None
+    reason: Optional[str] = None
+    position: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def writers(programs: Programs) -> list[ApplicationWriter]:
+    """One a program that is connected, or missed."""
+    return [*map(External, programs.connected()), *map(Missing, programs.missing())]
+
+
+class _Registered(ApplicationWriter):
+    def __init__(self, registration: Registration) -> None:
+        super().__init__(registration.id)
+        self.level = registration.level
+        self.application = registration.application
+        self.version = registration.version
+        self.stateless = registration.stateless
+        self.data_directory = next(iter(registration.paths), None)
+        self.hold_limit_ms = registration.hold_timeout_ms
+        self._paths = list(registration.paths)
+
+    def paths(self) -> list[str]:
+        return self._paths
+
+
+class Missing(_Registered):
+    """A program that was connected since the machine started, and went away without taking leave."""
+
+    def on_identify(self, deadline_ns: int) -> None:
+        raise WriterError("its program was connected and went away without taking leave; start it again", grade=Grade.CRASH)
+
+
+class External(_Registered):
+    """A program that is connected."""
+
+    def __init__(self, program: Program) -> None:
+        registration = program.registration
+        assert registration is not None  # those that have not said who they are, are not listed
+        super().__init__(registration)
+        self._program = program
+        self._attempt = False
+        """It was asked to prepare, and not told yet how it ended."""
+
+    def on_identify(self, deadline_ns: int) -> None:
+        self._note(self._ask("identify", deadline_ns))
+
+    def on_prepare(self, deadline_ns: int, window_ms: int) -> None:
+        self._attempt = True
+        self._note(self._ask("prepare", deadline_ns, window_ms=window_ms))
+
+    def on_hold(self, deadline_ns: int) -> None:
+        started = time.monotonic_ns()
+        self._note(self._ask("hold", deadline_ns, timeout_ms=int(left_s(deadline_ns) * 1000)))
+        self.time("hold", started)
+
+    def on_release(self) -> None:
+        answer = self._ask("release", deadline_in_ns(LET_GO_TIMEOUT_S))
+        self.grade = max(self.grade, answer.grade or self.grade, key=_BEST_FIRST.index)
+
+    def on_abort(self) -> None:
+        attempt, self._attempt = self._attempt, False
+        if attempt and self._program.open:
+            self._ask("abort", deadline_in_ns(LET_GO_TIMEOUT_S))
+
+    def on_post_checkpoint(self, kept: bool) -> None:
+        attempt, self._attempt = self._attempt, False
+        if attempt and self._program.open:
+            self._ask("post-checkpoint", deadline_in_ns(POST_CHECKPOINT_TIMEOUT_S), kept=kept)
+
+    def _note(self, answer: Answer) -> None:
+        self.grade, self.reason = Grade.CLEAN if self.stateless else answer.grade or Grade.HELD, _cut(answer.reason)
+        self.position = dict(answer.position)  # where it stands now, or unknown: not where it stood before
+
+    def _ask(self, do: str, deadline_ns: int, **arguments: int) -> Answer:
+        """Raises WriterError, having hung up unless the program itself says that it cannot."""
+        left_s(deadline_ns)
+        try:
+            answer = _exchange(self._program, {"do": do, **arguments}, deadline_ns)
+        except (OSError, ProtocolError) as error:
+            self._program.hang_up()
+            if isinstance(error, TimeoutError):
+                raise WriterError(f"it did not answer {do!r} in time", Outcome.TIMEOUT) from None
+            if isinstance(error, OSError):
+                raise WriterError(f"its connection ended at {do!r}") from None
+            raise WriterError(f"its answer to {do!r} makes no sense: {error}", Outcome.NON_RETRYABLE) from None
+        new = [warning for warning in map(_cut, answer.warnings) if warning and warning not in self.warnings]
+        self.warnings += new[: max(0, MAX_WARNINGS - len(self.warnings))]
+        if answer.outcome is not Outcome.STABLE:
+            worth = answer.grade if answer.grade is Grade.CRASH else Grade.REFUSED
+            raise WriterError(_cut(answer.reason) or f"it gives no reason why it cannot {do}", answer.outcome, worth)
+        if answer.grade and not answer.grade.vouched:
+            raise WriterError(_cut(answer.reason) or "by its own account", Outcome.NON_RETRYABLE, answer.grade)
+        return answer
+
+
+def _exchange(program: Program, request: dict[str, object], deadline_ns: int) -> Answer:
+    """Raises TimeoutError, OSError if the connection ended, ProtocolError."""
+    program.requests += 1
+    program.connection.sendall(encode({"id": program.requests, **request}))
+    answer = from_wire(Answer, decode(_receive_line(program, deadline_ns)))
+    if answer.id != program.requests:
+        raise ProtocolError("it is to another request")
+    return answer
+
+
+def _receive_line(program: Program, deadline_ns: int) -> bytes:
+    poll = select.poll()
+    poll.register(program.connection, select.POLLIN)
+    while True:
+        if not poll.poll(max(0, -(-(deadline_ns - time.monotonic_ns()) // 1_000_000))):
+            raise TimeoutError
+        data = program.connection.recv(65536)
+        if not data:
+            raise ConnectionResetError
+        lines = list(program.lines.feed(data))
+        if len(lines) > 1:
+            raise ProtocolError("there is more than one line of it")
+        if lines:
+            if lines[0] is None or len(lines[0]) > MAX_ANSWER:
+                raise ProtocolError(f"it has more than {MAX_ANSWER} bytes")
+            return lines[0]
+
+
+def _cut(text: Optional[str]) -> Optional[str]:
+    return text if text is None or len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"

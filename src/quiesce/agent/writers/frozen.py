@@ -1,0 +1,72 @@
+"""Applications that the kernel holds: no process of their control group runs."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from quiesce.agent import systemd
+from quiesce.agent.cgroups import Cgroup, CgroupError
+from quiesce.agent.deadman import Undo
+from quiesce.agent.writers import ApplicationWriter, WriterError
+from quiesce.model.grades import Grade
+from quiesce.model.reports import Outcome
+
+FREEZE_TIMEOUT_MS = 2000
+"""Longest wait for all processes to stand still, in milliseconds; one in an uninterruptible wait keeps the others waiting."""
+
+
+class Frozen(ApplicationWriter):
+    """Held by freezing its control group, which is a unit's, or given. Clients wait; what it was doing goes on afterwards.
+
+    It stands still anywhere in its work, so what that is worth is for each application to say: `worth`.
+    """
+
+    worth = Grade.CRASH
+    worth_reason: Optional[str] = None
+    outlives = True
+
+    def __init__(self, id: str, *, unit: str = "", cgroup: str = "") -> None:
+        super().__init__(id)
+        self.unit = unit
+        self.hold_limit_ms = FREEZE_TIMEOUT_MS
+        self._cgroup = Cgroup(cgroup or f"/system.slice/{unit}")
+
+    def undo(self) -> Optional[Undo]:
+        try:
+            self._cgroup.open()
+        except OSError:
+            return None  # `on_identify` says so
+        return self._cgroup.undo
+
+    def on_identify(self, deadline_ns: int) -> None:
+        if self.unit:
+            try:
+                group = systemd.freezable_cgroup(self.unit)
+            except systemd.UnitError as error:
+                raise WriterError(str(error), Outcome.NON_RETRYABLE) from None
+            if group != self._cgroup.path:
+                raise WriterError(f"{self.unit} is in {group}, not in {self._cgroup.path}", Outcome.NON_RETRYABLE)
+        try:
+            self._cgroup.open()
+        except OSError as error:
+            reason = f"the control group {self._cgroup.path} cannot be frozen: {error.strerror}"
+            raise WriterError(reason, Outcome.NON_RETRYABLE) from None
+        if self._cgroup.asked():
+            raise WriterError(f"{self._cgroup.path} is frozen already, by somebody else")
+        self.grade, self.reason = self.worth, self.worth_reason
+
+    def on_hold(self, deadline_ns: int) -> None:
+        try:
+            self._cgroup.freeze(deadline_ns)
+        except CgroupError as error:
+            raise WriterError(str(error)) from None
+
+    def on_release(self) -> None:
+        held = self._cgroup.frozen()
+        self._cgroup.thaw()
+        if not held:
+            raise WriterError(f"{self._cgroup.path} was let go during the window, or ended", Outcome.INCONSISTENT)
+
+    def on_abort(self) -> None:
+        self._cgroup.thaw()
+        self._cgroup.close()

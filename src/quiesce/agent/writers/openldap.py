@@ -1,0 +1,99 @@
+"""OpenLDAP's slapd with its mdb backend: frozen, and clean wherever it stands.
+
+LMDB never overwrites what the last commit refers to, and a commit is one page that is written last and synchronously; so an
+image taken at any instant is the last commit, and nothing is recovered at the start. The hold keeps all databases of the
+server at one instant, and has clients wait. Databases that give up that promise for speed (olcDbNoSync, the environment flags
+nosync, writemap, mapasync) are not vouched for.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import struct
+
+from quiesce.agent import processes
+from quiesce.agent.processes import Process
+from quiesce.agent.writers import ApplicationWriter, WriterError
+from quiesce.agent.writers.frozen import Frozen
+from quiesce.model.grades import Grade
+from quiesce.model.reports import Outcome
+
+_META = struct.Struct("=16xII8xQ")
+"""Of an LMDB meta page: magic, version, map size; liblmdb's mdb.c, MDB_page header and MDB_meta."""
+_MAGIC = 0xBEEFC0DE
+_UNSAFE = re.compile(
+    r"^(olcDbNoSync:\s*TRUE|olcDbEnvFlags:.*\b(nosync|nometasync|writemap|mapasync)\b)", re.IGNORECASE | re.MULTILINE
+)
+
+
+def discover() -> list[ApplicationWriter]:
+    """One writer a system service."""
+    found = {unit: process for process in processes.running("slapd") if (unit := processes.unit(process.pid))}
+    return [Slapd(unit, process) for unit, process in sorted(found.items())]
+
+
+class Slapd(Frozen):
+    """A directory server."""
+
+    application = "openldap"
+    worth = Grade.CLEAN
+
+    def __init__(self, unit: str, process: Process) -> None:
+        super().__init__(f"openldap:{unit}", unit=unit)
+        self._process = process
+        self._databases = sorted({path for path in processes.open_files(process.pid) if path.endswith("/data.mdb")})
+        if self._databases:
+            self.data_directory = os.path.dirname(self._databases[0])
+
+    def on_identify(self, deadline_ns: int) -> None:
+        if not self._databases:
+            raise WriterError("it has no open mdb database", Outcome.NON_RETRYABLE)
+        if unsafe := next(filter(_UNSAFE.search, map(_read, _configuration())), None):
+            setting = _UNSAFE.search(unsafe)
+            reason = f"its databases are not safe at any instant: {setting.group(0) if setting else ''}"
+            raise WriterError(reason, Outcome.NON_RETRYABLE, Grade.CRASH)
+        super().on_identify(deadline_ns)
+        self._note_position()
+
+    def on_hold(self, deadline_ns: int) -> None:
+        super().on_hold(deadline_ns)
+        self._note_position()
+
+    def paths(self) -> list[str]:
+        return [os.path.dirname(path) for path in self._databases]
+
+    def _note_position(self) -> None:
+        for path in self._databases:
+            name = "last_txn_id" if len(self._databases) == 1 else f"last_txn_id {os.path.dirname(path)}"
+            self.position[name] = str(last_transaction(path))
+
+
+def last_transaction(path: str) -> int:
+    """The number of the last commit in an LMDB file. Raises OSError, ValueError."""
+    with open(path, "rb") as file:
+        first = file.read(152)
+        page_size = struct.unpack_from("=I", first, 40)[0]
+        file.seek(page_size)
+        second = file.read(152)
+    numbers = [
+        struct.unpack_from("=Q", page, 144)[0]
+        for page in (first, second)
+        if len(page) == 152 and _META.unpack_from(page)[0] == _MAGIC
+    ]
+    if not numbers:
+        raise ValueError(f"{path} is no LMDB file")
+    return int(max(numbers))
+
+
+def _configuration() -> list[str]:
+    return ["/etc/ldap/slapd.conf", *glob.glob("/etc/ldap/slapd.d/**/*.ldif", recursive=True)]
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

@@ -1,0 +1,121 @@
+"""PgBouncer: paused, so that its clients' next transactions wait and the databases behind it fall quiet.
+
+Only transaction and statement pooling can be paused in bounded time; with session pooling PAUSE waits for clients to leave.
+It keeps no data, so the label never depends on it. Its console is reached over its Unix socket as the user `pgbouncer`, whom it
+lets in without a password if the peer is its own operating system user (pgbouncer(5), admin console).
+PAUSE outlives the session that said it, so the dead-man has a session of its own to say RESUME in.
+"""
+
+from __future__ import annotations
+
+import struct
+from contextlib import suppress
+from typing import Any, Optional
+
+from quiesce.agent import linux, processes
+from quiesce.agent.deadman import Undo
+from quiesce.agent.processes import Process
+from quiesce.agent.writers import ApplicationWriter, WriterError, left_s
+from quiesce.agent.writers.postgresql import _say
+from quiesce.model.grades import Grade, Level
+from quiesce.model.reports import Outcome
+
+HOLD_LIMIT_MS = 3000
+"""Longest wait for the running transactions, in milliseconds; clients that come meanwhile wait with us."""
+CONNECT_TIMEOUT_S = 10.0
+_RESUME = b"RESUME;\0"
+
+
+def discover() -> list[ApplicationWriter]:
+    """One writer a process that listens on a Unix socket."""
+    return [
+        PgBouncer(process, paths[0])
+        for process in processes.running("pgbouncer")
+        if not process.container and (paths := processes.listening_paths(process.pid))
+    ]
+
+
+class PgBouncer(ApplicationWriter):
+    """One pooler."""
+
+    application = "pgbouncer"
+    level = Level.FRONT_END
+    stateless = True
+    outlives = True
+
+    def __init__(self, process: Process, socket_path: str) -> None:
+        super().__init__(f"pgbouncer:{socket_path.rpartition('.')[2]}")
+        self._process = process
+        self._socket_path = socket_path
+        self._console: Any = None
+        self._rescue: Any = None
+        self._paused = False
+        self.hold_limit_ms = HOLD_LIMIT_MS
+
+    def undo(self) -> Optional[Undo]:
+        try:
+            self._rescue = self._connect(CONNECT_TIMEOUT_S)
+        except Exception:  # noqa: BLE001 - `on_identify` says why
+            return None
+        message = b"Q" + struct.pack("!i", len(_RESUME) + 4) + _RESUME
+        return Undo(self._rescue._usock.fileno(), message)
+
+    def on_identify(self, deadline_ns: int) -> None:
+        self.grade = Grade.CLEAN
+        self._console = self._console or self._connect(left_s(deadline_ns))
+        self.version = self._console.run("SHOW VERSION")[0][0].removeprefix("PgBouncer ")
+        rows = self._console.run("SHOW DATABASES")
+        names = [column["name"] for column in self._console.columns]
+        databases = [dict(zip(names, row)) for row in rows]
+        default = dict(row[:2] for row in self._console.run("SHOW CONFIG")).get("pool_mode", "session")
+        paused = [item["name"] for item in databases if str(item.get("paused", "0")) == "1"]
+        if paused:
+            raise WriterError(f"database {paused[0]!r} is paused already, by somebody else")
+        slow = [item["name"] for item in databases if item["name"] != "pgbouncer" and _mode(item, default) == "session"]
+        if slow:
+            reason = f"database {slow[0]!r} has session pooling, which PAUSE would wait for without end; not paused"
+            raise WriterError(reason, Outcome.NON_RETRYABLE)
+        self.reason = None
+
+    def on_hold(self, deadline_ns: int) -> None:
+        self._paused = True
+        self._console._usock.settimeout(left_s(deadline_ns))
+        try:
+            self._console.run("PAUSE")
+        except Exception as error:
+            if "timed out" in str(error):
+                raise WriterError("transactions did not end in time", Outcome.TIMEOUT) from None
+            if "already" in str(error):
+                self._paused = False  # somebody else's pause is theirs to end
+            raise
+
+    def on_release(self) -> None:
+        self._resume()
+
+    def on_abort(self) -> None:
+        try:
+            if self._paused:
+                self._resume()
+        finally:
+            for connection in (self._console, self._rescue):
+                with suppress(Exception):
+                    connection.close()
+            self._console = self._rescue = None
+
+    def say(self, error: Exception) -> str:
+        return _say(error)
+
+    def _resume(self) -> None:
+        self._rescue._usock.settimeout(5)
+        self._rescue.run("RESUME")
+        self._paused = False
+
+    def _connect(self, timeout_s: float) -> Any:
+        from pg8000.native import Connection  # which takes its time, so before the deadline is looked at
+
+        with linux.as_user(self._process.uid):
+            return Connection("pgbouncer", database="pgbouncer", unix_sock=self._socket_path, timeout=timeout_s)
+
+
+def _mode(database: dict[str, Any], default: str) -> str:
+    return str(database.get("pool_mode") or default)

@@ -1,0 +1,90 @@
+"""RabbitMQ: frozen, and a crash image all the same.
+
+What was confirmed to a publisher is on disk, but a node that was not stopped rebuilds its indices when it starts, so this is
+said. For a clean one, have the node stopped for the checkpoint: `Action=stop` (docs/writers.md); its clients reconnect.
+Blocking publishers by an alarm instead (`rabbitmqctl set_vm_memory_high_watermark 0`) would take an Erlang start at either end
+of the window, seconds, and leave the grade as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+
+from quiesce.agent import processes
+from quiesce.agent.writers import ApplicationWriter, WriterError, left_s
+from quiesce.agent.writers.frozen import Frozen
+from quiesce.model.grades import Grade
+from quiesce.model.reports import Outcome
+
+RABBITMQCTL = "/usr/sbin/rabbitmqctl"
+LOOK_TIMEOUT_S = 60.0
+"""Longest wait for `rabbitmqctl`, in seconds: it starts an Erlang of its own. Outside the window."""
+
+
+def discover() -> list[ApplicationWriter]:
+    """One writer a system service whose Erlang runs RabbitMQ; another Erlang server is an application without a writer."""
+    found: dict[str, ApplicationWriter] = {}
+    for process in processes.running("beam.smp"):
+        words = processes.command_line(process.pid)
+        if any("rabbit" in word for word in words):
+            unit = processes.unit(process.pid)
+            if unit:
+                found[unit] = RabbitMq(unit)
+        else:
+            name = f"erlang:{processes.unit(process.pid) or process.pid}"
+            found[name] = OtherErlang(name)
+    return [found[key] for key in sorted(found)]
+
+
+class RabbitMq(Frozen):
+    """A node."""
+
+    application = "rabbitmq"
+    worth = Grade.CRASH
+    worth_reason = (
+        "confirmed messages are in it, but it rebuilds its indices when it starts, as after a power failure;"
+        " Action=stop in /etc/quiesce/writers.d has it stopped cleanly instead"
+    )
+
+    def __init__(self, unit: str) -> None:
+        super().__init__(f"rabbitmq:{unit}", unit=unit)
+        self.data_directory = "/var/lib/rabbitmq"
+
+    def on_prepare(self, deadline_ns: int, window_ms: int) -> None:
+        """Where it stands, as of now: while it is held nothing can be asked."""
+        timeout = min(LOOK_TIMEOUT_S, left_s(deadline_ns))
+        queues = json.loads(_ask(timeout, "--formatter", "json", "list_queues", "name", "messages", "durable"))
+        definitions = json.loads(_ask(timeout, "export_definitions", "-"))
+        self.version = str(definitions.get("rabbitmq_version", "unknown"))
+        self.position = {
+            "queues": str(len(queues)),
+            "messages": str(sum(int(queue["messages"]) for queue in queues)),
+            "definitions_sha256": hashlib.sha256(json.dumps(definitions, sort_keys=True).encode()).hexdigest(),
+        }
+        fleeting = [queue["name"] for queue in queues if not queue["durable"]]
+        if fleeting:
+            self.warnings.append(f"queue {fleeting[0]!r} and its messages are gone after any restart: it is not durable")
+
+    def paths(self) -> list[str]:
+        return ["/var/lib/rabbitmq"]
+
+
+class OtherErlang(ApplicationWriter):
+    """An Erlang server that is not RabbitMQ."""
+
+    application = "an Erlang server"
+
+    def on_identify(self, deadline_ns: int) -> None:
+        raise WriterError(
+            "quiesce has no writer for it; restored, it starts as after a power failure", Outcome.NON_RETRYABLE, Grade.CRASH
+        )
+
+
+def _ask(timeout: float, *words: str) -> str:
+    command = [RABBITMQCTL, "--quiet", *words]
+    said = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
+    if said.returncode:
+        raise WriterError(f"rabbitmqctl {' '.join(words)}: {said.stderr.decode(errors='replace').strip()[:300]}")
+    return said.stdout.decode(errors="replace")

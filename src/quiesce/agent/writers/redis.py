@@ -1,0 +1,336 @@
+"""Redis 6.2 and later, and Valkey: writers held, and what the server loads at its start complete in its files.
+
+How: `CLIENT PAUSE … WRITE` makes writers wait, and reads go on. Commands are atomic in Redis, so any moment is a boundary; what
+is left is to have it on disk. With an append-only file that file is loaded: all that was acknowledged has to be handed to
+the kernel, and the freeze flushes it. Without, a save (BGSAVE) is made under the hold; one just before keeps it short.
+
+The pause ends by itself, a little after the window would: the server's own dead-man. It is in memory only.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shlex
+import time
+from typing import Any, Callable, Optional
+
+from quiesce.agent import linux, processes
+from quiesce.agent.processes import Process
+from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns
+from quiesce.agent.writers.resp import Client, RespError
+from quiesce.model.grades import Grade
+from quiesce.model.reports import Outcome
+
+OLDEST = (6, 2)
+"""The first version that can pause writers alone; before, we would pause ourselves."""
+PAUSE_MARGIN_MS = 500
+"""How long the pause outlives the window, in milliseconds."""
+POLL_S = 0.005
+RELEASE_TIMEOUT_S = 2.0
+CONFIGURATIONS = ("/etc/redis/*.conf", "/etc/valkey/*.conf")
+
+_CHILD = re.compile(r"(redis|valkey)-(rdb|aof)-")
+"""What a server's own child calls itself while it saves."""
+
+Info = dict[str, str]
+
+
+def discover() -> list[ApplicationWriter]:
+    """Every server of this machine, but those that only watch others."""
+    found: list[ApplicationWriter] = []
+    for process in processes.running("redis-server", "valkey-server"):
+        title = " ".join(processes.command_line(process.pid))
+        if "[sentinel]" not in title and not _CHILD.match(title):
+            found.append(Server(process))
+    return found
+
+
+class Server(ApplicationWriter):
+    """A running server."""
+
+    def __init__(self, process: Process) -> None:
+        self.application = process.name.partition("-")[0]
+        ports, paths = processes.listening_ports(process.pid), processes.listening_paths(process.pid)
+        self._process = process
+        self._port = ports[0] if ports else 0
+        self._path = paths[0] if paths else ""
+        super().__init__(f"{self.application}:{self._port or self._path or process.pid}")
+        self._client: Any = None
+        self._password: Optional[str] = None
+        self._append_only = False
+        self._keeps_nothing = False
+        self._append_directory = ""
+        self._pause_ms = 0
+        self._paused_until_ns = 0
+        """When the pause that is ours ends; 0 if there is none."""
+        self._held: Info = {}
+
+    # -- what it says of itself
+
+    def on_identify(self, deadline_ns: int) -> None:
+        if self._process.container:
+            raise WriterError("it runs in a container; its writer cannot reach it yet", Outcome.NON_RETRYABLE)
+        self._client = self._log_in(deadline_ns)
+        info = self._info(deadline_ns)
+        self.version = info.get("valkey_version") or info.get("redis_version", "unknown")
+        if tuple(map(int, re.findall(r"\d+", self.version)[:2])) < OLDEST:
+            raise WriterError(
+                f"version {self.version} is older than {'.'.join(map(str, OLDEST))} and cannot hold its writers alone",
+                Outcome.NON_RETRYABLE,
+                Grade.CRASH,
+            )
+        if info.get("loading") == "1":
+            raise WriterError("it is still loading its data")
+        self.position = _position(info)
+        self._see_replica(info)
+        _refuse_foreign_pause(info)
+        self._read_configuration(info, deadline_ns)
+        if info.get("cluster_enabled") == "1":
+            self.warnings.append("a node of a cluster: its other nodes are not held at the same moment")
+        self.grade = Grade.CLEAN
+
+    def _see_replica(self, info: Info) -> None:
+        self.role = "primary" if info.get("role") == "master" else "replica"
+        if self.role == "replica":
+            raise WriterError(
+                "a replica: it starts from its own last save and follows its primary again;"
+                " checkpoint the primary for an application-consistent image",
+                Outcome.NON_RETRYABLE,
+                Grade.CRASH,
+            )
+
+    def _read_configuration(self, info: Info, deadline_ns: int) -> None:
+        directory = self._setting("dir", deadline_ns)
+        self.data_directory = directory
+        self._append_only = info.get("aof_enabled") == "1"
+        self._append_directory = os.path.join(directory, self._setting("appenddirname", deadline_ns))
+        self._keeps_nothing = not self._append_only and not self._setting("save", deadline_ns)
+        if not self._keeps_nothing:
+            self.reason = None
+        elif os.path.exists(os.path.join(directory, dump := self._setting("dbfilename", deadline_ns))):
+            self.reason = f"keeps nothing on disk by its configuration: it starts with the old {dump} in {directory}"
+        else:
+            self.reason = "keeps nothing on disk: by its configuration it starts empty"
+
+    def _setting(self, name: str, deadline_ns: int) -> str:
+        """Empty if this version has none of that name."""
+        try:
+            answer = self._client.call("CONFIG", "GET", name, deadline_ns=deadline_ns)
+        except RespError as error:
+            raise WriterError(
+                f"it does not let its configuration be read ({error}); quiesce has to know where it keeps its data:"
+                " allow CONFIG GET to the default user",
+                Outcome.NON_RETRYABLE,
+            ) from None
+        return str(answer[1]) if answer else ""
+
+    # -- the attempt
+
+    def on_prepare(self, deadline_ns: int, window_ms: int) -> None:
+        self._pause_ms = window_ms + PAUSE_MARGIN_MS
+        started = time.monotonic_ns()
+        if self._append_only:
+            self._until(_rewriting, deadline_ns)
+        elif not self._keeps_nothing and self._info(deadline_ns).get("rdb_changes_since_last_save") != "0":
+            self._save(deadline_ns)
+        self.time("prepare_save", started)
+
+    def on_hold(self, deadline_ns: int) -> None:
+        if self._keeps_nothing:
+            return
+        # A new connection: the server closes an idle one in its own time (its setting `timeout`).
+        self._client.close()
+        self._client = self._connect(deadline_ns)
+        _refuse_foreign_pause(self._info(deadline_ns))
+        started = time.monotonic_ns()
+        # Noted before it is said, so that it is never taken to last longer than it does.
+        self._paused_until_ns = started + self._pause_ms * 1_000_000
+        self._client.call("CLIENT", "PAUSE", str(self._pause_ms), "WRITE", deadline_ns=deadline_ns)
+        if self._append_only:
+            info = self._until(_not_written, deadline_ns)
+        else:
+            info = self._info(deadline_ns)
+            while info.get("rdb_changes_since_last_save") != "0":
+                info = self._save(deadline_ns)
+        self._held, self.position = info, _position(info)
+        self.time("save", started)
+
+    def _save(self, deadline_ns: int) -> Info:
+        """Makes one save of what is there now. Returns what the server then says of itself. Raises WriterError."""
+        self._until(_saving, deadline_ns)  # one that is under way has not everything in it
+        try:
+            self._client.call("BGSAVE", deadline_ns=deadline_ns)
+        except RespError as error:
+            if "in progress" not in str(error):  # of itself it began one meanwhile, which will do if nothing changes
+                raise WriterError(f"it cannot save: {error}") from None
+        info = self._until(_saving, deadline_ns)
+        if info.get("rdb_last_bgsave_status") != "ok":
+            raise WriterError("its save failed (rdb_last_bgsave_status); its log says why")
+        return info
+
+    def _until(self, obstacle: Callable[[Info], str], deadline_ns: int) -> Info:
+        """Waits until nothing stands in the way, and returns what the server then says of itself. Raises WriterError."""
+        while True:
+            info = self._info(deadline_ns)
+            found = obstacle(info)
+            if not found:
+                return info
+            if time.monotonic_ns() + POLL_S * 1e9 >= deadline_ns:
+                raise WriterError(f"it did not come to rest in time: {found}", Outcome.TIMEOUT)
+            time.sleep(POLL_S)
+
+    def on_release(self) -> None:
+        if self._keeps_nothing:
+            return
+        deadline_ns = deadline_in_ns(RELEASE_TIMEOUT_S)
+        moved = _moved(self._held, self._info(deadline_ns))
+        if time.monotonic_ns() >= self._paused_until_ns:
+            self._paused_until_ns = 0
+            raise WriterError("its pause ended by itself before it was released", Outcome.INCONSISTENT)
+        self._client.call("CLIENT", "UNPAUSE", deadline_ns=deadline_ns)
+        self._paused_until_ns = 0
+        if moved:
+            raise WriterError(f"it changed during the window: {moved}", Outcome.INCONSISTENT)
+
+    def on_abort(self) -> None:
+        if self._client:
+            self._client.close()
+            self._client = None
+        # One that has ended is no longer ours to end: by now it may be somebody else's.
+        if time.monotonic_ns() < self._paused_until_ns:
+            deadline_ns = deadline_in_ns(RELEASE_TIMEOUT_S)
+            client = self._connect(deadline_ns)
+            try:
+                client.call("CLIENT", "UNPAUSE", deadline_ns=deadline_ns)
+            finally:
+                client.close()
+        self._paused_until_ns = 0
+
+    def paths(self) -> list[str]:
+        directories = [self.data_directory or "", self._append_directory]
+        return sorted({os.path.realpath(path) for path in directories if path and os.path.isdir(path)})
+
+    def say(self, error: Exception) -> str:
+        return str(error) if isinstance(error, RespError) else super().say(error)
+
+    def _info(self, deadline_ns: int) -> Info:
+        lines = self._client.call("INFO", deadline_ns=deadline_ns).splitlines()
+        return {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}
+
+    # -- connections
+
+    def _connect(self, deadline_ns: int) -> Client:
+        """A connection that is let in, if a password is needed with the one that was found."""
+        client = Client(self._path or ("127.0.0.1", self._port), deadline_ns)
+        try:
+            if self._password is not None:
+                client.call("AUTH", self._password, deadline_ns=deadline_ns)
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    def _log_in(self, deadline_ns: int) -> Client:
+        """A connection that is let in. Finds the password if one is needed. Raises WriterError."""
+        if not self._path and not self._port:
+            raise WriterError("it listens neither at a Unix socket nor at 127.0.0.1", Outcome.NON_RETRYABLE)
+        client = self._connect(deadline_ns)
+        if _let_in(client, deadline_ns, "PING"):
+            return client
+        for password in self._passwords():
+            if _let_in(client, deadline_ns, "AUTH", password):
+                self._password = password
+                return client
+        client.close()
+        raise WriterError(
+            "it wants a password, and none that works is in its configuration: quiesce looks for `requirepass` in the file"
+            f" it was started with, {' and '.join(CONFIGURATIONS)}",
+            Outcome.NON_RETRYABLE,
+        )
+
+    def _passwords(self) -> list[str]:
+        """Those of its own configuration, read as its own user: no process that calls itself a server is told by us what it
+        could not read itself."""
+        found = []
+        named = [word for word in processes.command_line(self._process.pid)[1:2] if word.startswith("/")]
+        for path in [*named, *sorted(path for pattern in CONFIGURATIONS for path in glob.glob(pattern))]:
+            try:
+                with linux.as_user(self._process.uid):
+                    settings = _read_settings(path)
+            except OSError:
+                continue
+            same = settings.get("port", "6379") == str(self._port) or settings.get("unixsocket") == self._path
+            if "requirepass" in settings and (path in named or same):
+                found.append(settings["requirepass"])
+        return found
+
+
+def _let_in(client: Client, deadline_ns: int, *words: str) -> bool:
+    try:
+        client.call(*words, deadline_ns=deadline_ns)
+    except RespError as error:
+        return error.code not in ("NOAUTH", "WRONGPASS")  # whatever else it does not like, commands that matter will say
+    return True
+
+
+def _read_settings(path: str) -> dict[str, str]:
+    """The settings of one word each that a configuration file has; of one said twice the last counts. Raises OSError."""
+    settings = {}
+    with open(path, errors="surrogateescape") as file:
+        for line in file:
+            try:
+                words = shlex.split(line)
+            except ValueError:  # a quotation mark in a comment
+                continue
+            if len(words) == 2:
+                settings[words[0].lower()] = words[1]
+    return settings
+
+
+def _refuse_foreign_pause(info: Info) -> None:
+    """Ours would prolong a pause of somebody else's, and its end would be theirs too. Known from Redis 7.4 and Valkey 8 on."""
+    if info.get("paused_actions", "none") != "none":
+        raise WriterError(f"its clients are already paused by somebody else ({info.get('paused_reason', 'unknown')})")
+
+
+def _saving(info: Info) -> str:
+    return "it is saving (BGSAVE)" if info.get("rdb_bgsave_in_progress") == "1" else ""
+
+
+def _rewriting(info: Info) -> str:
+    rewriting = "1" in (info.get("aof_rewrite_in_progress"), info.get("aof_rewrite_scheduled"))
+    return "it is rewriting its append-only file" if rewriting else ""
+
+
+def _not_written(info: Info) -> str:
+    if info.get("aof_last_write_status") != "ok":
+        return "it cannot write its append-only file (aof_last_write_status)"
+    if info.get("aof_buffer_length") != "0" or info.get("aof_pending_bio_fsync") != "0":
+        return "its append-only file is not written to the end"
+    return _rewriting(info)
+
+
+def _keys(info: Info) -> int:
+    found = (re.match(r"keys=(\d+)", value) for name, value in info.items() if re.fullmatch(r"db\d+", name))
+    return sum(int(match.group(1)) for match in found if match)
+
+
+def _position(info: Info) -> dict[str, str]:
+    named = {name: info.get(name, "") for name in ("run_id", "master_replid", "master_repl_offset")}
+    return {**named, "keys": str(_keys(info))}
+
+
+def _moved(before: Info, after: Info) -> str:
+    """What changed between two answers, or the empty string."""
+    names = ["run_id", "master_replid"]
+    if after.get("connected_slaves") == "0":  # to replicas it says every ten seconds that it is alive, which counts
+        names.append("master_repl_offset")
+    changed = [f"{name} from {before.get(name)} to {after.get(name)}" for name in names if before.get(name) != after.get(name)]
+    if _keys(before) != _keys(after):
+        changed.append(f"keys from {_keys(before)} to {_keys(after)}")
+    # Fewer is a save that ended meanwhile. The offset of a server that never had a replica stands still; this does not.
+    if int(after["rdb_changes_since_last_save"]) > int(before["rdb_changes_since_last_save"]):
+        changed.append("it was written to")
+    return ", ".join(changed)

@@ -1,0 +1,192 @@
+"""SQLite files that system services have open: no transaction is open, and the log is empty.
+
+How: the write-ahead log is written back and emptied, then the file's write lock is taken (BEGIN IMMEDIATE), so the file is at a
+commit. SQLite tells other writers that the file is busy, after their own busy_timeout; so that none of them sees that, the
+service is frozen first, and let go again for a moment where it stands in a transaction, until it does not. One with a watchdog
+cannot be frozen: its writers may then be told so. A lock dies with this process.
+Sources: sqlite.org/pragma.html (wal_checkpoint), lockingv3.html, fileformat2.html.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import struct
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Optional
+
+from quiesce.agent import linux, processes, systemd
+from quiesce.agent.cgroups import Cgroup, CgroupError
+from quiesce.agent.deadman import Undo
+from quiesce.agent.writers import ApplicationWriter, WriterError, left_s
+from quiesce.model.grades import Grade
+from quiesce.model.reports import Outcome
+
+MAGIC = b"SQLite format 3\0"
+MAX_TRIES = 12
+BUSY_TIMEOUT_MS = 500
+"""Longest wait for a transaction of the service's, in milliseconds, a try."""
+HOLD_LIMIT_MS = 4000
+
+
+def discover() -> list[ApplicationWriter]:
+    """One writer a service that has such files open."""
+    files: dict[str, set[str]] = {}
+    taken: set[str] = set()
+    for process in processes.running():
+        unit = processes.unit(process.pid)
+        if not unit or process.container:
+            continue
+        for path in processes.open_files(process.pid):
+            if path not in taken and is_database(path):
+                taken.add(path)
+                files.setdefault(unit, set()).add(path)
+    return [Sqlite(unit, sorted(paths)) for unit, paths in sorted(files.items())]
+
+
+def is_database(path: str) -> bool:
+    """To be asked only while no lock is held: closing a file gives up all this process's locks on it."""
+    if not path.startswith("/") or path.startswith(("/dev/", "/proc/", "/sys/")):
+        return False
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+@dataclass
+class _File:
+    path: str
+    descriptor: int
+    """Open for as long as the connection, for the reason above."""
+    connection: sqlite3.Connection
+    uid: int
+    state: tuple[bytes, int] = (b"", 0)
+
+    def look(self) -> tuple[bytes, int]:
+        """What changes with every commit: the header's change counter and size, and the size of the log."""
+        return os.pread(self.descriptor, 8, 24), self.wal_size()
+
+    def lock(self, busy_timeout_ms: int) -> str:
+        """Empties the log, if no reader stands in it, and takes the write lock. Returns what stood in the way. Raises
+        sqlite3.Error."""
+        try:
+            self.connection.execute(f"PRAGMA busy_timeout = {busy_timeout_ms}")
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self.connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error) or "busy" in str(error):
+                return f"{self.path}: a transaction keeps it locked"
+            raise
+        return ""
+
+    def wal_size(self) -> int:
+        try:
+            return os.stat(self.path + "-wal").st_size
+        except FileNotFoundError:
+            return 0
+
+
+class Sqlite(ApplicationWriter):
+    """All files of one service."""
+
+    application = "sqlite"
+
+    def __init__(self, unit: str, paths: list[str]) -> None:
+        super().__init__(f"sqlite:{unit}")
+        self.version = sqlite3.sqlite_version
+        self.data_directory = os.path.dirname(paths[0])
+        self.hold_limit_ms = HOLD_LIMIT_MS
+        self.unit = unit
+        self._paths = paths
+        self._files: list[_File] = []
+        self._cgroup: Optional[Cgroup] = None
+
+    def undo(self) -> Optional[Undo]:
+        try:
+            cgroup = Cgroup(systemd.freezable_cgroup(self.unit))
+            cgroup.open()
+        except (systemd.UnitError, OSError) as error:
+            self.warnings.append(f"its writers may be told that the file is busy during the hold: {error}")
+            return None
+        self._cgroup = cgroup
+        return cgroup.undo
+
+    def on_identify(self, deadline_ns: int) -> None:
+        self.grade, self.reason = Grade.CLEAN, None
+        self.position = {"files": str(len(self._paths))}
+
+    def on_prepare(self, deadline_ns: int, window_ms: int) -> None:
+        for path in self._paths:
+            uid = os.stat(path).st_uid
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            with linux.as_user(uid):
+                connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
+                self._files.append(_File(path, descriptor, connection, uid))
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def on_hold(self, deadline_ns: int) -> None:
+        obstacle = ""
+        for attempt in range(MAX_TRIES):
+            obstacle = self._try_to_hold(attempt, deadline_ns)
+            if not obstacle:
+                break
+            self._let_go()
+            time.sleep(min(0.01 * 2**attempt, 0.2, left_s(deadline_ns)))
+        else:
+            raise WriterError(obstacle, Outcome.TIMEOUT)
+        for file in self._files:
+            file.state = file.look()
+            counter, pages = struct.unpack(">II", file.state[0])
+            self.position[file.path] = f"change {counter} pages {pages}"
+        if any(file.wal_size() for file in self._files):
+            self.grade, self.reason = Grade.NIL_REDO, "a reader kept its log from being emptied; it is read at the next start"
+
+    def _try_to_hold(self, attempt: int, deadline_ns: int) -> str:
+        """Returns what stood in the way, or the empty string. The last tries take a log that cannot be emptied as it is."""
+        if self._cgroup:
+            try:
+                self._cgroup.freeze(deadline_ns)
+            except CgroupError as error:
+                raise WriterError(str(error)) from None
+        for file in self._files:
+            with linux.as_user(file.uid):
+                obstacle = file.lock(0 if self._cgroup else BUSY_TIMEOUT_MS)
+            if not obstacle and file.wal_size() and attempt < MAX_TRIES // 2:
+                obstacle = f"{file.path}: a reader keeps its log from being emptied"
+            if obstacle:
+                return obstacle
+        return ""
+
+    def on_release(self) -> None:
+        moved = next((file.path for file in self._files if file.look() != file.state), None)
+        self._let_go()
+        if moved:
+            raise WriterError(f"{moved} was written to during the window", Outcome.INCONSISTENT)
+
+    def on_abort(self) -> None:
+        for file in self._files:
+            with suppress(sqlite3.Error), linux.as_user(file.uid):
+                file.connection.close()
+            os.close(file.descriptor)
+        self._files = []
+        if self._cgroup:
+            self._cgroup.thaw()
+            self._cgroup.close()
+            self._cgroup = None
+
+    def _let_go(self) -> None:
+        for file in self._files:
+            if file.connection.in_transaction:
+                file.connection.execute("ROLLBACK")
+        if self._cgroup:
+            self._cgroup.thaw()
+
+    def paths(self) -> list[str]:
+        return sorted({os.path.dirname(os.path.realpath(path)) for path in self._paths})

@@ -1,0 +1,58 @@
+"""A service that is shut down for the checkpoint, and started again: clean for anything, and down meanwhile."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from quiesce.agent import commands, systemd
+from quiesce.agent.deadman import Undo
+from quiesce.agent.writers import ApplicationWriter, WriterError, left_s
+from quiesce.model.grades import Grade
+from quiesce.model.reports import Outcome
+
+START_TIMEOUT_S = 90.0
+
+
+class StoppedService(ApplicationWriter):
+    """Its clients are refused, or have to connect again: the way for an application that cannot hold."""
+
+    outlives = True
+
+    def __init__(self, id: str, unit: str, application: str = "service") -> None:
+        super().__init__(id)
+        self.application = application
+        self._unit = unit
+        self._stopped = False
+
+    def undo(self) -> Optional[Undo]:
+        return Undo(command=(systemd.SYSTEMCTL, "start", "--no-block", self._unit))
+
+    def on_identify(self, deadline_ns: int) -> None:
+        try:
+            found = systemd.show(self._unit)
+        except systemd.UnitError as error:
+            raise WriterError(str(error), Outcome.NON_RETRYABLE) from None
+        if found.get("LoadState") != "loaded":
+            raise WriterError(f"there is no unit {self._unit}", Outcome.NON_RETRYABLE)
+        if found.get("ActiveState") != "active":
+            raise WriterError(f"{self._unit} is not running: it is {found.get('ActiveState', 'unknown')}")
+        self.grade, self.reason = Grade.CLEAN, "it is shut down for the checkpoint, and started again"
+
+    def on_hold(self, deadline_ns: int) -> None:
+        self._stopped = True
+        commands.run([systemd.SYSTEMCTL, "stop", self._unit], left_s(deadline_ns))
+        state = systemd.show(self._unit)
+        if state.get("ActiveState") != "inactive":
+            raise WriterError(f"{self._unit} did not shut down cleanly: it is {state.get('ActiveState')}")
+
+    def on_release(self) -> None:
+        self._start()
+
+    def on_abort(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        """Does not wait until it is up: the others are to be released."""
+        if self._stopped:
+            commands.run([systemd.SYSTEMCTL, "start", "--no-block", self._unit], START_TIMEOUT_S)
+            self._stopped = False

@@ -1,0 +1,33 @@
+"""Web servers and load balancers: nginx, HAProxy. Frozen first, so that what lies behind them falls quiet.
+
+A request that has come in is answered by the application behind while the server in front stands still; the answer waits in the
+socket. New connections wait in the kernel's backlog. Both keep no data of their own.
+"""
+
+from __future__ import annotations
+
+from quiesce.agent import processes
+from quiesce.agent.writers import ApplicationWriter
+from quiesce.agent.writers.frozen import Frozen
+from quiesce.model.grades import Grade, Level
+
+KNOWN = {"nginx": "nginx", "haproxy": "haproxy"}
+"""Applications by the kernel's name of their processes."""
+
+
+def discover() -> list[ApplicationWriter]:
+    """One writer a system service. A server that is none, as in a container, is left alone: it keeps no data."""
+    units = {unit: process.name for process in processes.running(*KNOWN) if (unit := processes.unit(process.pid))}
+    return [WebServer(unit, KNOWN[name]) for unit, name in sorted(units.items())]
+
+
+class WebServer(Frozen):
+    """A front end."""
+
+    level = Level.FRONT_END
+    stateless = True
+    worth = Grade.CLEAN
+
+    def __init__(self, unit: str, application: str) -> None:
+        super().__init__(f"{application}:{unit}", unit=unit)
+        self.application = application

@@ -1,0 +1,1 @@
+"""For people who write a requester, or a writer."""

@@ -1,0 +1,158 @@
+"""A test writer, as `vswriter.exe` is for VSS: it keeps a file of its own, and misbehaves when told.
+
+    python3 -m quiesce.testing.writer --data /srv/counter --fail hold --outcome timeout
+
+In a guest: PYTHONPATH=/usr/local/lib/quiesce/quiesce-agent.pyz. The file has an increasing number in it, which is written and
+flushed to disk every 10 ms unless it is held; the number is also the position. If the number in a checkpoint is another than
+its position, the hold did not hold. PHASE is one of identify, prepare, hold, release, post-checkpoint; in each the option acts
+first, so to die while it holds is `--die release`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from quiesce.writer import OUTCOMES, SOCKET, Failed, Report, Writer, run
+
+PHASES = ("identify", "prepare", "hold", "release", "post-checkpoint")
+LEVELS = ("front-end", "back-end", "system")
+INTERVAL_S = 0.01
+
+
+class Counter:
+    """A number in a file, or in none, that grows until it is held. It goes on from where the file was."""
+
+    def __init__(self, path: str | None) -> None:
+        self.value = 0
+        self._free = threading.Lock()
+        self._held = False
+        if path is not None:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self.value = int(os.pread(self._file, 20, 0) or 0)
+            threading.Thread(target=self._count, daemon=True).start()
+
+    def hold(self, timeout_s: float) -> None:
+        """What was begun to be written is on disk, and nothing more will be. Raises Failed (timeout)."""
+        if not self._free.acquire(timeout=timeout_s):
+            raise Failed("timeout", "a write did not end")
+        self._held = True
+
+    def release(self) -> None:
+        """Idempotent."""
+        if self._held:
+            self._held = False
+            self._free.release()
+
+    def _count(self) -> None:
+        while True:
+            with self._free:
+                os.pwrite(self._file, b"%020d\n" % (self.value + 1), 0)
+                os.fsync(self._file)
+                self.value += 1
+            time.sleep(INTERVAL_S)
+
+
+class TestWriter(Writer):
+    """Does as the command line says."""
+
+    __test__ = False  # not a test of pytest's
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.name = options.name
+        self.application = "test"
+        self.level = options.level
+        self.paths = [str(Path(options.data).resolve().parent)] if options.data else []
+        self.socket_path = options.socket
+        self._options = options
+        self._counter = Counter(options.data)
+        self._connection: socket.socket | None = None
+
+    def connect(self) -> socket.socket:
+        self._connection = super().connect()
+        return self._connection
+
+    def identify(self) -> Report:
+        return self._phase("identify")
+
+    def prepare(self, window_ms: int) -> Report:
+        return self._phase("prepare", window_ms=window_ms)
+
+    def hold(self, timeout_ms: int) -> Report:
+        return self._phase("hold", lambda: self._counter.hold(timeout_ms / 1000), timeout_ms=timeout_ms)
+
+    def release(self) -> Report:
+        return self._phase("release", self._counter.release)
+
+    def post_checkpoint(self, kept: bool) -> Report:
+        return self._phase("post-checkpoint", kept=kept)
+
+    def _phase(self, phase: str, work: Callable[[], None] = lambda: None, **arguments: int) -> Report:
+        options = self._options
+        self._log(phase, arguments)
+        time.sleep(dict(options.delay).get(phase, 0) / 1000)
+        if phase in options.die:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if phase in options.hang:
+            threading.Event().wait()
+        if phase in options.disconnect and self._connection:
+            self._connection.shutdown(socket.SHUT_RDWR)
+        if phase in options.fail:
+            raise Failed(options.outcome, f"told to fail at {phase}")
+        if phase not in options.lie:
+            work()
+        return Report(position={"sequence": self._counter.value})
+
+    def _log(self, phase: str, arguments: dict[str, int]) -> None:
+        if self._options.log:
+            line = {"monotonic_ns": time.monotonic_ns(), "writer": self.name, "phase": phase, **arguments}
+            with Path(self._options.log).open("a") as file:  # in one write, so that several writers can share it
+                file.write(json.dumps(line) + "\n")
+
+
+def _delay(text: str) -> tuple[str, int]:
+    phase, _, milliseconds = text.partition("=")
+    if phase not in PHASES:
+        raise argparse.ArgumentTypeError(f"{phase!r} is not one of {', '.join(PHASES)}")
+    return phase, int(milliseconds)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Ends the process if they make no sense."""
+    parser = argparse.ArgumentParser(prog="python3 -m quiesce.testing.writer", description="A writer that misbehaves as told.")
+    parser.add_argument("--name", default="test")
+    parser.add_argument("--level", choices=LEVELS, default="back-end")
+    parser.add_argument("--data", metavar="FILE", help="writes an increasing number to FILE, unless held")
+    parser.add_argument("--log", metavar="FILE", help="appends a line a call; not on a filesystem that freezes: /run, /dev/shm")
+    parser.add_argument("--outcome", choices=OUTCOMES[1:], default="retryable", help="of --fail")
+    parser.add_argument("--socket", default=SOCKET, help="the agent's")
+    for option, text in {
+        "--fail": "says that it failed",
+        "--hang": "never answers",
+        "--die": "kills itself",
+        "--disconnect": "hangs up",
+        "--lie": "does nothing but answer: a hold that is a lie goes on writing",
+    }.items():
+        parser.add_argument(option, metavar="PHASE", choices=PHASES, action="append", default=[], help=text)
+    parser.add_argument("--delay", metavar="PHASE=MS", type=_delay, action="append", default=[], help="first waits")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Until it is killed. SIGTERM has it take leave of the agent, as an application does that is stopped on purpose."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    run(TestWriter(parse(sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    main()

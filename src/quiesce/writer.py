@@ -1,0 +1,339 @@
+"""Makes a program a writer of quiesce: when a checkpoint is taken, its application stands still at a boundary of its own.
+
+One file, Python 3.9, standard library only: copy it, or put /usr/local/lib/quiesce/quiesce-agent.pyz on PYTHONPATH.
+
+    from quiesce.writer import Writer, run
+
+    class Shop(Writer):
+        name = "shop"
+        paths = ["/srv/shop"]
+
+        def hold(self, timeout_ms):
+            shop.stop_accepting_orders()
+            return {"position": {"order": shop.last_order}}
+
+        def release(self):
+            shop.accept_orders()
+
+    run(Shop())
+
+docs/write-a-writer.md has the rules, and the protocol that this speaks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+SOCKET = "/run/quiesce/writers.sock"
+OUTCOMES = ("stable", "retryable", "non-retryable", "timeout", "inconsistent", "out-of-resources")
+GRADES = ("clean", "nil-redo", "held", "crash", "refused")
+MAX_ANSWER = 4096
+"""Longest answer the agent takes, in bytes."""
+MAX_REASON = 400
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 30.0
+"""Between attempts to reach the agent, in seconds; each is twice the one before."""
+
+_logger = logging.getLogger("quiesce.writer")
+
+
+class Failed(Exception):  # noqa: N818 - it is how a phase ended
+    """A phase that failed, to be raised by a writer's methods. `outcome` is one of OUTCOMES but "stable"."""
+
+    def __init__(self, outcome: str, reason: str) -> None:
+        super().__init__(reason)
+        self.outcome = _one_of(OUTCOMES, outcome)
+        self.reason = reason
+
+
+class RefusedError(Exception):
+    """The agent does not take this writer. The message is the agent's."""
+
+
+@dataclass
+class Report:
+    """How a phase went."""
+
+    outcome: str = "stable"
+    grade: str | None = None
+    """What the application does when it starts on the checkpoint; if None, the agent takes it for "held"."""
+    reason: str | None = None
+    position: Mapping[str, object] = field(default_factory=dict)
+    """Names the state held, in the application's own terms, as {"sequence": 42}."""
+    warnings: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        _one_of(OUTCOMES, self.outcome)
+        if self.grade is not None:
+            _one_of(GRADES, self.grade)
+
+
+if TYPE_CHECKING:
+    Result = Report | Mapping[str, Any] | None
+
+
+class Writer:
+    """An application. Each method returns None, a `Report`, or a dict of its fields; and may raise `Failed`, or anything.
+
+    They are called one at a time; all in the thread of `run`, but `release` also in another.
+    """
+
+    name = ""
+    """Unique in this machine: 1 to 63 letters, digits, '.', '_', '-'."""
+    application = ""
+    """If empty, the name."""
+    version = "unknown"
+    level = "back-end"
+    """When it is held: "front-end", then "back-end", then "system"."""
+    stateless = False
+    """It keeps no data: held or not, no checkpoint is the worse for it."""
+    paths: Sequence[str] = ()
+    """Directories that hold all its files."""
+    hold_timeout_ms: int | None = None
+    """Longest that `hold` may take."""
+    socket_path = SOCKET
+
+    def identify(self) -> Result:
+        """What can be expected of a checkpoint. At any time; without side effects."""
+
+    def prepare(self, window_ms: int) -> Result:
+        """Everything slow, while the application runs. `release` will be called `window_ms` after `hold`, come what may."""
+
+    def hold(self, timeout_ms: int) -> Result:
+        """Brings the application to rest at a boundary of its own, with its files complete on disk, within `timeout_ms`. If
+        it raises, `release` is called at once and undoes what was done."""
+
+    def release(self) -> Result:
+        """Lets go. Called once a hold. Fails with "inconsistent" if the hold had not held to the end."""
+
+    def post_checkpoint(self, kept: bool) -> Result:
+        """Called once a `prepare`, after the release. `kept`: there is a checkpoint."""
+
+    def post_restore(self) -> Result:
+        """In a machine that was restored, before the application is used. Reserved: no agent calls it yet."""
+
+    def verify(self) -> Result:
+        """In a machine that was restored: fails if the application is not as promised. Reserved: no agent calls it yet."""
+
+    def connect(self) -> socket.socket:
+        """To the agent. Raises OSError."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(self.socket_path)
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+
+def run(writer: Writer) -> NoReturn:
+    """Serves the agent until the process ends, or an exception as KeyboardInterrupt or SystemExit ends this; connects again
+    whenever the connection is lost. The application is let go before this waits, or raises.
+
+    Raises RefusedError.
+    """
+    turn = _Turn(writer)
+    wait_s = FIRST_WAIT_S
+    while True:
+        session = _Session(writer, turn)
+        try:
+            session.serve()
+            reason = "the agent hung up"
+        except RefusedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the agent is there to stay, whatever became of this connection
+            reason = str(error)
+        except BaseException:
+            if session.announced:
+                leave(writer)
+            raise
+        wait_s = FIRST_WAIT_S if session.registered else min(2 * wait_s, LONGEST_WAIT_S)
+        _logger.info("%s: %s; trying again in %.1f s", writer.name, reason, wait_s)
+        time.sleep(wait_s)
+
+
+def leave(writer: Writer) -> None:
+    """Tells the agent that the application was stopped on purpose, so that checkpoints do not miss it. Never raises OSError.
+
+    `run` says so when it is ended by an exception. A program that has `run` in a thread of its own says so itself.
+    """
+    with contextlib.suppress(OSError), writer.connect() as connection:
+        connection.sendall(_line({"protocol": 1, "leave": writer.name}))
+
+
+class _Session:
+    """One connection."""
+
+    def __init__(self, writer: Writer, turn: _Turn) -> None:
+        self.announced = False
+        """The agent may know of it, now or as soon as it comes to read."""
+        self.registered = False
+        self._writer = writer
+        self._turn = turn
+
+    def serve(self) -> None:
+        """Until the agent hangs up. The application is let go when this ends, however it does. Raises RefusedError, and
+        OSError and others when the connection is of no more use."""
+        try:
+            with self._writer.connect() as connection, connection.makefile("rb") as lines:
+                self.announced = True
+                with contextlib.suppress(BrokenPipeError):  # then why is there to be read
+                    connection.sendall(_line(_registration(self._writer)))
+                for line in lines:
+                    message = json.loads(line)
+                    if "do" in message:
+                        connection.sendall(self._answer(message))
+                    elif "registered" in message:
+                        self.registered = True
+                        _logger.info("registered as %s", message["registered"])
+                    else:
+                        raise (ConnectionError if self.registered else RefusedError)(message["error"])
+        finally:
+            try:
+                self._turn.end(kept=False)
+            except Exception:
+                _logger.exception("%s: while letting go", self._writer.name)
+
+    def _answer(self, request: Mapping[str, Any]) -> bytes:
+        try:
+            answer = _fields(self._turn.take(request))
+        except Failed as failed:
+            answer = {"outcome": failed.outcome, "reason": failed.reason[:MAX_REASON]}
+        except Exception as error:  # noqa: BLE001 - the agent is owed an answer
+            answer = {"outcome": "retryable", "reason": f"{type(error).__name__}: {error}"[:MAX_REASON]}
+        line = _line({"id": request["id"], **answer})
+        if len(line) > MAX_ANSWER:
+            reason = f"its answer has more than {MAX_ANSWER} bytes"
+            line = _line({"id": request["id"], "outcome": "non-retryable", "reason": reason})
+        return line
+
+
+class _Turn:
+    """Calls a writer's methods when it is their turn: hold and release alternate and are never called at once, the release
+    comes at the end of the window if it did not come before, and each prepare is told once how it ended."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._lock = threading.Lock()
+        self._window_s: float | None = None
+        """From prepare to the end."""
+        self._timer: threading.Timer | None = None
+        """While it is held."""
+
+    def take(self, request: Mapping[str, Any]) -> Result:
+        """Raises whatever the writer's method does."""
+        turns: dict[str, Callable[[], Result]] = {
+            "identify": self._writer.identify,
+            "prepare": lambda: self._prepare(request["window_ms"]),
+            "hold": lambda: self._hold(request["timeout_ms"]),
+            "release": self._release,
+            "abort": lambda: self.end(kept=False),
+            "post-checkpoint": lambda: self.end(kept=request["kept"]),
+            "post-restore": self._writer.post_restore,
+            "verify": self._writer.verify,
+        }
+        if request["do"] not in turns:
+            raise Failed("non-retryable", "this program is too old for that request")
+        return turns[request["do"]]()
+
+    def end(self, *, kept: bool) -> Result:
+        """Idempotent. Raises whatever the writer's methods do."""
+        if self._window_s is None:
+            return None
+        self._window_s = None
+        try:
+            with self._lock:
+                if self._timer:
+                    kept = False
+                    self._let_go()
+        finally:
+            result = self._writer.post_checkpoint(kept)
+        return result
+
+    def _prepare(self, window_ms: int) -> Result:
+        self.end(kept=False)
+        self._window_s = window_ms / 1000
+        return self._writer.prepare(window_ms)
+
+    def _hold(self, timeout_ms: int) -> Result:
+        with self._lock:
+            if self._window_s is None or self._timer:
+                raise Failed("non-retryable", "hold comes after prepare, and once")
+            until = time.monotonic() + self._window_s
+            timer = threading.Timer(self._window_s, self._expire)
+            timer.daemon = True
+            timer.start()
+            self._timer = timer
+            try:
+                result = self._writer.hold(timeout_ms)
+                if time.monotonic() > until:
+                    raise Failed("timeout", "it held only when the window had ended")
+            except BaseException:
+                with contextlib.suppress(Exception):  # the first reason is the one that helps
+                    self._let_go()
+                raise
+            return result
+
+    def _release(self) -> Result:
+        with self._lock:
+            if not self._timer:
+                raise Failed("inconsistent", "its hold had ended before, by itself")
+            return self._let_go()
+
+    def _expire(self) -> None:
+        """In the timer's own thread."""
+        with self._lock:
+            if self._timer is threading.current_thread():
+                try:
+                    self._let_go()
+                except Exception:
+                    _logger.exception("%s: while letting go at the end of the window", self._writer.name)
+
+    def _let_go(self) -> Result:
+        timer, self._timer = self._timer, None
+        if timer:
+            timer.cancel()
+        return self._writer.release()
+
+
+def _fields(result: Result) -> dict[str, Any]:
+    """Of an answer. Raises TypeError and others if it is no result."""
+    report = result if isinstance(result, Report) else Report(**(result or {}))
+    return {
+        "outcome": report.outcome,
+        "grade": report.grade,
+        "reason": report.reason and report.reason[:MAX_REASON],
+        "position": {str(name): str(value) for name, value in report.position.items()},
+        "warnings": [str(warning)[:MAX_REASON] for warning in report.warnings],
+    }
+
+
+def _registration(writer: Writer) -> dict[str, Any]:
+    return {
+        "protocol": 1,
+        "writer": writer.name,
+        "application": writer.application or writer.name,
+        "version": writer.version,
+        "level": writer.level,
+        "stateless": writer.stateless,
+        "paths": list(writer.paths),
+        "hold_timeout_ms": writer.hold_timeout_ms,
+    }
+
+
+def _line(message: Mapping[str, Any]) -> bytes:
+    """Without what is None."""
+    return json.dumps({name: value for name, value in message.items() if value is not None}).encode() + b"\n"
+
+
+def _one_of(known: tuple[str, ...], value: str) -> str:
+    if value not in known:
+        raise ValueError(f"{value!r} is not one of {', '.join(known)}")
+    return value

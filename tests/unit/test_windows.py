@@ -1,0 +1,542 @@
+"""operations/windows.py and the VSS part of hypervisor/qemu_agent.py, with a qemu-guest-agent that follows a script."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+import pytest
+
+from quiesce.hypervisor import qemu_agent
+from quiesce.hypervisor.domain_xml import QEMU_AGENT_PORT, Channel
+from quiesce.hypervisor.qemu_agent import QemuAgent, Volume
+from quiesce.model.errors import AgentError, ConsistencyError, HypervisorError, QuiesceError
+from quiesce.model.grades import Consistency, Grade, Level
+from quiesce.model.reports import FreezeState, Outcome
+from quiesce.operations import windows
+from quiesce.operations.checkpoint import checkpoint
+from quiesce.operations.windows import VssRequester
+from quiesce.operations.writers import writers
+from quiesce.wire.messages import PORT_NAME
+from quiesce.wire.requester import AgentRefusedError
+from tests.unit.conftest import Fake
+
+HOLD_S = 0.3
+HELD_TOO_LONG = "guest-fsfreeze-thaw in web1: couldn't hold writes: fsfreeze is limited up to 10 seconds"
+VOLUMES = [Volume("C:\\", "NTFS", "c"), Volume("D:\\", "NTFS", "d"), Volume("System Reserved", "NTFS", "r")]
+DVD = Volume("E:\\", "UDF", "e")
+
+
+def answer(value: int) -> Callable[[], int]:
+    return lambda: value
+
+
+three = answer(3)
+
+
+def refuse(text: str) -> Callable[[], int]:
+    def fail() -> int:
+        raise AgentError(text)
+
+    return fail
+
+
+def silence() -> int:
+    raise TimeoutError("guest agent didn't respond to command within '60' seconds")
+
+
+@dataclass
+class Guest:
+    """A QemuAgent with a Windows behind it. It answers a freeze and the first thaw as told, and later thaws truthfully."""
+
+    on_freeze: Callable[[], int] = three
+    on_thaw: Callable[[], int] = three
+    os: str = "mswindows"
+    held: bool = False
+    counts_as_frozen: bool = False
+    busy_until: float = 0
+    """Until then it answers nothing."""
+    here: bool = True
+    vss: bool = True
+    listed: list[Volume] = field(default_factory=lambda: [*VOLUMES, DVD])
+    diary: list[str] = field(default_factory=list)
+
+    def connected(self) -> bool:
+        return self.here
+
+    def version(self) -> str:
+        return "107.0.1"
+
+    def enabled(self) -> set[str]:
+        return {f"guest-fsfreeze-{name}" for name in ("freeze", "thaw", "status")} if self.vss else {"guest-ping"}
+
+    def os_id(self) -> str:
+        if self.counts_as_frozen:
+            raise AgentError("web1 does not allow guest-get-osinfo")
+        return self.os
+
+    def os_name(self) -> str:
+        return "Windows Server 2022 Standard"
+
+    def volumes(self, most: int) -> list[Volume]:
+        if not self.listed:
+            raise AgentError("guest-get-fsinfo in web1: no")
+        return self.listed[:most]
+
+    def fsfreeze(self, timeout: float) -> int:
+        assert 0 < timeout <= windows.VSS_PREPARE_S
+        self.diary.append("freeze")
+        self.held = self.counts_as_frozen = True
+        try:
+            return self.on_freeze()
+        except AgentError:
+            self.held = self.counts_as_frozen = False  # as qemu-ga does
+            raise
+
+    def fsthaw(self, timeout: float) -> int:
+        self._answer_in_time(timeout)
+        self.diary.append("thaw")
+        was, self.held, self.counts_as_frozen = self.counts_as_frozen, False, False
+        how, self.on_thaw = self.on_thaw, answer(0)
+        return how() if was else 0
+
+    def freeze_status(self, timeout: float) -> str:
+        self._answer_in_time(timeout)
+        return "frozen" if self.counts_as_frozen else "thawed"
+
+    def _answer_in_time(self, timeout: float) -> None:
+        left = self.busy_until - time.monotonic()
+        if left > 0:
+            time.sleep(min(left, timeout, 0.05))
+            raise TimeoutError("guest agent didn't respond to synchronization within '5' seconds")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VSS as it is, but for its clock."""
+    for name, seconds in (("VSS_HOLD_S", HOLD_S), ("LET_GO_S", 1.0), ("PAUSE_S", 0.01), ("ANSWER_S", 0.1)):
+        monkeypatch.setattr(windows, name, seconds)
+
+
+@pytest.fixture
+def guest() -> Guest:
+    return Guest()
+
+
+@pytest.fixture
+def host(fake: Fake, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """A running VM in which `guest` answers, and nothing of ours."""
+    fake.vm.start()
+    facts, switch = fake.vm.facts, fake.vm.switch
+    port = {QEMU_AGENT_PORT: Channel(QEMU_AGENT_PORT, connected=True)}
+
+    def noted(overlays: Any) -> None:
+        guest.diary.append("switch held" if guest.held else "switch")
+        switch(overlays)
+
+    monkeypatch.setattr(fake.vm, "facts", lambda: replace(facts(), channels=port))
+    monkeypatch.setattr(fake.vm, "switch", noted)
+    monkeypatch.setattr(fake.host, "uri", "fake:///", raising=False)
+    monkeypatch.setattr(windows, "QemuAgent", lambda _vm: guest)
+    monkeypatch.setattr(windows, "Vm", lambda _uri, _name: SimpleNamespace(name="web1", close=lambda: None))
+    return fake
+
+
+def take(host: Fake, required: Consistency = Consistency.APPLICATION, window_s: float = 5.0) -> Any:
+    return checkpoint(host.context, "web1", name="c", required=required, window_s=window_s)
+
+
+# -- a whole checkpoint
+
+
+def test_a_checkpoint_of_a_windows_guest(host, guest):
+    """Broken: Windows guests could only have crash-consistent checkpoints."""
+    node = take(host)
+    assert node.consistency is Consistency.APPLICATION
+    assert guest.diary == ["freeze", "switch held", "thaw"]
+    (vss,) = node.writers
+    assert (vss.id, vss.application, vss.level, vss.version) == (
+        "vss",
+        "VSS (Windows)",
+        Level.SYSTEM,
+        "Windows Server 2022 Standard",
+    )
+    assert (vss.grade, vss.outcome) == (Grade.HELD, Outcome.STABLE)
+    assert vss.reason.startswith("VSS held 3 volumes")
+    assert set(vss.timings_us) == {"freeze", "held", "thaw"}
+    assert [(item.mountpoint, item.state) for item in node.filesystems] == [
+        ("C:\\", FreezeState.THAWED),
+        ("D:\\", FreezeState.THAWED),
+        ("System Reserved", FreezeState.THAWED),
+        ("E:\\", FreezeState.SKIPPED),
+    ]
+    assert node.stall_us > 0
+    assert node.guest_clock_ns == {}
+    assert node.warnings == ()
+
+
+def test_the_preparation_of_vss_is_no_part_of_the_window(host, guest):
+    """Broken: a guest whose writers need longer to prepare than volumes may be held could never be checkpointed."""
+
+    def slowly() -> int:
+        time.sleep(2 * HOLD_S)
+        return 3
+
+    guest.on_freeze = slowly
+    node = take(host, window_s=HOLD_S)
+    assert node.consistency is Consistency.APPLICATION
+    assert node.stall_us >= 2 * HOLD_S * 1e6  # an upper bound, for VSS does not tell when it began to hold
+
+
+FAILURES = {
+    "the freeze fails": (
+        {"on_freeze": refuse("failed to add C:\\ to snapshot set: 0x8004230f")},
+        "failed to add C:",
+        Outcome.RETRYABLE,
+    ),
+    "nothing is frozen": ({"on_freeze": answer(0)}, "no volume to hold", Outcome.RETRYABLE),
+    "the hold expires": ({"on_thaw": refuse(HELD_TOO_LONG)}, "couldn't hold writes", Outcome.TIMEOUT),
+    "the backup fails": ({"on_thaw": refuse("failed to complete backup")}, "failed to complete backup", Outcome.RETRYABLE),
+    "a volume is missing": ({"on_thaw": answer(2)}, "froze 3 volumes and thawed 2", Outcome.INCONSISTENT),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_whatever_vss_says_against_it_is_told_and_nothing_is_kept(failure, host, guest):
+    """Broken: what VSS disowns would be called application-consistent, or a failed attempt would leave something behind."""
+    script, text, _ = FAILURES[failure]
+    vars(guest).update(script)
+    before = dict(host.vm.sources()), set(host.host.files)
+    with pytest.raises(ConsistencyError, match=r"application-consistent|application is required") as error:
+        take(host)
+    assert text in error.value.message
+    assert error.value.details["writers"][0]["grade"] == "crash"
+    assert text in error.value.details["writers"][0]["reason"]
+    assert (dict(host.vm.sources()), set(host.host.files)) == before
+    assert host.tree().checkpoints == ()
+    assert not guest.counts_as_frozen
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_where_less_is_enough_it_has_its_true_label(failure, host, guest):
+    """Broken: a fallback would carry a label that VSS did not vouch for."""
+    script, text, outcome = FAILURES[failure]
+    vars(guest).update(script)
+    node = take(host, Consistency.CRASH)
+    assert node.consistency is Consistency.CRASH
+    if "on_thaw" in script:
+        (vss,) = node.writers
+        assert (vss.grade, vss.outcome) == (Grade.CRASH, outcome)
+        assert text in vss.reason
+    else:
+        assert any(text in warning for warning in host.warnings())
+    assert not guest.counts_as_frozen
+
+
+def test_less_is_never_filesystem_consistent(host, guest):
+    """Broken: volumes that VSS let go of before the switch would be said to have stood still."""
+    guest.on_thaw = refuse(HELD_TOO_LONG)
+    with pytest.raises(ConsistencyError, match="filesystem is required"):
+        take(host, Consistency.FILESYSTEM)
+
+
+def test_a_freeze_that_comes_late_is_thawed_all_the_same(host, guest):
+    """Broken: qemu-ga would count as frozen for ever, and refuse every backup from then on."""
+
+    def late() -> int:
+        guest.busy_until = time.monotonic() + 0.3
+        return silence()
+
+    guest.on_freeze = late
+    with pytest.raises(ConsistencyError, match="could not freeze in time"):
+        take(host)
+    assert guest.diary == ["freeze", "thaw"]
+    assert not guest.counts_as_frozen
+    assert host.warnings() == []
+
+
+def test_a_guest_that_never_answers_again_does_not_keep_us(host, guest):
+    """Broken: a hung guest would hang the host's side, or its user never learn how it stands."""
+
+    def never() -> int:
+        guest.busy_until = time.monotonic() + 3600
+        return silence()
+
+    guest.on_freeze = never
+    begun = time.monotonic()
+    with pytest.raises(ConsistencyError):
+        take(host)
+    assert 1.0 <= time.monotonic() - begun < 3.0
+    (warning,) = host.warnings()
+    assert "does not confirm that it has thawed" in warning
+    assert "virsh domfsthaw web1" in warning
+
+
+def test_a_guest_that_is_gone_is_not_waited_for(host, guest):
+    """Broken: whoever stops a guest in the middle of a checkpoint would wait a minute for nothing."""
+
+    def go() -> int:
+        guest.here, guest.busy_until = False, time.monotonic() + 3600
+        raise AgentError("qemu-guest-agent of web1 does not answer: not connected")
+
+    guest.on_freeze = go
+    begun = time.monotonic()
+    with pytest.raises(ConsistencyError, match="not connected"):
+        take(host)
+    assert time.monotonic() - begun < 0.9
+
+
+def test_a_thaw_without_an_answer_is_no_success(host, guest):
+    """Broken: silence would be taken for consent."""
+
+    def thawing() -> int:
+        guest.busy_until = time.monotonic() + 0.2
+        return silence()
+
+    guest.on_thaw = thawing
+    with pytest.raises(ConsistencyError, match="thaw failed"):
+        take(host)
+    assert guest.diary[:3] == ["freeze", "switch held", "thaw"]
+    assert not guest.counts_as_frozen
+    assert host.tree().checkpoints == ()
+
+
+def test_a_switch_that_takes_longer_than_vss_holds_is_given_up(host, guest, monkeypatch):
+    """Broken: a checkpoint would be waited for that VSS has long disowned; worse, it would be kept."""
+    switch = host.vm.switch
+
+    def slowly(overlays: Any) -> None:
+        time.sleep(2 * HOLD_S)
+        switch(overlays)
+
+    monkeypatch.setattr(host.vm, "switch", slowly)
+    with pytest.raises(ConsistencyError, match="switch failed: libvirt did not return"):
+        take(host)
+    assert guest.diary == ["freeze", "thaw", "switch"]
+    assert host.vm.sources() == {"vda": "/i/vda.qcow2"}
+
+
+def test_somebody_elses_freeze_is_left_alone(host, guest):
+    """Broken: a backup under way would be thawed by a checkpoint that has nothing to do with it."""
+    guest.held = guest.counts_as_frozen = True
+    with pytest.raises(AgentError, match="web1 is frozen: a backup is under way") as error:
+        take(host)
+    assert "virsh domfsthaw web1" in error.value.hint
+    assert guest.held
+    assert guest.diary == []
+
+
+# -- the requester by itself
+
+
+def test_a_thaw_that_was_late_is_disowned_even_if_vss_says_nothing(guest):
+    """Broken: a host that stood still in the window would trust that VSS noticed."""
+    vss = VssRequester("web1", guest)
+    vss.prepare(10_000, True, 1)
+    vss.freeze(1)
+    time.sleep(HOLD_S)
+    assert not vss.thaw(1).unbroken
+    (writer,) = vss.release(Level.SYSTEM, 1).writers
+    assert (writer.grade, writer.outcome) == (Grade.CRASH, Outcome.TIMEOUT)
+    assert "told to let go after 0.3 s" in writer.reason
+
+
+def test_volumes_that_vss_leaves_out_are_named_by_number(guest):
+    """Broken: a disk of the VM that Windows takes for removable would be vouched for."""
+    guest.on_freeze = guest.on_thaw = answer(2)
+    vss = VssRequester("web1", guest)
+    vss.prepare(10_000, True, 1)
+    vss.freeze(1)
+    assert vss.thaw(1).unbroken
+    assert vss.release(Level.SYSTEM, 1).writers[0].warnings == (
+        "VSS held 2 of 3 volumes; it leaves out what Windows takes for removable",
+    )
+
+
+def test_a_guest_that_does_not_list_its_volumes_is_told_by_their_number(guest):
+    """Broken: a checkpoint would say that no filesystem was frozen."""
+    guest.listed = []
+    vss = VssRequester("web1", guest)
+    assert vss.prepare(10_000, True, 1).filesystems == ()
+    (frozen,) = vss.freeze(1).filesystems
+    assert (frozen.mountpoint, frozen.state, frozen.reason) == ("all volumes", FreezeState.FROZEN, "3, says VSS")
+    assert vss.thaw(1).filesystems[0].state is FreezeState.THAWED
+
+
+def test_closing_it_lets_go(guest):
+    """Broken: an operation that fails in an unforeseen way would leave qemu-ga frozen."""
+    vss = VssRequester("web1", guest)
+    vss.close()
+    assert guest.diary == []
+    vss.prepare(10_000, True, 1)
+    vss.freeze(1)
+    vss.close()
+    vss.close()
+    assert guest.diary == ["freeze", "thaw"]
+
+
+# -- whose way it is
+
+
+@pytest.mark.parametrize(
+    ("os", "ports", "expected"),
+    [
+        ("mswindows", {QEMU_AGENT_PORT: True}, True),
+        ("debian", {QEMU_AGENT_PORT: True}, False),
+        ("mswindows", {QEMU_AGENT_PORT: False}, False),
+        ("mswindows", {QEMU_AGENT_PORT: True, PORT_NAME: False}, False),
+        ("mswindows", {}, False),
+    ],
+)
+def test_vss_is_for_windows_guests_without_our_agent(os, ports, expected, host, guest):
+    """Broken: a Linux guest would be frozen by qemu-ga, which keeps no deadline; or our own agent would be passed by."""
+    guest.os = os
+    facts = replace(host.vm.facts(), channels={name: Channel(name, connected) for name, connected in ports.items()})
+    assert windows.is_windows(host.vm, facts) is expected
+
+
+def test_a_linux_guest_with_qemu_ga_alone_is_refused_as_ever(host, guest):
+    """Broken: it would have a checkpoint with a label that nobody in it vouches for."""
+    guest.os = "debian"
+    for attempt in (lambda: take(host), lambda: writers(host.context, "web1")):
+        with pytest.raises(AgentError, match="has no quiesce agent") as error:
+            attempt()
+        assert "quiesce guest install web1" in error.value.hint
+    assert guest.diary == []
+
+
+def test_writers_shows_vss(host):
+    """Broken: nobody could tell beforehand what a checkpoint of a Windows guest would be worth."""
+    report = writers(host.context, "web1")
+    assert report.agent_version == "qemu-ga 107.0.1"
+    assert report.expected is Consistency.APPLICATION
+    assert [(writer.id, writer.grade) for writer in report.writers] == [("vss", Grade.HELD)]
+    assert [item.state for item in report.filesystems] == [FreezeState.FREEZABLE] * 3 + [FreezeState.SKIPPED]
+
+
+def test_a_qemu_ga_without_vss_is_told_with_what_to_do(host, guest):
+    """Broken: the user would learn from the guest's own words, which do not say what is missing."""
+    guest.vss = False
+    for attempt in (lambda: take(host), lambda: writers(host.context, "web1")):
+        with pytest.raises(AgentError, match="offers no VSS") as error:
+            attempt()
+        assert "VSS Provider" in error.value.hint
+    node = take(host, Consistency.CRASH)
+    assert node.consistency is Consistency.CRASH
+    assert any("offers no VSS" in warning for warning in host.warnings())
+
+
+# -- qemu-guest-agent
+
+
+class Asked:
+    """libvirt's side of qemuAgentCommand."""
+
+    name = "web1"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reply: Any = {}
+        """What the guest returns; a string is the whole of what it sends."""
+        self.state = "connected"
+        self.heard: list[tuple[dict[str, Any], int]] = []
+        self.domain = self
+        monkeypatch.setattr(libvirt_qemu, "qemuAgentCommand", self._command)
+
+    def XMLDesc(self, _flags: int) -> str:  # noqa: N802
+        target = f"<target type='virtio' name='{QEMU_AGENT_PORT}' state='{self.state}'/>"
+        return f"<domain><devices><channel>{target}</channel></devices></domain>"
+
+    def fail(self, code: int, message: str) -> None:
+        error = libvirt.libvirtError("failed")
+        error.err = (code, 0, message, 0, "", None, None, 0, 0)
+        self.reply = error
+
+    def _command(self, _domain: Any, request: str, timeout: int, _flags: int) -> str:
+        self.heard.append((json.loads(request), timeout))
+        if isinstance(self.reply, Exception):
+            raise self.reply
+        return self.reply if isinstance(self.reply, str) else json.dumps({"return": self.reply})
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    return Asked(monkeypatch)
+
+
+def test_each_freezing_command_has_its_own_time(asked):
+    """Broken: libvirt would cut VSS short, or wait for ever for a guest that hangs."""
+    agent = QemuAgent(asked)
+    asked.reply = 3
+    assert (agent.fsfreeze(59.2), agent.fsthaw(0.1)) == (3, 3)
+    asked.reply = {"id": "mswindows", "pretty-name": "Windows\x1b[2J"}
+    assert agent.os_id() == "mswindows"
+    assert "\x1b" not in agent.os_name()
+    assert [(request["execute"], timeout) for request, timeout in asked.heard[:2]] == [
+        ("guest-fsfreeze-freeze", 60),
+        ("guest-fsfreeze-thaw", 1),
+    ]
+
+
+def test_what_it_says_of_itself_is_bounded(asked):
+    """Broken: a guest could fill the host's memory or screen."""
+    agent = QemuAgent(asked)
+    asked.reply = [{"mountpoint": "C:\\" * 5000, "type": 7, "name": "c"}, "nonsense", *({} for _ in range(500))]
+    first, *rest = agent.volumes(10)
+    assert (len(first.mountpoint), first.fstype, first.name) == (qemu_agent.MAX_TEXT, "", "c")
+    assert len(rest) == 9
+    asked.reply = {"version": "9.2", "supported_commands": [{"name": "a", "enabled": True}, {"name": "b", "enabled": False}, 3]}
+    assert (agent.version(), agent.enabled()) == ("9.2", {"a"})
+
+
+@pytest.mark.parametrize("reply", ['{"return": true}', '{"return": "3"}', '{"return": null}', "{}", "[3]", "{"])
+def test_a_number_that_is_none_is_refused(reply, asked):
+    """Broken: what a guest sends in the place of a count would be compared with one."""
+    asked.reply = reply
+    with pytest.raises(AgentError, match="gave no proper answer to guest-fsfreeze-thaw"):
+        QemuAgent(asked).fsthaw(1)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "state", "kind", "text"),
+    [
+        (86, "Guest agent is not responding: within '5' seconds", "connected", TimeoutError, "not responding"),
+        (112, "guest agent command timed out: within '60' seconds", "connected", TimeoutError, "timed out"),
+        (68, "cannot acquire state change lock", "connected", TimeoutError, "state change lock"),
+        (86, "QEMU guest agent is not connected", "disconnected", AgentError, "does not answer"),
+        (74, "QEMU guest agent is not configured", "connected", AgentError, "does not answer"),
+        (1, "unable to execute QEMU agent command 'guest-fsfreeze-thaw': couldn't hold writes: limited up to 10 seconds: ",
+         "connected", AgentError, "guest-fsfreeze-thaw in web1: couldn't hold writes: limited up to 10 seconds"),
+        (113, "unable to execute QEMU agent command 'guest-fsfreeze-thaw': Command guest-fsfreeze-thaw has been disabled: the"
+         " agent is in frozen state", "connected", AgentError, "web1 is frozen"),
+        (1, "unable to execute QEMU agent command 'guest-fsfreeze-thaw': Command guest-fsfreeze-thaw has been disabled",
+         "connected", AgentError, "does not allow guest-fsfreeze-thaw"),
+        (38, "client socket is closed", "connected", HypervisorError, "client socket is closed"),
+    ],
+)  # fmt: skip
+def test_what_libvirt_says_is_told_apart(code, message, state, kind, text, asked):
+    """Broken: a guest that may still freeze would be taken for one that refused, or VSS's verdict for a fault of libvirt."""
+    asked.fail(code, message)
+    asked.state = state
+    with pytest.raises((QuiesceError, TimeoutError), match=text) as error:
+        QemuAgent(asked).fsthaw(1)
+    assert type(error.value) is kind
+    if kind is TimeoutError:
+        with pytest.raises(AgentError, match="does not answer"):
+            QemuAgent(asked).os_id()
+
+
+def test_a_refusal_of_the_freeze_names_the_writer_for_the_production_code(guest):
+    """Broken: it would be reported like a lost connection, without VSS's words."""
+    guest.on_freeze = refuse("DoSnapshotSet exited without Frozen event")
+    vss = VssRequester("web1", guest)
+    vss.prepare(10_000, True, 1)
+    with pytest.raises(AgentRefusedError) as error:
+        vss.freeze(1)
+    (writer,) = error.value.error.writers
+    assert (writer.id, writer.grade, writer.outcome) == ("vss", Grade.CRASH, Outcome.RETRYABLE)

@@ -1,0 +1,182 @@
+"""Applications under load: held, taken, restored, booted; and each one's own log and content say whether the grade was true."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import Image, Machine, SavedMachine, workloads
+from lab.proof import recovery
+from lab.workloads import Load, Workload, longest_wait_ms
+from tests.vm.conftest import Quiesce
+
+WINDOW_S = "40"
+"""Without KVM a window takes ten times as long."""
+
+
+@dataclass(frozen=True)
+class Case:
+    workloads: tuple[Workload, ...]
+    grades: dict[str, str]
+    """What each writer but PostgreSQL must earn, by its id."""
+
+
+CASES = {
+    "web": Case(
+        (workloads.WEB,), {"nginx:nginx.service": "clean", "haproxy:haproxy.service": "clean", "mariadb:main": "clean"}
+    ),
+    "stores": Case(
+        (workloads.REDIS, workloads.VALKEY, workloads.SQLITE, workloads.SLAPD),
+        {
+            "redis:6379": "clean",
+            "valkey:6380": "clean",
+            "sqlite:lab-notes.service": "clean",
+            "openldap:slapd.service": "clean",
+        },
+    ),
+    "pool": Case((workloads.PGBOUNCER,), {"pgbouncer:6432": "clean"}),
+}
+
+
+@dataclass(frozen=True)
+class Taken(Image):
+    """The disks of a machine as they were at some instant."""
+
+    images: dict[str, Path]
+
+    @property
+    def disks(self) -> dict[str, Path]:
+        return self.images
+
+
+def grades(node: dict[str, Any]) -> dict[str, str]:
+    return {item["id"]: item["grade"] for item in node["writers"]}
+
+
+def prove(machine: Machine, load: Load, case: Case, before: dict[str, set[str]], never: dict[str, set[str]]) -> None:
+    """What was acknowledged before is there, what was begun later is not, and no application recovered anything."""
+    load.start_again()
+    for workload in case.workloads:
+        stored = load.stored(workload)
+        assert before[workload.name] - stored == set(), f"{workload.name}: acknowledged, and lost"
+        assert stored & never[workload.name] == set(), f"{workload.name}: of after the checkpoint"
+        assert load.unclean(workload) == ""
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", CASES)
+def test_under_load(name: str, applications: tuple[Image, SavedMachine], server: Machine, quiesce: Quiesce) -> None:
+    """Our checkpoint, and virsh's own with our hook: same grades, clients only wait, nothing acknowledged is lost."""
+    case, image = CASES[name], applications[0]
+    load = Load(server, case.workloads)
+    load.set_up()
+    load.start()
+    node = quiesce("checkpoint", server.name, "--name", "one", "--window", WINDOW_S, timeout=300)
+    load.wait_for_writes(3)
+    entries = {workload.name: load.acknowledged(workload) for workload in case.workloads}
+    assert load.errors() == ""
+    held, released = node["guest_clock_ns"]["held"], node["guest_clock_ns"]["released"]
+    assert node["consistency"] == "application", node
+    assert grades(node) == {**case.grades, "postgresql:17/main": "nil-redo"}
+    assert all(item["outcome"] == "stable" for item in node["writers"])
+    for workload, found in entries.items():
+        print(f"{workload}: {len(found)} writes, longest wait {longest_wait_ms(found, held, released):.0f} ms")
+    before = {key: {entry.key for entry in found if entry.acknowledged_ns < held} for key, found in entries.items()}
+    never = {key: {entry.key for entry in found if entry.started_ns > released} for key, found in entries.items()}
+    assert all(before.values())
+    assert all(never.values())
+
+    snapshot = virsh_snapshot(server)
+    load.wait_for_writes(3)
+    entries = {workload.name: load.acknowledged(workload) for workload in case.workloads}
+    load.stop()
+    assert load.errors() == ""
+    said = server.run("journalctl -b -u quiesce-agent -o cat --no-pager").stdout
+    for writer in case.grades:
+        assert f"{writer}: {case.grades[writer]}" in said
+    begun, ended = snapshot.times
+    before_snapshot = {key: {item.key for item in found if item.acknowledged_ns < begun} for key, found in entries.items()}
+    after_snapshot = {key: {item.key for item in found if item.started_ns > ended} for key, found in entries.items()}
+
+    # First what virsh took, as it needs the machine off: then the restored machine itself.
+    quiesce("restore", f"{server.name}@one", "--discard-current", timeout=200)
+    with Machine(Taken(image.directory, snapshot.images)) as other:
+        prove(other, Load(other, case.workloads), case, before_snapshot, after_snapshot)
+        if name == "pool":
+            assert recovery(other).redo_bytes() < 400
+    server.domain.create()
+    server.wait_for_guest()
+    prove(server, load, case, before, never)
+    if name == "pool":
+        position = next(item["position"] for item in node["writers"] if item["id"] == "postgresql:17/main")
+        assert recovery(server).redo_starts == position["redo_lsn"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    images: dict[str, Path]
+    """The images as they were."""
+    times: tuple[int, int]
+    """The guest's CLOCK_MONOTONIC in nanoseconds, before and after."""
+
+
+def virsh_snapshot(machine: Machine) -> Snapshot:
+    """What virsh does by itself, with qemu-guest-agent. Raises CalledProcessError if our hook refuses."""
+
+    def clock() -> int:
+        return int(machine.run("python3 -c 'import time; print(time.monotonic_ns())'").stdout)
+
+    before = {target: Path(path) for target, path in sources(machine).items()}
+    begun = clock()
+    words = ["snapshot-create-as", machine.name, "--name", "theirs", "--disk-only", "--quiesce", "--no-metadata", "--atomic"]
+    subprocess.run(["virsh", "-q", "-c", "qemu:///system", *words], check=True, capture_output=True, timeout=200)
+    return Snapshot(before, (begun, clock()))
+
+
+def sources(machine: Machine) -> dict[str, str]:
+    listing = subprocess.run(
+        ["virsh", "-q", "-c", "qemu:///system", "domblklist", machine.name], check=True, capture_output=True, text=True
+    )
+    return dict(line.split(None, 1) for line in listing.stdout.splitlines() if line.strip())
+
+
+@pytest.mark.timeout(900)
+def test_rabbitmq(server: Machine, quiesce: Quiesce) -> None:
+    """Frozen it is said to be a crash image; stopped for the checkpoint it is clean. What was confirmed is there either way."""
+    server.run("systemctl stop postgresql")
+    load = Load(server, [workloads.RABBITMQ])
+    load.set_up()
+    load.start()
+    assert "rebuilds its indices" in quiesce.fails("checkpoint", server.name, "--window", WINDOW_S, code=6)
+    node = quiesce("checkpoint", server.name, "--name", "frozen", "--require", "filesystem", "--window", WINDOW_S, timeout=300)
+    assert grades(node)["rabbitmq:rabbitmq-server.service"] == "crash"
+    assert int(node["writers"][0]["position"]["messages"]) > 0
+    load.wait_for_writes(2)
+    assert load.errors() == ""  # frozen, it only kept its clients waiting
+    load.stop()
+    confirmed = {entry.key for entry in load.acknowledged(workloads.RABBITMQ)}
+    write_configuration(server, "rabbitmq", "[Match]\nWriter=rabbitmq:*\nAction=stop\n")
+    node = quiesce("checkpoint", server.name, "--name", "stopped", "--window", "60", timeout=400)
+    assert (node["consistency"], grades(node)["rabbitmq:rabbitmq-server.service"]) == ("application", "clean")
+    quiesce("restore", f"{server.name}@stopped", "--start", "--discard-current", timeout=200)
+    server.wait_for_guest()
+    load.start_again()
+    assert load.unclean(workloads.RABBITMQ) == ""
+    assert load.stored(workloads.RABBITMQ) >= confirmed
+
+
+def write_configuration(machine: Machine, name: str, text: str) -> None:
+    machine.write_file(f"/etc/quiesce/writers.d/{name}.conf", text.encode())
+    machine.run(f"chmod 644 /etc/quiesce/writers.d/{name}.conf")
+
+
+def report(machine: Machine, quiesce: Quiesce) -> dict[str, dict[str, Any]]:
+    """What `quiesce writers` says, by id."""
+    found = {item["id"]: item for item in quiesce("writers", machine.name)["writers"]}
+    print(json.dumps(found, indent=1))
+    return found
