@@ -10,8 +10,10 @@ from pathlib import Path
 
 import libvirt
 
+from lab import workloads
 from lab.image import Image
 from lab.machine import Machine, SavedMachine, saved
+from lab.workloads import Load
 from quiesce.catalog.store import Catalog
 from quiesce.operations import agent_archive
 from quiesce.operations.context import Context
@@ -45,3 +47,13 @@ def _install(machine: Machine) -> None:
 
 
 _STARTED = "systemctl show -P ActiveEnterTimestampMonotonic qemu-guest-agent"
+
+
+def running(image: Image) -> SavedMachine:
+    """A guest with the agent and every application running, but for RabbitMQ: with stores of their own and no clients yet."""
+    key = hashlib.sha256(agent_archive.build() + Path(workloads.__file__).read_bytes()).hexdigest()[:16]
+    return saved(f"running-{key}", image, _start_all, start_from=ready(image))
+
+
+def _start_all(machine: Machine) -> None:
+    Load(machine, workloads.ALL_BUT_RABBITMQ).set_up()

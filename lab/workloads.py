@@ -21,8 +21,9 @@ name = sys.argv[1]
 notes = os.open("%(notes)s/" + name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 errors = os.open("%(notes)s/" + name + ".errors", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 %(code)s
-connection, number = None, 0
-while not os.path.exists("%(notes)s/stop"):
+connection, number = None, 0 if len(sys.argv) < 3 else time.monotonic_ns() // 1000000
+left = int(sys.argv[2]) if len(sys.argv) > 2 else -1
+while left and not os.path.exists("%(notes)s/stop"):
     number += 1
     key = "%%s-%%06d" %% (name, number)
     started = time.monotonic_ns()
@@ -82,12 +83,23 @@ class Load:
 
     def start(self) -> None:
         for workload in self._workloads:
-            values = {"notes": NOTES, "code": textwrap.dedent(workload.client), "pause": workload.pause_s}
-            self._machine.write_file(f"{NOTES}/{workload.name}.py", (CLIENT % values).encode())
+            self._write_program(workload)
             for number in range(workload.clients):
                 program = f"python3 {NOTES}/{workload.name}.py {workload.name}.{number}"
                 self._machine.spawn(f"exec setsid runuser -u {workload.user} -- {program} >/dev/null 2>&1")
         self.wait_for_writes(3)
+
+    def _write_program(self, workload: Workload) -> None:
+        values = {"notes": NOTES, "code": textwrap.dedent(workload.client), "pause": workload.pause_s}
+        self._machine.write_file(f"{NOTES}/{workload.name}.py", (CLIENT % values).encode())
+
+    def writes_once(self, workload: Workload, within_s: float) -> bool:
+        """Whether one write more is acknowledged within so many seconds."""
+        self._write_program(workload)
+        name = f"{workload.name}.once"
+        program = f"python3 {NOTES}/{workload.name}.py {name} 1"
+        until = f"rm -f {NOTES}/{name}; timeout {within_s} runuser -u {workload.user} -- {program}; test -s {NOTES}/{name}"
+        return self._machine.run(until, check=False, timeout=within_s + 30).returncode == 0
 
     def wait_for_writes(self, count: int, timeout: float = 90) -> None:
         """Until every client has had so many more writes acknowledged."""
@@ -164,13 +176,13 @@ MARIADB = Workload(
     stored="mariadb -N -e 'SELECT k FROM shop.entries'",
     start="systemctl start mariadb",
     clients=2,
-    unclean="journalctl -b -u mariadb | grep -iE 'crash recovery|rolled back|recovered prepared|tc.log'",
+    unclean="journalctl -b -u mariadb | grep -iE 'crash recovery|rolled back|rollback|prepared|tc.log'"
+    " | grep -v 'Starting table crash recovery'",
 )
 
 WEB = Workload(
     name="web",
-    setup=MARIADB.setup
-    + """
+    setup="""
         cat >/usr/local/bin/lab-shop <<'END'
 #!/usr/bin/python3
 import http.server, pymysql
@@ -202,7 +214,7 @@ END
     """,
     client="""
         import http.client
-        port = 8080 + int(name[-1])
+        port = 8081 if name.endswith("1") else 8080
         def connect():
             return True
         def write(_, key):
@@ -390,3 +402,6 @@ while True:
     unclean="grep -rh 'rebuilding indices from scratch' /var/log/rabbitmq/ | tail -1",
     timeout_s=400,
 )
+
+ALL_BUT_RABBITMQ = (MARIADB, WEB, REDIS, VALKEY, SQLITE, SLAPD, PGBOUNCER)
+"""Those that one small guest can run together."""

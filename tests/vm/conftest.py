@@ -64,17 +64,23 @@ def ready(image: Image) -> SavedMachine:
 
 
 @pytest.fixture(scope="session")
-def applications() -> tuple[Image, SavedMachine]:
-    """A guest with every application, none of them running, and the agent."""
-    image = build(applications=True)
-    return image, lab.ready.ready(image)
+def applications() -> Image:
+    """A guest with every application."""
+    return build(applications=True)
 
 
 @pytest.fixture
-def server(applications: tuple[Image, SavedMachine], request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """Such a guest, running."""
-    image, ready = applications
-    with Machine(image, start_from=ready) as machine:
+def bare_server(applications: Image, request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """Such a guest with the agent; of the applications only PostgreSQL runs."""
+    with Machine(applications, start_from=lab.ready.ready(applications)) as machine:
+        yield machine
+        _explain(machine, request)
+
+
+@pytest.fixture
+def server(applications: Image, request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """Such a guest with the agent and every application running but RabbitMQ."""
+    with Machine(applications, start_from=lab.ready.running(applications)) as machine:
         yield machine
         _explain(machine, request)
 

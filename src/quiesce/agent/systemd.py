@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 
 SYSTEMCTL = "/usr/bin/systemctl"
-_PROPERTIES = ("LoadState", "ActiveState", "SubState", "WatchdogUSec", "FreezerState", "ControlGroup", "Type")
+TIMEOUT_S = 10.0
+_PROPERTIES = (
+    *("LoadState", "ActiveState", "Result", "ExecMainStartTimestamp"),
+    *("WatchdogUSec", "FreezerState", "ControlGroup"),
+)
 NEVER_FROZEN = (
     "dbus",
     "quiesce-agent",
@@ -25,16 +30,23 @@ class UnitError(Exception):
     """The unit is not there, or must not be frozen."""
 
 
-def show(unit: str, timeout: float = 10.0) -> dict[str, str]:
+def show(unit: str) -> dict[str, str]:
     """Some of its properties, by name. Raises UnitError."""
-    command = [SYSTEMCTL, "show", "--property", ",".join(_PROPERTIES), "--", unit]
+    return show_all([unit])[unit]
+
+
+def show_all(units: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The same of several units, by their names. Raises UnitError."""
+    command = [SYSTEMCTL, "show", "--property", ",".join(_PROPERTIES), "--", *units]
     try:
-        said = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
+        said = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UnitError(f"systemctl show {unit}: {error}") from None
-    if said.returncode:
-        raise UnitError(said.stderr.decode(errors="replace").strip()[:300] or f"systemctl show {unit} failed")
-    return dict(line.split("=", 1) for line in said.stdout.decode(errors="replace").splitlines() if "=" in line)
+        raise UnitError(f"systemctl show {units[0]}: {error}") from None
+    blocks = said.stdout.decode(errors="replace").strip().split("\n\n")
+    if said.returncode or len(blocks) != len(units):
+        raise UnitError(said.stderr.decode(errors="replace").strip()[:300] or f"systemctl show {units[0]} failed")
+    found = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
+    return dict(zip(units, found))
 
 
 def freezable_cgroup(unit: str) -> str:

@@ -17,8 +17,8 @@ from quiesce.model.reports import Outcome, Writer
 IDENTIFY_TIMEOUT_S = 10.0
 """Longest that one application is waited for before an attempt, in seconds."""
 
-BUILT_IN = ("postgresql", "mariadb", "redis", "pgbouncer", "openldap", "rabbitmq", "web", "sqlite", "unsupported")
-"""Modules of this package; later ones pass over what earlier ones found."""
+BUILT_IN = ("postgresql", "mariadb", "redis", "pgbouncer", "openldap", "rabbitmq", "web", "sqlite", "down", "unsupported")
+"""Modules of this package."""
 
 LAST_ERRORS = "last-errors"
 

@@ -181,6 +181,10 @@ class Database(ApplicationWriter):
                 " 11.4.6 and 11.8 on)"
             )
         self.grade, self.reason = Grade.CLEAN, None
+        if self._variables.get("log_bin") == "ON":
+            # It is marked as in use for as long as the server runs (sql/log.cc: LOG_EVENT_BINLOG_IN_USE_F).
+            self.grade = Grade.NIL_REDO
+            self.reason = "InnoDB starts without recovery; the server goes through its last binary log, which changes nothing"
         if not self._mariadb:
             self.grade, self.reason = Grade.HELD, "held between transactions; MySQL's own recovery runs at every such start"
         self._look_at_engines(deadline_ns)

@@ -1,0 +1,59 @@
+"""Servers that keep data and are not running: there is nothing to hold, and systemd says how they ended.
+
+Only those that ran since the machine started: of the others nobody knows more than the disk itself.
+"""
+
+from __future__ import annotations
+
+from quiesce.agent import systemd
+from quiesce.agent.writers import ApplicationWriter, WriterError
+from quiesce.model.grades import Grade
+from quiesce.model.reports import Outcome
+
+UNITS = {
+    "mariadb.service": "mariadb",
+    "redis-server.service": "redis",
+    "valkey-server.service": "valkey",
+    "slapd.service": "openldap",
+    "rabbitmq-server.service": "rabbitmq",
+}
+"""PostgreSQL's own files say more than systemd does (postgresql_stopped.py)."""
+
+
+def discover() -> list[ApplicationWriter]:
+    """One writer a service that is down."""
+    try:
+        shown = systemd.show_all(list(UNITS))
+    except systemd.UnitError:
+        return []  # what cannot be asked after cannot have been started by it
+    return [
+        Down(unit, UNITS[unit], found)
+        for unit, found in shown.items()
+        if found.get("ActiveState") in ("inactive", "failed") and found.get("ExecMainStartTimestamp")
+    ]
+
+
+class Down(ApplicationWriter):
+    """A service that was started, and has ended."""
+
+    def __init__(self, unit: str, application: str, found: dict[str, str]) -> None:
+        super().__init__(f"{application}:{unit}")
+        self.application = application
+        self.role = "down"
+        self._unit = unit
+        self._before = found
+
+    def on_identify(self, deadline_ns: int) -> None:
+        found = systemd.show(self._unit)
+        if found.get("ExecMainStartTimestamp") != self._before.get("ExecMainStartTimestamp"):
+            raise WriterError("it was down, and was started during the attempt", Outcome.INCONSISTENT, Grade.CRASH)
+        if found.get("ActiveState") != "inactive" or found.get("Result") != "success":
+            raise WriterError(
+                f"it is down and did not shut down cleanly ({found.get('Result')}); it will recover when started",
+                Outcome.NON_RETRYABLE,
+                Grade.CRASH,
+            )
+        self.grade, self.reason = Grade.CLEAN, "it is down; it was shut down cleanly"
+
+    def on_release(self) -> None:
+        self.on_identify(0)
