@@ -23,6 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"vm", "disks"} & set(item.path.parts) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(240))
     if config.getoption("--long"):
         for item in items:
             if hasattr(item, "function") and getattr(item.function, "is_hypothesis_test", False):

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 import lab.ready
 from lab import Image, Machine, SavedMachine, build
-from lab.bare import directory
-from lab.forest import Forest
-from lab.machine import left_behind
 from quiesce.hypervisor.vm import Vm
+from tests.host import Quiesce, nothing_left_behind, quiesce
+
+__all__ = ["Quiesce", "nothing_left_behind", "quiesce"]
 
 FAILED = pytest.StashKey[bool]()
 
@@ -31,21 +23,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed:
         item.stash[FAILED] = True
     return report
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.vm)
-            if not item.get_closest_marker("timeout"):
-                item.add_marker(pytest.mark.timeout(240))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    """Tests leave no VM, pool or file."""
-    yield
-    assert left_behind() == []
 
 
 @pytest.fixture(scope="session")
@@ -101,67 +78,9 @@ def _explain(machine: Machine, request: pytest.FixtureRequest) -> None:
             print("--- agent log ---\n" + machine.run("journalctl -b -u quiesce-agent --no-pager | tail -50").stdout)
 
 
-@dataclass(frozen=True)
-class Finished:
-    """How a run of the command line ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.stdout)
-
-
-class Quiesce:
-    """The command line, as a user has it, with a catalog of its own."""
-
-    program = Path(sys.executable).with_name("quiesce")
-
-    def __init__(self, directory: Path) -> None:
-        self.environment = os.environ | {"QUIESCE_CATALOG": str(directory / "catalog.db")}
-
-    def __call__(self, *arguments: str, expect: int = 0, timeout: float = 120) -> Any:
-        """Runs with --json; the JSON. Fails the test if the exit code is not as expected."""
-        finished = self.run(*arguments, "--json", timeout=timeout)
-        assert finished.returncode == expect, finished
-        return finished.json
-
-    def run(self, *arguments: str, timeout: float = 120) -> Finished:
-        started = time.monotonic()
-        finished = subprocess.run(
-            [self.program, *arguments], capture_output=True, text=True, env=self.environment, check=False, timeout=timeout
-        )
-        # The timeline, which pytest shows for a test that fails.
-        print(f"[{started:.3f} to {time.monotonic():.3f}] quiesce {' '.join(arguments)} -> {finished.returncode}")
-        print(finished.stdout + finished.stderr)
-        return Finished(finished.returncode, finished.stdout, finished.stderr)
-
-    def fails(self, *arguments: str, code: int) -> str:
-        """The error message of a run that must fail with this exit code."""
-        error = self(*arguments, expect=code)["error"]
-        assert error["exit_code"] == code
-        return f"{error['message']} {error['hint'] or ''}"
-
-
-@pytest.fixture
-def quiesce(tmp_path: Path) -> Quiesce:
-    return Quiesce(tmp_path)
-
-
 @pytest.fixture
 def vm(machine: Machine) -> Iterator[Vm]:
     """The machine as our own hypervisor room sees it."""
     vm = Vm("qemu:///system", machine.name)
     yield vm
     vm.close()
-
-
-@pytest.fixture
-def forest() -> Iterator[Forest]:
-    """A VM with two small disks and no guest."""
-    with directory() as path:
-        forest = Forest(path)
-        yield forest
-        forest.remove()

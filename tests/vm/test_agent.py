@@ -15,7 +15,7 @@ from quiesce.model.reports import FreezeState
 from quiesce.wire import framing
 from quiesce.wire.messages import ErrorCode, State
 from quiesce.wire.requester import AgentRefusedError, Requester
-from tests.vm.conftest import Quiesce
+from tests.host import Quiesce
 
 TIMEOUT = 60.0
 

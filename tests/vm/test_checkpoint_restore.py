@@ -11,7 +11,7 @@ from lab import Machine
 from lab.demo import Narrator, holds, run_demo
 from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.vm import Vm
-from tests.vm.conftest import Quiesce
+from tests.host import Quiesce
 
 
 def images(machine: Machine) -> set[str]:

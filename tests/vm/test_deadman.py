@@ -17,7 +17,7 @@ from lab import Machine, ticker
 from lab.ledger import Ledger, longest_stall_ms
 from quiesce.catalog.store import Catalog, operations_table
 from quiesce.hypervisor.vm import Vm
-from tests.vm.conftest import Quiesce
+from tests.host import Quiesce
 
 WINDOW_S = 3.0
 

@@ -12,7 +12,7 @@ import pytest
 from lab import Image, Machine
 from lab.machine import TPM_STATES
 from quiesce.hypervisor import domain_xml
-from tests.vm.conftest import Quiesce
+from tests.host import Quiesce
 
 VARIABLE = "/sys/firmware/efi/efivars/QuiesceLab-6f1c1a52-0b0c-4d4e-9d0e-1f2a3b4c5d6e"
 PASSWORD_SESSION = "00000009" + "40000009" + "0000" + "00" + "0000"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lab import Machine
-from tests.vm.conftest import Quiesce
+from tests.host import Quiesce
 
 
 def writer(report: dict[str, Any], name: str = "17/main") -> dict[str, Any]:

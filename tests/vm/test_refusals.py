@@ -13,7 +13,7 @@ import pytest
 
 from lab import Machine
 from lab.bare import Bare, directory
-from tests.vm.conftest import Quiesce
+from tests.host import Quiesce
 
 
 @contextmanager

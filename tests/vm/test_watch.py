@@ -17,7 +17,7 @@ import libvirt_qemu
 import pytest
 
 from lab.bare import Bare, directory
-from tests.vm.conftest import Quiesce
+from tests.host import Quiesce
 
 SOCKET = "/run/libvirt/libvirt-sock"
 GUEST = bytes.fromhex(

@@ -18,7 +18,7 @@ from quiesce.model.errors import ConsistencyError
 from quiesce.operations import windows as vss
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.context import Context
-from tests.vm.conftest import Quiesce
+from tests.host import Quiesce
 from tests.vm.test_deadman import CHECKPOINT_WITH_A_HANGING_SWITCH
 
 

@@ -49,8 +49,8 @@ class Attempt:
         self._writers: list[ApplicationWriter] = []
         self._held: list[ApplicationWriter] = []
         self._undos: list[Undo] = []
-        self._undo_of: dict[str, int] = {}
-        """By the writers' ids, positions among the undos."""
+        self._undo_of: dict[ApplicationWriter, int] = {}
+        """Positions among the undos."""
         self._freezer: Optional[filesystems.Freezer] = None
         self._deadman: Optional[DeadMan] = None
         self._freeze_token = ""
@@ -71,7 +71,7 @@ class Attempt:
         self._undos = [self._freezer.rcu] if self._freezer.rcu else []
         for writer in self._writers:
             if undo := writer.undo():
-                self._undo_of[writer.id] = len(self._undos)
+                self._undo_of[writer] = len(self._undos)
                 self._undos.append(undo)
                 writer.guarded = True
         # Before any session is opened: a copy of a session's socket in the dead-man would keep it alive.
@@ -177,6 +177,7 @@ class Attempt:
             self._deadman = None
         writers.remember(self._writers)
         self._writers = []
+        self._deadline_ns = None
         self.state = State.IDLE
 
     def _start_window(self, step_deadline_ns: int) -> int:
@@ -200,14 +201,15 @@ class Attempt:
         self.state = State.RELEASED
 
     def _announce(self, writer: ApplicationWriter) -> None:
-        if writer.id in self._undo_of:
-            self._parts()[1].doing(self._undo_of[writer.id])
+        """One that is passed over may be at rest because somebody else wants it so: that is not ours to take back."""
+        if writer in self._undo_of and not writer.passed_over:
+            self._parts()[1].doing(self._undo_of[writer])
 
     def _taken_back(self, writer: ApplicationWriter) -> None:
         """The writer has let go by itself. If it could not, the dead-man does it when it is disarmed."""
-        if self._deadman and writer.id in self._undo_of and writer.let_go:
+        if self._deadman and writer in self._undo_of and writer.let_go:
             try:
-                self._deadman.undone(self._undo_of[writer.id])
+                self._deadman.undone(self._undo_of[writer])
             except DeadManError:
                 pass
 

@@ -24,8 +24,8 @@ class Cgroup:
     """One control group, by its path below the root, as `/system.slice/nginx.service`."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
-        self._directory = os.path.join(ROOT, path.lstrip("/"))
+        self.path = os.path.normpath("/" + path.lstrip("/"))
+        self._directory = ROOT + self.path
         self._freeze: Optional[int] = None
         self._events: Optional[int] = None
         self.ours = False
@@ -47,9 +47,12 @@ class Cgroup:
         return os.pread(self._freeze, 10, 0).strip() == b"1"
 
     def frozen(self) -> bool:
-        """Every process in it stands still."""
+        """Every process in it stands still. None does in a group that is gone."""
         assert self._events is not None
-        return b"frozen 1" in os.pread(self._events, 200, 0)
+        try:
+            return b"frozen 1" in os.pread(self._events, 200, 0)
+        except OSError:
+            return False
 
     def freeze(self, deadline_ns: int) -> None:
         """Returns when every process in it stands still. Raises CgroupError, TimeoutError; it runs then."""
@@ -57,7 +60,7 @@ class Cgroup:
         if self.asked():
             raise CgroupError(f"{self.path} is frozen already, by somebody else")
         self.ours = True
-        os.write(self._freeze, b"1")
+        os.pwrite(self._freeze, b"1", 0)
         while not self.frozen():
             if time.monotonic_ns() >= deadline_ns:
                 self.thaw()
@@ -68,7 +71,7 @@ class Cgroup:
         """Idempotent; lets go only what we froze. Raises OSError."""
         if self.ours and self._freeze is not None:
             try:
-                os.write(self._freeze, b"0")
+                os.pwrite(self._freeze, b"0", 0)
             except OSError:
                 if os.path.exists(self._directory):  # else all its processes ended
                     raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 
 from quiesce.agent import linux
@@ -14,16 +15,21 @@ from quiesce.model.reports import Outcome
 
 MAX_WORDS = 300
 """Of what a command says, how much a report keeps, in characters."""
+POLL_S = 0.002
 
 
 def require_runnable(path: str) -> None:
     """Raises WriterError unless the file is root's own and can be run."""
+    if not os.path.isabs(path):
+        raise WriterError(f"{path or 'an empty name'} is no absolute path", Outcome.NON_RETRYABLE)
     try:
         require_trusted(path)
     except UntrustedError as error:
         raise WriterError(str(error), Outcome.NON_RETRYABLE) from None
     except OSError as error:
         raise WriterError(f"{path}: {error.strerror}", Outcome.NON_RETRYABLE) from None
+    if not os.path.isfile(path):
+        raise WriterError(f"{path} is no file", Outcome.NON_RETRYABLE)
     if not os.access(path, os.X_OK):
         raise WriterError(f"{path} cannot be executed: chmod +x {path}", Outcome.NON_RETRYABLE)
 
@@ -32,30 +38,47 @@ def run(command: Sequence[str], timeout_s: float, environment: Mapping[str, str]
     """Runs a command to its end and returns what it said on its standard output, at most MAX_WORDS characters.
 
     Raises WriterError: a time-out (it and its children are killed then), or an exit status other than 0, with its words. Dies
-    with the conversation.
+    with the conversation. What it leaves running in the background is left alone: a script may hold by that, as QEMU's own
+    mysql-flush.sh.sample does.
     """
+    # In memory, and no pipes: these would have an end only when the last in the background ends, and break for it before.
+    said, complained = os.memfd_create("said"), os.memfd_create("complained")
+    try:
+        status = _run(command, timeout_s, environment, said, complained)
+        if status:
+            ended = f"ended with {status}" if status > 0 else f"was killed by signal {-status}"
+            words = _last_words(complained) or _last_words(said)
+            raise WriterError(f"{' '.join(command)} {ended}" + (f": {words}" if words else ""))
+        return os.pread(said, 4 * MAX_WORDS, 0).decode(errors="replace").strip()[:MAX_WORDS]
+    finally:
+        os.close(said)
+        os.close(complained)
+
+
+def _last_words(descriptor: int) -> str:
+    start = max(0, os.fstat(descriptor).st_size - 4 * MAX_WORDS)
+    return os.pread(descriptor, 4 * MAX_WORDS, start).decode(errors="replace").strip()[-MAX_WORDS:]
+
+
+def _run(command: Sequence[str], timeout_s: float, environment: Mapping[str, str] | None, said: int, complained: int) -> int:
+    """Returns the exit status, negative if it was killed by that signal."""
+    give_up = time.monotonic() + timeout_s
     process = subprocess.Popen(
         list(command),
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=said,
+        stderr=complained,
         env={**os.environ, **(environment or {})},
         start_new_session=True,
         preexec_fn=linux.die_with_service,
     )
     try:
-        said, complained = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        raise WriterError(f"{' '.join(command)} did not end within {timeout_s:.1f} s", Outcome.TIMEOUT) from None
+        while process.poll() is None:
+            if time.monotonic() >= give_up:
+                raise WriterError(f"{' '.join(command)} did not end within {timeout_s:.1f} s", Outcome.TIMEOUT)
+            time.sleep(POLL_S)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        for stream in (process.stdout, process.stderr):
-            if stream:
-                stream.close()
-    if process.returncode:
-        words = (complained or said).decode(errors="replace").strip()[-MAX_WORDS:]
-        ended = f"ended with {process.returncode}" if process.returncode > 0 else f"was killed by signal {-process.returncode}"
-        raise WriterError(f"{' '.join(command)} {ended}" + (f": {words}" if words else ""))
-    return said.decode(errors="replace").strip()[:MAX_WORDS]
+    return process.returncode

@@ -54,6 +54,8 @@ class DeadMan:
         self._pipe = pipe
         self._pid = pid
         self._ended = False
+        self._doing: list[int] = []
+        """What it has yet to take back."""
 
     @classmethod
     def start(cls, filesystems: list[int], undos: Sequence[Undo] = ()) -> DeadMan:
@@ -100,9 +102,12 @@ class DeadMan:
     def doing(self, index: int) -> None:
         """Said before what the undo at this position takes back."""
         self._tell(_DOING, index)
+        self._doing.append(index)
 
     def undone(self, index: int) -> None:
         self._tell(_UNDONE, index)
+        if index in self._doing:
+            self._doing.remove(index)
 
     def disarm(self) -> None:
         """Ends the dead-man, which first takes back what it was not told is undone. Idempotent; never raises."""
@@ -114,7 +119,7 @@ class DeadMan:
         except DeadManError:
             pass
         os.close(self._pipe)
-        give_up = time.monotonic() + DISARM_TIMEOUT_S
+        give_up = time.monotonic() + DISARM_TIMEOUT_S + len(self._doing) * UNDO_TIMEOUT_S
         while os.waitpid(self._pid, os.WNOHANG) == (0, 0):
             if time.monotonic() > give_up:  # stopped, perhaps; it has nothing left to do
                 os.kill(self._pid, signal.SIGKILL)

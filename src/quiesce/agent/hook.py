@@ -26,6 +26,8 @@ DEFAULT_WINDOW_S = 30.0
 """From the first hold to the last release, in seconds: longer than our own requester takes, for what they do we do not know."""
 PREPARE_TIMEOUT_S = 120.0
 MAX_REQUEST = 4096
+REQUEST_TIMEOUT_S = 1.0
+"""Longest wait for a request, in seconds, after the connection: others wait behind it."""
 
 Discover = Callable[[str], "list[ApplicationWriter]"]
 """Finds the writers, without the scripts of the platform named."""
@@ -40,9 +42,7 @@ def main(arguments: list[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="quiesce-agent --hook")
     parser.add_argument("action", choices=["freeze", "thaw", "freezeFail"])
-    parser.add_argument(
-        "--without", choices=["qemu", "vmware"], default="", help="the platform that runs its scripts by itself"
-    )
+    parser.add_argument("--without", choices=["vmware"], default="", help="the platform that runs its scripts by itself")
     parser.add_argument("--window", type=float, default=DEFAULT_WINDOW_S, metavar="SECONDS")
     options, _ = parser.parse_known_args(arguments)  # VMware adds an argument of the caller's
     request = {"do": options.action, "without": options.without, "window_ms": int(options.window * 1000)}
@@ -78,16 +78,19 @@ def serve(listener: socket.socket, discover: Discover) -> None:
             if connection is None:
                 return  # the deadline passed; `finally` lets go
             with connection:
-                request = _receive(connection)
-                if request.get("do") == "freeze" and held is None:
+                request = _receive(connection, held)
+                do = request.get("do")
+                if do not in ("freeze", "thaw", "freezeFail"):
+                    answer = _answer(False, "the request makes no sense")
+                elif do == "freeze" and held is None:
                     held = _Held(request)
                     answer = held.freeze(discover)
-                elif request.get("do") == "freeze":
+                elif do == "freeze":
                     answer = _answer(False, "another freeze is under way")
                 elif held is None:
                     answer = _answer(False, "nothing is held: the deadline passed, or the freeze had failed")
                 else:
-                    answer = held.thaw() if request.get("do") == "thaw" else held.give_up()
+                    answer = held.thaw() if do == "thaw" else held.give_up()
                 _send(connection, answer)
                 if held is None or held.ended:
                     # Nothing is frozen by now: a line of log would have waited for the disk, and we with it.
@@ -125,6 +128,9 @@ class _Held:
         except AttemptError as error:
             self.ended = True
             return _answer(False, f"refused: {error}")
+        except Exception as error:  # noqa: BLE001 - an answer is owed
+            self.ended = True
+            return _answer(False, f"failed: {type(error).__name__}: {error}")
         return _answer(True, *(f"{writer.id} holds" for writer in inventory.writers))
 
     def thaw(self) -> dict[str, Any]:
@@ -156,20 +162,32 @@ def _accept(listener: socket.socket, held: Optional[_Held]) -> Optional[socket.s
     if not poll.poll(held.left_ms() if held else 0):
         return None
     connection, _ = listener.accept()
-    connection.settimeout(5)
     return connection
 
 
-def _receive(connection: socket.socket) -> dict[str, Any]:
+def _receive(connection: socket.socket, held: Optional[_Held]) -> dict[str, Any]:
+    """Empty if nothing that makes sense came in time. Not even a byte at a time keeps what is held beyond the deadline."""
+    left_ms = held.left_ms() if held else None
+    give_up = time.monotonic() + (REQUEST_TIMEOUT_S if left_ms is None else min(REQUEST_TIMEOUT_S, left_ms / 1000))
+    line = b""
     try:
-        with connection.makefile("rb") as lines:
-            value = json.loads(lines.readline(MAX_REQUEST))
-    except (OSError, ValueError):
+        while not line.endswith(b"\n") and len(line) < MAX_REQUEST:
+            left = give_up - time.monotonic()
+            if left <= 0:
+                return {}
+            connection.settimeout(left)
+            data = connection.recv(MAX_REQUEST)
+            if not data:
+                break
+            line += data
+        value = json.loads(line)
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def _send(connection: socket.socket, answer: dict[str, Any]) -> None:
+    connection.settimeout(REQUEST_TIMEOUT_S)
     try:
         connection.sendall(json.dumps(answer).encode() + b"\n")
     except OSError:

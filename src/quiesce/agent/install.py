@@ -26,7 +26,7 @@ VMWARE_SCRIPTS = "/etc/vmware-tools/backupScripts.d"
 RESTART_S = 5
 """Until qemu-guest-agent is restarted, in seconds: whoever installs through it is to hear how it went."""
 STOCK_HOOKS = ("/etc/qemu/fsfreeze-hook", "/etc/qemu-ga/fsfreeze-hook")
-"""What runs the scripts of fsfreeze-hook.d, which our hook runs too, and heeds."""
+"""What runs the scripts of fsfreeze-hook.d, which ours does in its place, and heeds."""
 
 UNIT_TEXT = f"""\
 [Unit]
@@ -55,7 +55,7 @@ ACTION=="add", SUBSYSTEM=="virtio-ports", ATTR{{name}}=="{PORT_NAME}", RUN+="{_R
 HOOK_TEXT = f"""\
 #!/bin/sh
 # quiesce: has the applications hold before the filesystems are frozen. Fails if one that is required does not.
-exec /usr/bin/python3 -I -S {AGENT} --hook "$1" --without {{platform}}
+exec /usr/bin/python3 -I -S {AGENT} --hook "$1"{{more}}
 """
 
 
@@ -72,10 +72,10 @@ def install() -> list[str]:
         precompile(AGENT)
     _write(UNIT, UNIT_TEXT)
     _write(RULE, RULE_TEXT)
-    _write(HOOK, HOOK_TEXT.format(platform="qemu"), 0o755)
+    _write(HOOK, HOOK_TEXT.format(more=""), 0o755)
     if os.path.isdir(os.path.dirname(VMWARE_SCRIPTS)):
         os.makedirs(VMWARE_SCRIPTS, mode=0o755, exist_ok=True)
-        _write(f"{VMWARE_SCRIPTS}/50-quiesce", HOOK_TEXT.format(platform="vmware"), 0o755)
+        _write(f"{VMWARE_SCRIPTS}/50-quiesce", HOOK_TEXT.format(more=" --without vmware"), 0o755)
     for command in (
         ("systemctl", "daemon-reload"),
         ("udevadm", "control", "--reload"),

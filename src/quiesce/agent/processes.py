@@ -55,7 +55,8 @@ def cgroup(pid: int) -> str:
 
 def unit(pid: int) -> str:
     """The system service it belongs to, as `nginx.service`; empty if to none."""
-    match = re.match(r"/system\.slice/(?:.*/)?([^/]+\.service)(?:/|$)", cgroup(pid))
+    # As systemd's cg_path_get_unit: the first that is no slice. What is below it is the unit's own, as a container's services.
+    match = re.match(r"/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)(?:/|$)", cgroup(pid))
     return match.group(1) if match else ""
 
 

@@ -13,9 +13,11 @@ _PROPERTIES = (
 )
 NEVER_FROZEN = (
     "dbus",
+    "dbus-broker",
     "quiesce-agent",
     "qemu-guest-agent",
     "open-vm-tools",
+    "vmtoolsd",
     "ssh",
     "sshd",
     "systemd-journald",
@@ -49,14 +51,19 @@ def show_all(units: Sequence[str]) -> dict[str, dict[str, str]]:
     return dict(zip(units, found))
 
 
+def require_dispensable(unit: str) -> None:
+    """Raises UnitError if the machine needs it running."""
+    if unit.rpartition(".")[0] in NEVER_FROZEN:
+        raise UnitError(f"{unit} is never frozen: the machine, or this agent, could not be reached any more")
+
+
 def freezable_cgroup(unit: str) -> str:
     """The control group of a running unit that may be frozen. Raises UnitError with the reason if it may not.
 
     systemd kills a unit that does not feed its watchdog, frozen or not, and then leaves the group frozen; up to version 257
     (systemd issue 38517).
     """
-    if unit.rpartition(".")[0] in NEVER_FROZEN:
-        raise UnitError(f"{unit} is never frozen: the machine, or this agent, could not be reached any more")
+    require_dispensable(unit)
     found = show(unit)
     if found.get("LoadState") != "loaded":
         raise UnitError(f"there is no unit {unit}")

@@ -19,7 +19,7 @@ import libvirt
 from quiesce.hypervisor import storage_xml
 from quiesce.hypervisor.connection import Host, translated
 from quiesce.hypervisor.storage_xml import Volume
-from quiesce.model.errors import HypervisorError, NoSpaceError, NotFoundError
+from quiesce.model.errors import BusyError, HypervisorError, NoSpaceError, NotFoundError
 
 MIN_FREE = 64 * 1024 * 1024
 """Least room an overlay is made with, in bytes. An overlay grows with what the guest writes; this much keeps it from running
@@ -27,6 +27,8 @@ full before anybody can act."""
 LEAST = 1024 * 1024
 """Room for the metadata of a small file, in bytes."""
 CHUNK = 256 * 1024
+LISTINGS = 20
+"""How often a directory is read anew until nothing came or went meanwhile."""
 POOL_PREFIX = "quiesce-pool-"
 
 
@@ -55,16 +57,20 @@ class Directory:
             raise no_space(self.path, free, needed, what)
 
     def volumes(self) -> list[Volume]:
-        """Every file in it that libvirt can read. One that vanishes meanwhile is left out."""
-        found = []
+        """Every file in it that libvirt can read, as they were at one time. Raises BusyError if they do not stand still.
+
+        While somebody else has libvirt read the directory anew, files may seem to be gone that are not; what is decided by
+        a list must not be decided by such a one.
+        """
         with translated(f"listing {self.path}"):
-            for volume in self.pool.listAllVolumes():
-                try:
-                    found.append(storage_xml.volume(volume.XMLDesc(0)))
-                except libvirt.libvirtError as error:
-                    if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
-                        raise
-        return found
+            for _ in range(LISTINGS):
+                found = {}
+                for volume in self.pool.listAllVolumes():
+                    with _unless_gone():
+                        found[volume.name()] = storage_xml.volume(volume.XMLDesc(0))
+                if found.keys() == set(self.pool.listVolumes()):
+                    return list(found.values())
+        raise BusyError(f"the files in {self.path} come and go", hint="try again")
 
     def volume(self, name: str) -> Volume:
         """Raises NotFoundError."""
@@ -160,6 +166,15 @@ class Directory:
                     self.pool.refresh(0)
                 raise no_space(self.path, self.usable(), needed, name) from error
             raise HypervisorError(f"making {self.path}/{name}: {message}") from error
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
+            raise
 
 
 @contextmanager

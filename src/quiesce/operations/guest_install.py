@@ -9,7 +9,7 @@ from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.qemu_agent import QemuAgent
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import AgentError
-from quiesce.operations import agent_archive, guest, plan
+from quiesce.operations import agent_archive, guest, plan, windows
 from quiesce.operations.context import Context
 from quiesce.wire.messages import PORT_NAME
 
@@ -41,6 +41,11 @@ def guest_install(context: Context, vm_name: str) -> Installed:
                 raise AgentError(
                     f"{vm.name} has no qemu-guest-agent, which the installation goes through",
                     hint="add its channel (virsh attach-device) and install the package qemu-guest-agent in the guest",
+                )
+            if windows.is_windows(vm, facts):
+                raise AgentError(
+                    f"{vm.name} runs Windows, which needs no agent of quiesce's: its checkpoints go through its own VSS",
+                    hint=f"quiesce checkpoint {vm.name}",
                 )
             qemu_agent = QemuAgent(vm)
             _require_python_and_systemd(vm, qemu_agent)

@@ -113,5 +113,8 @@ def _find_head(context: Context, uuid: str) -> None:
             context.catalog.set_live(vm.host.name, found.head.values(), True)
             standing = set(found.standing(found.head).values()) - {None}
             context.catalog.set_head(vm.host.name, vm.uuid, standing.pop() if len(standing) == 1 else None)
-    except NotFoundError:
+    except QuiesceError as error:
+        if not isinstance(error, NotFoundError):
+            context.emit(Warned(f"where VM {uuid} stands could not be found out: {error.message}; `quiesce doctor` says more"))
+            return
         context.emit(Warned(f"libvirt has no VM {uuid}; `quiesce doctor {uuid} --repair` defines it again"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import importlib
+import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Optional
 
@@ -68,6 +69,7 @@ class ApplicationWriter:
         """What went wrong, with its phase and outcome; None if nothing did."""
         self.last_error: Optional[str] = None
         self.required = True
+        self._paths: list[str] = []
         self.hold_limit_ms: Optional[int] = None
         self.holding = False
         self.forgone = False
@@ -75,6 +77,11 @@ class ApplicationWriter:
         """Nothing of a hold is left in the application."""
         self.guarded = False
         """The dead-man has its undo."""
+
+    @property
+    def passed_over(self) -> bool:
+        """It is not going to be held."""
+        return bool(self.error) or self.forgone
 
     # -- for each application to say
 
@@ -110,7 +117,7 @@ class ApplicationWriter:
 
     def paths(self) -> list[str]:
         """Directories that hold all its files; each must lie on a filesystem that freezes."""
-        return []
+        return list(self._paths)
 
     def remember(self) -> None:
         """Keeps, outside the window, what the next attempt may learn from this one."""
@@ -120,6 +127,11 @@ class ApplicationWriter:
         return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
     # -- the same for all
+
+    def keeps(self, paths: Sequence[str]) -> None:
+        """Says which directories hold all its files, where the writer itself cannot know."""
+        self._paths = list(paths)
+        self.data_directory = next(iter(paths), None)
 
     def identify(self) -> None:
         """Never raises; what went wrong is the grade's reason."""
@@ -134,7 +146,7 @@ class ApplicationWriter:
 
     def hold(self, deadline_ns: int) -> None:
         """Raises WriterError, having let go; the writer is graded as not held then. One that cannot be held is passed over."""
-        if self.error or self.forgone:
+        if self.passed_over:
             return
         if self.hold_limit_ms is not None:
             deadline_ns = min(deadline_ns, time.monotonic_ns() + self.hold_limit_ms * 1_000_000)
@@ -160,6 +172,7 @@ class ApplicationWriter:
         with self._phase("release", Outcome.INCONSISTENT):
             self.on_release()
             self.holding, self.let_go = False, True
+            self.last_error = None  # it went right again
 
     def abort(self) -> None:
         """Idempotent; never raises."""
@@ -168,14 +181,14 @@ class ApplicationWriter:
             self.on_abort()
             self.let_go = True
         except Exception as error:  # noqa: BLE001 - what is left is the dead-man's, and the application's own time-out's
-            self.warnings.append(f"it could not be let go: {self.say(error)}")
+            self.warnings.append(f"it could not be let go: {self._words(error)}")
 
     def post_checkpoint(self, kept: bool) -> None:
         """Never raises."""
         try:
             self.on_post_checkpoint(kept)
         except Exception as error:  # noqa: BLE001 - the checkpoint is there, or not, whatever comes after it
-            self.warnings.append(f"post-checkpoint: {self.say(error)}")
+            self.warnings.append(f"post-checkpoint: {self._words(error)}")
 
     def report(self) -> Writer:
         return Writer(
@@ -206,7 +219,7 @@ class ApplicationWriter:
             yield
         except Exception as error:  # noqa: BLE001 - whatever an application or its library says is the reason
             self.outcome = _outcome(error, otherwise)
-            text = str(error) if isinstance(error, WriterError) else self.say(error)
+            text = self._words(error)
             self.error = f"{name}: {self.outcome.value}: {text}"
             if name in ("hold", "release"):
                 self._downgrade(text if name == "release" else f"not held: {text}")
@@ -214,6 +227,9 @@ class ApplicationWriter:
             else:
                 grade = error.grade if isinstance(error, WriterError) else Grade.REFUSED
                 self.grade, self.reason = (Grade.CLEAN if self.stateless else grade), text
+
+    def _words(self, error: Exception) -> str:
+        return str(error) if isinstance(error, WriterError) else self.say(error)
 
     def _downgrade(self, reason: str) -> None:
         if self.stateless:
@@ -225,7 +241,7 @@ class ApplicationWriter:
 def _outcome(error: Exception, otherwise: Outcome) -> Outcome:
     if isinstance(error, WriterError):
         return error.outcome if error.outcome is not Outcome.RETRYABLE else otherwise
-    if isinstance(error, TimeoutError):
+    if isinstance(error, (TimeoutError, socket.timeout)):  # the same from Python 3.10 on
         return Outcome.TIMEOUT
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _OUT_OF):
         return Outcome.OUT_OF_RESOURCES

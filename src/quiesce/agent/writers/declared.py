@@ -24,6 +24,7 @@ from quiesce.agent.deadman import Undo
 from quiesce.agent.trust import UntrustedError, require_trusted
 from quiesce.agent.writers import ApplicationWriter, WriterError, left_s
 from quiesce.agent.writers.frozen import Frozen
+from quiesce.agent.writers.sqlite import Sqlite
 from quiesce.agent.writers.stopped import StoppedService
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome
@@ -31,6 +32,7 @@ from quiesce.model.reports import Outcome
 DIRECTORY = "/etc/quiesce/writers.d"
 COMMAND_TIMEOUT_S = 30.0
 """Longest that a command outside the window, or one that releases, may run, in seconds."""
+MAX_HOLD_S = 3600
 _WRITER = {
     *("name", "level", "required", "stateless", "holdtimeoutsec", "paths", "application"),
     *("unit", "action", "cgroup", "prepare", "hold", "release", "position"),
@@ -49,7 +51,7 @@ def configured(found: list[ApplicationWriter]) -> list[ApplicationWriter]:
     for path in sorted(glob.glob(os.path.join(DIRECTORY, "*.conf"))):
         try:
             sections += [(path, section) for section in _read(path)]
-        except (OSError, UntrustedError, configparser.Error, _ConfigurationError) as error:
+        except (OSError, ValueError, UntrustedError, configparser.Error, _ConfigurationError) as error:
             result.append(Misconfigured(path, str(error)))
     for kind, apply in (("Writer", _declare), ("Match", _tune)):
         for path, section in sections:
@@ -63,8 +65,8 @@ def configured(found: list[ApplicationWriter]) -> list[ApplicationWriter]:
 
 def _read(path: str) -> list[configparser.SectionProxy]:
     require_trusted(path)
-    parser = configparser.ConfigParser(interpolation=None, strict=True, delimiters=("=",))
-    with open(path) as file:
+    parser = configparser.ConfigParser(interpolation=None, strict=True, delimiters=("=",), default_section="")
+    with open(path, encoding="utf-8") as file:
         parser.read_file(file)
     for name in parser.sections():
         allowed = {"Writer": _WRITER, "Match": _MATCH}.get(name)
@@ -78,21 +80,28 @@ def _read(path: str) -> list[configparser.SectionProxy]:
 
 def _declare(found: list[ApplicationWriter], section: configparser.SectionProxy) -> list[ApplicationWriter]:
     name = section.get("name") or _missing("Name")
-    unit = section.get("unit", "")
+    unit, paths = section.get("unit", ""), section.get("paths", "").split()
     writer: ApplicationWriter
     if section.get("hold"):
         writer = Commands(f"declared:{name}", section)
-    elif unit and section.get("action", "freeze") == "stop":
-        writer = StoppedService(f"declared:{name}", unit)
+    elif lost := [key for key in ("prepare", "release", "position") if section.get(key)]:
+        raise _ConfigurationError(f"writer {name!r}: {lost[0].title()}= needs Hold=")
+    elif _stops(section):
+        writer = StoppedService(f"declared:{name}", unit or _missing("Unit"))
     elif unit or section.get("cgroup"):
         writer = DeclaredFrozen(f"declared:{name}", unit=unit, cgroup=_only_cgroup(section.get("cgroup", "")))
     else:
         raise _ConfigurationError(f"writer {name!r} has none of Unit, CGroup, Hold")
+    if any(other.id == writer.id for other in found):
+        raise _ConfigurationError(f"there is another writer {name!r}")
     writer.application = section.get("application", name)
     writer.stateless = section.getboolean("stateless", False)
-    writer.data_directory = next(iter(section.get("paths", "").split()), None)
+    writer.keeps(paths)
     _apply(writer, section)
-    # Who names a unit knows better than we what to do with it.
+    # Who names a unit knows better than we what to do with it; and it can only be frozen once.
+    for other in found:
+        if unit and isinstance(other, Sqlite) and other.unit == unit:
+            other.freezing = False
     return [other for other in found if not (unit and isinstance(other, Frozen) and other.unit == unit)] + [writer]
 
 
@@ -103,14 +112,20 @@ def _tune(found: list[ApplicationWriter], section: configparser.SectionProxy) ->
         tuned = writer
         if fnmatchcase(writer.id, pattern):
             unit = getattr(writer, "unit", "")
-            if section.get("action") == "stop" and unit:
+            if _stops(section) and unit:
                 tuned = StoppedService(writer.id, unit, writer.application)
-                tuned.data_directory = writer.data_directory
-            elif section.get("action", "freeze") != "freeze":
-                raise _ConfigurationError(f"Action={section.get('action')} is not possible for {writer.id}")
+                tuned.level, tuned.required = writer.level, writer.required
+                tuned.keeps(writer.paths())
             _apply(tuned, section)
         result.append(tuned)
     return result
+
+
+def _stops(section: configparser.SectionProxy) -> bool:
+    action = section.get("action", "freeze")
+    if action not in ("freeze", "stop"):
+        raise _ConfigurationError(f"Action={action} is not known; there are freeze and stop")
+    return action == "stop"
 
 
 def _apply(writer: ApplicationWriter, section: configparser.SectionProxy) -> None:
@@ -118,12 +133,15 @@ def _apply(writer: ApplicationWriter, section: configparser.SectionProxy) -> Non
     if "level" in section:
         writer.level = Level(section["level"])
     if "holdtimeoutsec" in section:
-        writer.hold_limit_ms = int(float(section["holdtimeoutsec"]) * 1000)
+        seconds = float(section["holdtimeoutsec"])
+        if not 0 < seconds <= MAX_HOLD_S:
+            raise _ConfigurationError(f"HoldTimeoutSec={section['holdtimeoutsec']} is not more than 0 and at most {MAX_HOLD_S}")
+        writer.hold_limit_ms = int(seconds * 1000)
 
 
 def _only_cgroup(pattern: str) -> str:
     """The one control group that matches, as a container's, whose name has a number in it."""
-    found = [path[len(cgroups.ROOT) :] for path in glob.glob(cgroups.ROOT + pattern)] if pattern else [""]
+    found = [path[len(cgroups.ROOT) :] for path in glob.glob(f"{cgroups.ROOT}/{pattern.lstrip('/')}")] if pattern else [""]
     if len(found) > 1:
         raise _ConfigurationError(f"CGroup={pattern} matches {len(found)} control groups")
     return found[0] if found else pattern
@@ -169,7 +187,6 @@ class Commands(ApplicationWriter):
         }
         if "release" not in self._commands:
             _missing("Release")
-        self._paths = section.get("paths", "").split()
         self._held = False
 
     def undo(self) -> Optional[Undo]:
@@ -191,15 +208,12 @@ class Commands(ApplicationWriter):
         self._note_position(deadline_ns)
 
     def on_release(self) -> None:
-        self._held = False
         commands.run(self._commands["release"], COMMAND_TIMEOUT_S)
+        self._held = False
 
     def on_abort(self) -> None:
         if self._held:
             self.on_release()
-
-    def paths(self) -> list[str]:
-        return self._paths
 
     def _note_position(self, deadline_ns: int) -> None:
         if "position" in self._commands:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Optional
 
-from quiesce.agent import systemd
+from quiesce.agent import processes, systemd
 from quiesce.agent.cgroups import Cgroup, CgroupError
 from quiesce.agent.deadman import Undo
 from quiesce.agent.writers import ApplicationWriter, WriterError
@@ -39,13 +40,16 @@ class Frozen(ApplicationWriter):
         return self._cgroup.undo
 
     def on_identify(self, deadline_ns: int) -> None:
-        if self.unit:
-            try:
-                group = systemd.freezable_cgroup(self.unit)
-            except systemd.UnitError as error:
-                raise WriterError(str(error), Outcome.NON_RETRYABLE) from None
-            if group != self._cgroup.path:
-                raise WriterError(f"{self.unit} is in {group}, not in {self._cgroup.path}", Outcome.NON_RETRYABLE)
+        try:
+            systemd.require_dispensable(os.path.basename(self._cgroup.path))
+            group = systemd.freezable_cgroup(self.unit) if self.unit else self._cgroup.path
+        except systemd.UnitError as error:
+            raise WriterError(str(error), Outcome.NON_RETRYABLE) from None
+        if group != self._cgroup.path:
+            raise WriterError(f"{self.unit} is in {group}, not in {self._cgroup.path}", Outcome.NON_RETRYABLE)
+        own = processes.cgroup(os.getpid())
+        if self._cgroup.path == "/" or own == self._cgroup.path or own.startswith(f"{self._cgroup.path}/"):
+            raise WriterError(f"the agent itself is in {self._cgroup.path}", Outcome.NON_RETRYABLE)
         try:
             self._cgroup.open()
         except OSError as error:

@@ -375,11 +375,14 @@ class Database(ApplicationWriter):
         for n in range(MAX_FLUSHES):
             self._control.run(_CHECKPOINT, deadline_ns)
             before, self.position = self.position, self._read_position(deadline_ns)
-            dirty = self._named("STATUS", ("Innodb_buffer_pool_pages_dirty",), deadline_ns)["Innodb_buffer_pool_pages_dirty"]
+            status = self._named("STATUS", ("Innodb_buffer_pool_pages_dirty", "Innodb_history_list_length"), deadline_ns)
+            dirty, history = status["Innodb_buffer_pool_pages_dirty"], status.get("Innodb_history_list_length", "0")
             age = int(self.position["lsn_current"]) - int(self.position["lsn_checkpoint"])
-            if age <= BOOKKEEPING_BYTES and dirty == "0" and self.position == before:
+            still = age <= BOOKKEEPING_BYTES and dirty == "0" and self.position == before
+            # What transactions left behind is purged in the background, which writes; not for ever, as a reader may need it.
+            if still and (history == "0" or n >= MAX_FLUSHES // 2):
                 return
-            time.sleep(min(0.001 * n, 0.02))  # for the purge of what transactions left behind
+            time.sleep(min(0.002 * n, 0.05))
         raise WriterError(f"its log does not come to rest: {age} bytes after its checkpoint, {dirty} dirty pages")
 
     def on_release(self) -> None:
@@ -394,6 +397,11 @@ class Database(ApplicationWriter):
         lost = self._let_go(deadline_ns)
         if lost:
             raise WriterError(f"the hold of {lost[0]} was lost during the window", Outcome.INCONSISTENT)
+        if [name.partition(" ")[0] for name in moved] == ["lsn_current"]:
+            # The lock on everything was there to the end, so no transaction of anybody's is among it.
+            self.grade = min(self.grade, Grade.NIL_REDO, key=[Grade.HELD, Grade.NIL_REDO, Grade.CLEAN].index)
+            self.reason = f"InnoDB's own housekeeping wrote log during the window ({moved[0]}); it is gone through at the start"
+            return
         if moved:
             raise WriterError(f"it was written to during the window: {', '.join(moved)}", Outcome.INCONSISTENT)
 

@@ -17,6 +17,7 @@ from quiesce.agent import processes
 from quiesce.agent.processes import Process
 from quiesce.agent.writers import ApplicationWriter, WriterError
 from quiesce.agent.writers.frozen import Frozen
+from quiesce.agent.writers.unsupported import Unreached
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
@@ -24,14 +25,20 @@ _META = struct.Struct("=16xII8xQ")
 """Of an LMDB meta page: magic, version, map size; liblmdb's mdb.c, MDB_page header and MDB_meta."""
 _MAGIC = 0xBEEFC0DE
 _UNSAFE = re.compile(
-    r"^(olcDbNoSync:\s*TRUE|olcDbEnvFlags:.*\b(nosync|nometasync|writemap|mapasync)\b)", re.IGNORECASE | re.MULTILINE
+    r"^(olcDbNoSync:\s*TRUE|dbnosync\b|(olcDbEnvFlags:|envflags\b).*\b(nosync|nometasync|writemap|mapasync)\b)",
+    re.IGNORECASE | re.MULTILINE,
 )
+"""In slapd.d, and in slapd.conf."""
 
 
 def discover() -> list[ApplicationWriter]:
     """One writer a system service."""
-    found = {unit: process for process in processes.running("slapd") if (unit := processes.unit(process.pid))}
-    return [Slapd(unit, process) for unit, process in sorted(found.items())]
+    found: dict[str, ApplicationWriter] = {}
+    for process in processes.running("slapd"):
+        unit = processes.unit(process.pid)
+        writer = Slapd(unit, process) if unit else Unreached(f"openldap:{process.pid}", "openldap")
+        found[writer.id] = writer
+    return [found[id] for id in sorted(found)]
 
 
 class Slapd(Frozen):
@@ -73,7 +80,7 @@ class Slapd(Frozen):
 def last_transaction(path: str) -> int:
     """The number of the last commit in an LMDB file. Raises OSError, ValueError."""
     with open(path, "rb") as file:
-        first = file.read(152)
+        first = file.read(152).ljust(152, b"\0")
         page_size = struct.unpack_from("=I", first, 40)[0]
         file.seek(page_size)
         second = file.read(152)

@@ -9,14 +9,13 @@ PAUSE outlives the session that said it, so the dead-man has a session of its ow
 from __future__ import annotations
 
 import struct
-from contextlib import suppress
 from typing import Any, Optional
 
 from quiesce.agent import linux, processes
 from quiesce.agent.deadman import Undo
 from quiesce.agent.processes import Process
 from quiesce.agent.writers import ApplicationWriter, WriterError, left_s
-from quiesce.agent.writers.postgresql import _say
+from quiesce.agent.writers.postgresql import _close, _say
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome
 
@@ -93,14 +92,15 @@ class PgBouncer(ApplicationWriter):
         self._resume()
 
     def on_abort(self) -> None:
+        """The rescue session stays open until there is nothing to resume: it is also the dead-man's."""
         try:
             if self._paused:
                 self._resume()
+            _close(self._rescue)
+            self._rescue = None
         finally:
-            for connection in (self._console, self._rescue):
-                with suppress(Exception):
-                    connection.close()
-            self._console = self._rescue = None
+            _close(self._console)
+            self._console = None
 
     def say(self, error: Exception) -> str:
         return _say(error)

@@ -15,6 +15,7 @@ import subprocess
 from quiesce.agent import processes
 from quiesce.agent.writers import ApplicationWriter, WriterError, left_s
 from quiesce.agent.writers.frozen import Frozen
+from quiesce.agent.writers.unsupported import Unreached
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
@@ -27,15 +28,14 @@ def discover() -> list[ApplicationWriter]:
     """One writer a system service whose Erlang runs RabbitMQ; another Erlang server is an application without a writer."""
     found: dict[str, ApplicationWriter] = {}
     for process in processes.running("beam.smp"):
-        words = processes.command_line(process.pid)
-        if any("rabbit" in word for word in words):
-            unit = processes.unit(process.pid)
-            if unit:
-                found[unit] = RabbitMq(unit)
+        unit = processes.unit(process.pid)
+        writer: ApplicationWriter
+        if not any("rabbit" in word for word in processes.command_line(process.pid)):
+            writer = OtherErlang(f"erlang:{unit or process.pid}")
         else:
-            name = f"erlang:{processes.unit(process.pid) or process.pid}"
-            found[name] = OtherErlang(name)
-    return [found[key] for key in sorted(found)]
+            writer = RabbitMq(unit) if unit else Unreached(f"rabbitmq:{process.pid}", "rabbitmq")
+        found[writer.id] = writer
+    return [found[id] for id in sorted(found)]
 
 
 class RabbitMq(Frozen):
@@ -84,7 +84,10 @@ class OtherErlang(ApplicationWriter):
 
 def _ask(timeout: float, *words: str) -> str:
     command = [RABBITMQCTL, "--quiet", *words]
-    said = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
+    try:
+        said = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        raise WriterError(f"rabbitmqctl {' '.join(words)} did not end within {timeout:.0f} s", Outcome.TIMEOUT) from None
     if said.returncode:
         raise WriterError(f"rabbitmqctl {' '.join(words)}: {said.stderr.decode(errors='replace').strip()[:300]}")
     return said.stdout.decode(errors="replace")

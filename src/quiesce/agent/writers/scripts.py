@@ -38,9 +38,12 @@ IGNORED = (
     ".dpkg-new",
     ".dpkg-tmp",
     ".dpkg-dist",
+    ".dpkg-bak",
+    ".dpkg-backup",
+    ".dpkg-remove",
 )
-OURS = "quiesce"
-"""In the name of what this agent put into those directories itself."""
+OURS = "50-quiesce"
+"""What this agent put into VMware's directory itself."""
 HOLD_LIMIT_MS = 5000
 THAW_TIMEOUT_S = 30.0
 """Longest that a thawing script may run, in seconds."""
@@ -49,12 +52,10 @@ THAW_TIMEOUT_S = 30.0
 def discover(*, without: str = "") -> list[ApplicationWriter]:
     """A writer a script, in the order in which they are to hold. `without`: the platform that runs its own by itself."""
     found: list[ApplicationWriter] = []
-    if without != "qemu":
-        for directory in QEMU_DIRECTORIES:
-            found += [
-                Script(f"fsfreeze-hook:{os.path.basename(path)}", [path, "freeze"], [path, "thaw"])
-                for path in _scripts(directory)
-            ]
+    for directory in {os.path.realpath(each): each for each in reversed(QEMU_DIRECTORIES)}.values():
+        found += [
+            Script(f"fsfreeze-hook:{os.path.basename(path)}", [path, "freeze"], [path, "thaw"]) for path in _scripts(directory)
+        ]
     if without != "vmware":
         before, after = ([path] if os.path.isfile(path) else [] for path in VMWARE_LEGACY)
         if before or after:
@@ -71,7 +72,7 @@ def discover(*, without: str = "") -> list[ApplicationWriter]:
 def _scripts(directory: str) -> Iterator[str]:
     for path in sorted(glob.glob(os.path.join(directory, "*"))):
         name = os.path.basename(path)
-        if os.path.isfile(path) and os.access(path, os.X_OK) and not name.endswith(IGNORED) and OURS not in name:
+        if os.path.isfile(path) and os.access(path, os.X_OK) and not name.endswith(IGNORED) and name != OURS:
             yield path
 
 
@@ -105,14 +106,14 @@ class Script(ApplicationWriter):
             commands.run(self._freeze, left_s(deadline_ns))
 
     def on_release(self) -> None:
-        self._frozen = False
         if self._thaw:
             commands.run(self._thaw, THAW_TIMEOUT_S)
+        self._frozen = False
 
     def on_abort(self) -> None:
-        if self._frozen:
-            self._frozen = False
+        if self._frozen and self._failed:
             commands.run(self._failed, THAW_TIMEOUT_S)
+        self._frozen = False
 
 
 class Azure(Script):
@@ -129,8 +130,10 @@ class Azure(Script):
             self._thaw = self._failed = self._command(settings, "post")
             self.outlives = True
             self.hold_limit_ms = 1000 * min(1800, int(settings.get("timeoutInSeconds", 30)))
-            self.required = not settings.get("continueBackupOnFailure", False)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, UntrustedError) as error:
+            self.required = settings.get("continueBackupOnFailure") is not True
+        except KeyError as error:
+            self._problem = f"{AZURE_CONFIGURATION}: {error.args[0]} is missing"
+        except (OSError, ValueError, OverflowError, TypeError, AttributeError, UntrustedError) as error:
             self._problem = f"{AZURE_CONFIGURATION}: {error}"
 
     @staticmethod

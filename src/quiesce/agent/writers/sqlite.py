@@ -21,7 +21,7 @@ from typing import Optional
 from quiesce.agent import linux, processes, systemd
 from quiesce.agent.cgroups import Cgroup, CgroupError
 from quiesce.agent.deadman import Undo
-from quiesce.agent.writers import ApplicationWriter, WriterError, left_s
+from quiesce.agent.writers import ApplicationWriter, WriterError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
@@ -104,11 +104,15 @@ class Sqlite(ApplicationWriter):
         self.data_directory = os.path.dirname(paths[0])
         self.hold_limit_ms = HOLD_LIMIT_MS
         self.unit = unit
+        self.freezing = True
+        """It freezes its service; else somebody else does."""
         self._paths = paths
         self._files: list[_File] = []
         self._cgroup: Optional[Cgroup] = None
 
     def undo(self) -> Optional[Undo]:
+        if not self.freezing:
+            return None
         try:
             cgroup = Cgroup(systemd.freezable_cgroup(self.unit))
             cgroup.open()
@@ -132,15 +136,15 @@ class Sqlite(ApplicationWriter):
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def on_hold(self, deadline_ns: int) -> None:
-        obstacle = ""
         for attempt in range(MAX_TRIES):
             obstacle = self._try_to_hold(attempt, deadline_ns)
             if not obstacle:
                 break
             self._let_go()
-            time.sleep(min(0.01 * 2**attempt, 0.2, left_s(deadline_ns)))
-        else:
-            raise WriterError(obstacle, Outcome.TIMEOUT)
+            left_ns = deadline_ns - time.monotonic_ns()
+            if attempt + 1 == MAX_TRIES or left_ns <= 0:
+                raise WriterError(obstacle, Outcome.TIMEOUT)
+            time.sleep(min(0.01 * 2**attempt, 0.2, left_ns / 1e9))
         for file in self._files:
             file.state = file.look()
             counter, pages = struct.unpack(">II", file.state[0])
@@ -156,8 +160,9 @@ class Sqlite(ApplicationWriter):
             except CgroupError as error:
                 raise WriterError(str(error)) from None
         for file in self._files:
+            left_ms = max(0, deadline_ns - time.monotonic_ns()) // 1_000_000
             with linux.as_user(file.uid):
-                obstacle = file.lock(0 if self._cgroup else BUSY_TIMEOUT_MS)
+                obstacle = file.lock(0 if self._cgroup else min(BUSY_TIMEOUT_MS, left_ms // 2))  # which it may wait twice
             if not obstacle and file.wal_size() and attempt < MAX_TRIES // 2:
                 obstacle = f"{file.path}: a reader keeps its log from being emptied"
             if obstacle:

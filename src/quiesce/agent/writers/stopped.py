@@ -21,32 +21,35 @@ class StoppedService(ApplicationWriter):
     def __init__(self, id: str, unit: str, application: str = "service") -> None:
         super().__init__(id)
         self.application = application
-        self._unit = unit
+        self.unit = unit
         self._stopped = False
 
     def undo(self) -> Optional[Undo]:
-        return Undo(command=(systemd.SYSTEMCTL, "start", "--no-block", self._unit))
+        return Undo(command=(systemd.SYSTEMCTL, "start", "--no-block", self.unit))
 
     def on_identify(self, deadline_ns: int) -> None:
         try:
-            found = systemd.show(self._unit)
+            found = systemd.show(self.unit)
         except systemd.UnitError as error:
             raise WriterError(str(error), Outcome.NON_RETRYABLE) from None
         if found.get("LoadState") != "loaded":
-            raise WriterError(f"there is no unit {self._unit}", Outcome.NON_RETRYABLE)
+            raise WriterError(f"there is no unit {self.unit}", Outcome.NON_RETRYABLE)
         if found.get("ActiveState") != "active":
-            raise WriterError(f"{self._unit} is not running: it is {found.get('ActiveState', 'unknown')}")
+            raise WriterError(f"{self.unit} is not running: it is {found.get('ActiveState', 'unknown')}")
         self.grade, self.reason = Grade.CLEAN, "it is shut down for the checkpoint, and started again"
 
     def on_hold(self, deadline_ns: int) -> None:
         self._stopped = True
-        commands.run([systemd.SYSTEMCTL, "stop", self._unit], left_s(deadline_ns))
-        state = systemd.show(self._unit)
+        commands.run([systemd.SYSTEMCTL, "stop", self.unit], left_s(deadline_ns))
+        state = systemd.show(self.unit)
         if state.get("ActiveState") != "inactive":
-            raise WriterError(f"{self._unit} did not shut down cleanly: it is {state.get('ActiveState')}")
+            raise WriterError(f"{self.unit} did not shut down cleanly: it is {state.get('ActiveState')}")
 
     def on_release(self) -> None:
+        state = systemd.show(self.unit).get("ActiveState")
         self._start()
+        if state != "inactive":
+            raise WriterError(f"{self.unit} was started during the window: it is {state}", Outcome.INCONSISTENT)
 
     def on_abort(self) -> None:
         self._start()
@@ -54,5 +57,5 @@ class StoppedService(ApplicationWriter):
     def _start(self) -> None:
         """Does not wait until it is up: the others are to be released."""
         if self._stopped:
-            commands.run([systemd.SYSTEMCTL, "start", "--no-block", self._unit], START_TIMEOUT_S)
+            commands.run([systemd.SYSTEMCTL, "start", "--no-block", self.unit], START_TIMEOUT_S)
             self._stopped = False

@@ -36,3 +36,19 @@ class Unsupported(ApplicationWriter):
             Outcome.NON_RETRYABLE,
             Grade.CRASH,
         )
+
+
+class Unreached(ApplicationWriter):
+    """An application there is a writer for, but not where it runs."""
+
+    def __init__(self, id: str, application: str) -> None:
+        super().__init__(id)
+        self.application = application
+
+    def on_identify(self, deadline_ns: int) -> None:
+        raise WriterError(
+            "it runs in no service of systemd's that could be held, as in a container; restored, it starts as after a power"
+            " failure (CGroup= in /etc/quiesce/writers.d has it stand still meanwhile)",
+            Outcome.NON_RETRYABLE,
+            Grade.CRASH,
+        )

@@ -17,7 +17,11 @@ KNOWN = {"nginx": "nginx", "haproxy": "haproxy"}
 
 def discover() -> list[ApplicationWriter]:
     """One writer a system service. A server that is none, as in a container, is left alone: it keeps no data."""
-    units = {unit: process.name for process in processes.running(*KNOWN) if (unit := processes.unit(process.pid))}
+    units = {
+        unit: process.name
+        for process in processes.running(*KNOWN)
+        if not process.container and (unit := processes.unit(process.pid))
+    }
     return [WebServer(unit, KNOWN[name]) for unit, name in sorted(units.items())]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from lab.bare import Bare, directory
-from tests.vm.conftest import Quiesce
+from tests.host import Quiesce
 
 
 @pytest.fixture

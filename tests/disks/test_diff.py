@@ -15,7 +15,7 @@ from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
 from quiesce.operations.diff import disks
 from quiesce.operations.restore import restore
-from tests.vm.conftest import Quiesce
+from tests.host import Quiesce
 
 EMPTY = 400 * 1024
 """Most that an image takes on which nothing was written: its header and tables."""

@@ -28,7 +28,7 @@ from quiesce.operations.export import export
 from quiesce.operations.import_ import import_vm
 from quiesce.operations.rebuild import rebuild
 from quiesce.operations.restore import restore
-from tests.vm.conftest import Quiesce
+from tests.host import Quiesce
 
 
 class Scene(Forest):
