@@ -31,6 +31,7 @@ while left and not os.path.exists("%(notes)s/stop"):
         connection = connection or connect()
         write(connection, key)
         os.write(notes, b"%%s %%d %%d\\n" %% (key.encode(), started, time.monotonic_ns()))
+        left -= 1
     except Exception as error:
         os.write(errors, b"%%d %%s\\n" %% (time.monotonic_ns(), repr(error).encode()[:300].replace(b"\\n", b" ")))
         connection = None

@@ -124,7 +124,11 @@ def test_what_goes_wrong_has_an_outcome_in_the_words_of_vss(phase, error, outcom
     """Broken: a requester could not know whether to try again, or to wait for somebody; or an application's library could
     end the whole attempt by an error of its own."""
     writer = Sample(**{phase: error})
-    report = attempt(writer)
+    if phase == "identify":
+        writer.identify()
+    else:
+        attempt(writer)
+    report = writer.report()
     if phase == "release" and outcome is Outcome.RETRYABLE:
         outcome = Outcome.INCONSISTENT  # what was taken is no good, whatever the next attempt brings
     assert report.outcome is outcome
@@ -188,7 +192,7 @@ def test_a_hold_that_fails_is_heard_of():
     """Broken: an attempt that insists would go on without this application."""
     writer = Sample(hold=WriterError("too busy", Outcome.TIMEOUT))
     writer.prepare(NEVER, 1000)
-    with pytest.raises(WriterError, match="^not held: too busy$") as raised:
+    with pytest.raises(WriterError, match="not held: too busy") as raised:
         writer.hold(NEVER)
     assert raised.value.outcome is Outcome.TIMEOUT
     writer.release()
@@ -350,7 +354,7 @@ def nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "DIRECTORY", str(tmp_path))
     monkeypatch.setattr(writers, "BUILT_IN", ())
     monkeypatch.setattr(declared, "DIRECTORY", str(tmp_path / "writers.d"))
-    monkeypatch.setattr(scripts, "discover", lambda *, without: [])
+    monkeypatch.setattr(scripts, "discover", lambda **_: [])
 
 
 def test_the_last_error_is_shown_until_it_goes_right_again(nothing_else):
