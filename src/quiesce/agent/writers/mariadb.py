@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import select
 import time
 from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn, Optional
@@ -29,6 +28,7 @@ from typing import Any, NamedTuple, NoReturn, Optional
 from quiesce.agent import memory, processes
 from quiesce.agent.processes import Process
 from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns
+from quiesce.agent.writers.mariadb_session import Session, code_of, connect
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
@@ -50,21 +50,10 @@ OLDEST_MYSQL = [8, 0, 22]
 
 MEMORY = "mariadb-lock-order"
 
-_COM_QUERY = 3
-_ACCESS_DENIED = (1045, 1698)
 _NO_SUCH_TABLE = 1146
 _CONFLICT = (1205, 1213, 1317)  # lock time-out, deadlock, KILL QUERY
 
 _CHECKPOINT = "SET GLOBAL innodb_log_checkpoint_now = ON"
-_SETTINGS = (
-    "SET SESSION wait_timeout = 28800",  # until the hold makes it the dead-man
-    "SET SESSION lock_wait_timeout = 2",  # in seconds, should we die while we wait; ours comes first
-    "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",  # the only one with a consistent snapshot
-    # Logs are on the disk that freezes; what would write a line there would wait for it. MySQL has not all of these.
-    "SET SESSION sql_log_off = ON",
-    "SET SESSION slow_query_log = OFF",
-    "SET SESSION max_statement_time = 0",
-)
 _DIRECTORIES = ("innodb_data_home_dir", "innodb_log_group_home_dir", "innodb_undo_directory", "aria_log_dir_path")
 _VARIABLES = (
     *("version", "datadir", "server_id", "server_uid", "server_uuid", "log_bin", "log_bin_basename", "wsrep_on"),
@@ -100,38 +89,6 @@ def discover() -> list[ApplicationWriter]:
     return found
 
 
-class _Session:
-    """A connection, and the table it is there to lock. It is waited for here, not in the library: every wait has an end."""
-
-    def __init__(self, connection: Any, table: str = "") -> None:
-        self.table = table
-        self.id: int = connection.thread_id()
-        self._connection = connection
-
-    def send(self, statement: str) -> None:
-        self._connection._execute_command(_COM_QUERY, statement.encode())
-
-    def answers_until(self, until_ns: int) -> bool:
-        poll = select.poll()
-        poll.register(self._connection._sock, select.POLLIN)
-        return bool(poll.poll(max(0, math.ceil((until_ns - time.monotonic_ns()) / 1e6))))
-
-    def answer(self, deadline_ns: int) -> list[Any]:
-        """The rows. Raises WriterError (timeout), and what the server says."""
-        if not self.answers_until(deadline_ns):
-            raise WriterError("it gave no answer in time", Outcome.TIMEOUT)
-        self._connection._read_query_result()
-        return list(self._connection._result.rows or ())
-
-    def run(self, statement: str, deadline_ns: int) -> list[Any]:
-        self.send(statement)
-        return self.answer(deadline_ns)
-
-    def close(self) -> None:
-        with suppress(Exception):
-            self._connection.close()
-
-
 class _Transaction(NamedTuple):
     thread: int
     user: Optional[str]
@@ -157,7 +114,7 @@ class Database(ApplicationWriter):
         """Has the lock on everything, and flushes."""
         self._watcher: Any = None
         """Kills what waits too long, and sees who is in a transaction."""
-        self._sessions: list[_Session] = []
+        self._sessions: list[Session] = []
         """In the order in which their tables are locked."""
         self._learned: list[str] = []
         self._window_s = 0
@@ -303,7 +260,7 @@ class Database(ApplicationWriter):
             try:
                 locked = self._attempt(session, f"LOCK TABLES {session.table} READ", give_up_ns, deadline_ns)
             except Exception as error:
-                if _code(error) != _NO_SUCH_TABLE:
+                if code_of(error) != _NO_SUCH_TABLE:
                     raise
                 self._sessions.remove(session)  # it was dropped since prepare
                 session.close()
@@ -320,7 +277,7 @@ class Database(ApplicationWriter):
         writing = [transaction for transaction in self._transactions(deadline_ns) if transaction.modified]
         return "; ".join(map(str, writing[:3])), STALE_S
 
-    def _attempt(self, session: _Session, statement: str, give_up_ns: int, deadline_ns: int) -> bool:
+    def _attempt(self, session: Session, statement: str, give_up_ns: int, deadline_ns: int) -> bool:
         """Whether the statement was done by then. If not, it has been killed, or the server gave it up."""
         session.send(statement)
         in_time = session.answers_until(give_up_ns)
@@ -332,7 +289,7 @@ class Database(ApplicationWriter):
                 return True
             session.run("DO 0", deadline_ns)  # a kill that came too late hits what comes next
         except Exception as error:
-            if _code(error) not in _CONFLICT:
+            if code_of(error) not in _CONFLICT:
                 raise
         return False
 
@@ -460,38 +417,10 @@ class Database(ApplicationWriter):
             "innodb_lsn_checkpoint": str(engines["InnoDB"]["LSN_checkpoint"]),
         }
 
-    def _connect(self, table: str = "") -> _Session:
-        """A session of the database's root, whom the server knows by our being root. Raises WriterError."""
-        import pymysql
-
-        paths = [path for path in processes.listening_paths(self._process.pid) if not path.endswith("mysqlx.sock")]
-        if not paths:
-            raise WriterError("it listens at no Unix socket, by which alone it can know us", Outcome.NON_RETRYABLE)
-        try:
-            connection = pymysql.connect(
-                unix_socket=paths[0], user="root", autocommit=True, connect_timeout=5, read_timeout=5, write_timeout=5
-            )
-        except pymysql.err.OperationalError as error:
-            if _code(error) not in _ACCESS_DENIED:
-                raise
-            how = "VIA unix_socket" if self.application == "mariadb" else "WITH auth_socket"
-            raise WriterError(
-                f"it does not let root in without a password ({error.args[1]}); allow it, only from this machine's root:"
-                f" ALTER USER root@localhost IDENTIFIED {how} (or CREATE USER …, and GRANT ALL ON *.*)",
-                Outcome.NON_RETRYABLE,
-            ) from None
-        session = _Session(connection, table)
-        for setting in _SETTINGS:
-            with suppress(pymysql.err.DatabaseError):
-                session.run(setting, deadline_in_ns(5))
-        return session
+    def _connect(self, table: str = "") -> Session:
+        return connect(self._process, self.application, table)
 
 
 def _refuse(reason: str) -> NoReturn:
     """What no attempt can change, and no attempt makes worse than a crash image."""
     raise WriterError(reason, Outcome.NON_RETRYABLE, Grade.CRASH)
-
-
-def _code(error: Exception) -> int:
-    """The server's number of an error; 0 if it has none."""
-    return error.args[0] if error.args and isinstance(error.args[0], int) else 0

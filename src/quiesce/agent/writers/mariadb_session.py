@@ -1,0 +1,90 @@
+"""A session at MariaDB or MySQL: known by being root at the server's own socket, every wait of it with an end."""
+
+from __future__ import annotations
+
+import math
+import select
+import time
+from contextlib import suppress
+from typing import Any
+
+from quiesce.agent import processes
+from quiesce.agent.processes import Process
+from quiesce.agent.writers import WriterError, deadline_in_ns
+from quiesce.model.reports import Outcome
+
+_COM_QUERY = 3
+_ACCESS_DENIED = (1045, 1698)
+_SETTINGS = (
+    "SET SESSION wait_timeout = 28800",  # until the hold makes it the dead-man
+    "SET SESSION lock_wait_timeout = 2",  # in seconds, should we die while we wait; ours comes first
+    "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",  # the only one with a consistent snapshot
+    # Logs are on the disk that freezes; what would write a line there would wait for it. MySQL has not all of these.
+    "SET SESSION sql_log_off = ON",
+    "SET SESSION slow_query_log = OFF",
+    "SET SESSION max_statement_time = 0",
+)
+
+
+class Session:
+    """A connection, and the table it is there to lock. It is waited for here, not in the library: every wait has an end."""
+
+    def __init__(self, connection: Any, table: str = "") -> None:
+        self.table = table
+        self.id: int = connection.thread_id()
+        self._connection = connection
+
+    def send(self, statement: str) -> None:
+        self._connection._execute_command(_COM_QUERY, statement.encode())
+
+    def answers_until(self, until_ns: int) -> bool:
+        poll = select.poll()
+        poll.register(self._connection._sock, select.POLLIN)
+        return bool(poll.poll(max(0, math.ceil((until_ns - time.monotonic_ns()) / 1e6))))
+
+    def answer(self, deadline_ns: int) -> list[Any]:
+        """The rows. Raises WriterError (timeout), and what the server says."""
+        if not self.answers_until(deadline_ns):
+            raise WriterError("it gave no answer in time", Outcome.TIMEOUT)
+        self._connection._read_query_result()
+        return list(self._connection._result.rows or ())
+
+    def run(self, statement: str, deadline_ns: int) -> list[Any]:
+        self.send(statement)
+        return self.answer(deadline_ns)
+
+    def close(self) -> None:
+        with suppress(Exception):
+            self._connection.close()
+
+
+def connect(process: Process, application: str, table: str = "") -> Session:
+    """A session of the database's root, whom the server knows by our being root. Raises WriterError."""
+    import pymysql
+
+    paths = [path for path in processes.listening_paths(process.pid) if not path.endswith("mysqlx.sock")]
+    if not paths:
+        raise WriterError("it listens at no Unix socket, by which alone it can know us", Outcome.NON_RETRYABLE)
+    try:
+        connection = pymysql.connect(
+            unix_socket=paths[0], user="root", autocommit=True, connect_timeout=5, read_timeout=5, write_timeout=5
+        )
+    except pymysql.err.OperationalError as error:
+        if code_of(error) not in _ACCESS_DENIED:
+            raise
+        how = "VIA unix_socket" if application == "mariadb" else "WITH auth_socket"
+        raise WriterError(
+            f"it does not let root in without a password ({error.args[1]}); allow it, only from this machine's root:"
+            f" ALTER USER root@localhost IDENTIFIED {how} (or CREATE USER …, and GRANT ALL ON *.*)",
+            Outcome.NON_RETRYABLE,
+        ) from None
+    session = Session(connection, table)
+    for setting in _SETTINGS:
+        with suppress(pymysql.err.DatabaseError):
+            session.run(setting, deadline_in_ns(5))
+    return session
+
+
+def code_of(error: Exception) -> int:
+    """The server's number of an error; 0 if it has none."""
+    return error.args[0] if error.args and isinstance(error.args[0], int) else 0
