@@ -177,7 +177,7 @@ MARIADB = Workload(
     stored="mariadb -N -e 'SELECT k FROM shop.entries'",
     start="systemctl start mariadb",
     clients=2,
-    unclean="journalctl -b -u mariadb | grep -iE 'crash recovery|rolled back|rollback|prepared|tc.log'"
+    unclean="journalctl -b -u mariadb | grep -iE 'crash recovery|rolled back|rolling back|prepared|tc.log'"
     " | grep -v 'Starting table crash recovery'",
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,9 @@ class Freezer:
         self.frozen = False
         return True
 
+    def thaw_anybodys(self) -> None:
+        self.world.story.append("thaw anybody's")
+
     def report(self) -> tuple[Filesystem, ...]:
         return FROZEN
 
@@ -96,11 +100,11 @@ class DeadMan:
         return tell
 
 
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """What attempts see from now on instead of this machine."""
     made = World()
 
-    def start(descriptors: list[int], undos: list[Undo]) -> DeadMan:
+    def start(descriptors: list[int], undos: list[Undo], _keep: list[int]) -> DeadMan:
         if made.deadman_is_gone:
             raise DeadManError("it died while starting")
         made.story.append(("start", tuple(descriptors)))
@@ -110,7 +114,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(memory, "DIRECTORY", str(tmp_path))
     monkeypatch.setattr(filesystems, "Freezer", lambda: Freezer(made))
     monkeypatch.setattr(attempts.DeadMan, "start", start)
+    monkeypatch.setattr(attempts, "_wait_for_earlier", lambda _: os.open(os.devnull, os.O_RDONLY))
+    monkeypatch.setattr(attempts, "FOREIGN_THAWS", 2)
     return made
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    return make_world(tmp_path, monkeypatch)
 
 
 def soon(seconds: float = 30) -> int:
@@ -505,3 +516,25 @@ def test_a_guest_without_applications_is_guarded_too(world):
     assert attempt.left_ms() is not None
     attempt.release(Level.SYSTEM)
     assert (attempt.state, attempt.left_ms()) == (State.RELEASED, None)
+
+
+def test_an_attempt_waits_for_what_an_earlier_one_left_to_its_dead_man(tmp_path, monkeypatch):
+    """Broken: an earlier dead-man, still letting go, would let go what this attempt holds; and it be vouched for."""
+    monkeypatch.setattr(memory, "DIRECTORY", str(tmp_path))
+    earlier = attempts._wait_for_earlier(soon())
+    copy = os.dup(earlier)  # the dead-man's
+    os.close(earlier)
+    with pytest.raises(AttemptError, match="still being taken back"):
+        attempts._wait_for_earlier(soon(0.1))
+    os.close(copy)
+    os.close(attempts._wait_for_earlier(soon(0.1)))
+
+
+def test_a_foreign_freeze_that_is_never_thawed_is_thawed_by_us_whatever_is_let_go(world):
+    """Broken: scripts would be run on a frozen disk, and whoever froze it go on freezing with nobody to end it."""
+    attempt = prepared(world.writer("db"))
+    attempt.hold(Level.BACK_END, soon())
+    attempt.guard_foreign_freeze(soon())
+    attempt.abort()
+    done = [step for step in world.story if step in ("thaw anybody's", "db abort")]
+    assert done == ["thaw anybody's", "db abort", "thaw anybody's", "thaw anybody's"]

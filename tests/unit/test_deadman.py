@@ -195,7 +195,10 @@ def test_what_would_outlive_the_conversation_is_taken_back_in_reverse(undone, wa
         child, watcher = in_conversation(work, undos=undos)
         os.waitpid(child, 0)
         wait_gone(watcher)
-    assert order.read_text() == ("first " if undone else "third second first ")
+    written = "second first " * (1 if way != "deadline" else 2)  # before the conversation's death, and after it
+    if undone:
+        written = written.replace("second ", "")
+    assert order.read_text() == written + ("" if undone else "third ")
 
 
 def test_an_undo_that_hangs_does_not_keep_the_others(tmp_path, monkeypatch):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import secrets
 import time
 from collections.abc import Sequence
 from typing import Optional
 
-from quiesce.agent import filesystems, writers
-from quiesce.agent.deadman import DeadMan, DeadManError, Undo
+from quiesce.agent import commands, filesystems, memory, writers
+from quiesce.agent.deadman import UNDO_TIMEOUT_S, DeadMan, DeadManError, Undo
 from quiesce.agent.writers import ApplicationWriter
 from quiesce.model.grades import LEVELS, Level
 from quiesce.model.reports import Writer
@@ -24,6 +26,7 @@ from quiesce.wire.messages import (
 
 DEADMAN_GRACE_NS = 250_000_000
 """How long after the deadline the dead-man waits for this process to have done it itself, in nanoseconds."""
+FOREIGN_THAWS, FOREIGN_THAW_S = 40, 0.05
 
 
 class AttemptError(Exception):
@@ -53,6 +56,10 @@ class Attempt:
         """Positions among the undos."""
         self._freezer: Optional[filesystems.Freezer] = None
         self._deadman: Optional[DeadMan] = None
+        self._lock: Optional[int] = None
+        """Ours and the dead-man's, until both have ended."""
+        self._foreign = False
+        """Somebody else freezes the filesystems."""
         self._freeze_token = ""
 
     def left_ms(self) -> Optional[int]:
@@ -66,7 +73,9 @@ class Attempt:
 
         Raises AttemptError if the guest cannot be quiesced as required; nothing was held then.
         """
+        self._lock = _wait_for_earlier(deadline_ns)
         self._writers = list(found)
+        commands.watch = self._watch_command
         self._freezer = filesystems.Freezer()
         self._undos = [self._freezer.rcu] if self._freezer.rcu else []
         for writer in self._writers:
@@ -76,7 +85,7 @@ class Attempt:
                 writer.guarded = True
         # Before any session is opened: a copy of a session's socket in the dead-man would keep it alive.
         try:
-            self._deadman = DeadMan.start(self._freezer.descriptors, self._undos)
+            self._deadman = DeadMan.start(self._freezer.descriptors, self._undos, [self._lock])
         except DeadManError as error:
             raise AttemptError(ErrorCode.FAILED, f"no dead-man: {error}") from None
         for writer in self._writers:
@@ -98,6 +107,7 @@ class Attempt:
         for writer in at_level:
             self._held.append(writer)
             self._announce(writer)
+            writer.window_ends_ns = self._deadline_ns
             try:
                 writer.hold(deadline_ns)
             except writers.WriterError:
@@ -118,7 +128,7 @@ class Attempt:
         for writer in self._writers:
             loose = freezer.why_not_frozen(writer.paths())
             if loose:
-                writer.forgo(loose)
+                writer.pass_over(loose)
                 if self._insist and writer.required and not writer.grade.vouched:
                     raise AttemptError(ErrorCode.REFUSED, _explain([writer]), (writer.report(),))
         self._freeze_token = secrets.token_hex(16)
@@ -158,16 +168,18 @@ class Attempt:
         dies, the dead-man thaws them all the same."""
         self._start_window(deadline_ns)
         self.state = State.HELD
+        self._foreign = True
         freezer, deadman = self._parts()
         for index in range(len(freezer.descriptors)):
             deadman.freezing(index)
 
     def abort(self) -> None:
         """Thaws and releases whatever is frozen or held. Idempotent; never raises."""
-        if self._freezer:
-            if self._deadman:
-                self._freezer.thaw(self._deadman)
-            self._freezer.close()
+        late = self._foreign and self.state is not State.RELEASED
+        if self._freezer and self._deadman:
+            self._freezer.thaw(self._deadman)
+            if late:
+                self._freezer.thaw_anybodys()
         for writer in reversed(self._writers):
             writer.abort()
             self._taken_back(writer)
@@ -175,6 +187,15 @@ class Attempt:
         if self._deadman:
             self._deadman.disarm()
             self._deadman = None
+        if self._freezer:
+            for _ in range(FOREIGN_THAWS if late else 0):  # whoever freezes may not have come to the last of them
+                self._freezer.thaw_anybodys()
+                time.sleep(FOREIGN_THAW_S)
+            self._freezer.close()
+        commands.watch = commands.nobody
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
         writers.remember(self._writers)
         self._writers = []
         self._deadline_ns = None
@@ -213,6 +234,12 @@ class Attempt:
             except DeadManError:
                 pass
 
+    def _watch_command(self, group: int) -> None:
+        if self._deadman and group > 0:
+            self._deadman.running(group)
+        elif self._deadman:
+            self._deadman.ended(-group)
+
     def _window_us(self) -> int:
         return (time.monotonic_ns() - (self._started_ns or time.monotonic_ns())) // 1000
 
@@ -231,3 +258,22 @@ class Attempt:
 
 def _explain(refused: list[ApplicationWriter]) -> str:
     return "; ".join(f"{writer.id}: {writer.reason or writer.grade.value}" for writer in refused)
+
+
+def _wait_for_earlier(deadline_ns: int) -> int:
+    """A lock that an earlier attempt's dead-man may still have: what that one takes back, we must not have taken anew.
+
+    Returns its descriptor. Raises AttemptError.
+    """
+    descriptor = os.open(os.path.join(memory.DIRECTORY, "attempt.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    give_up_ns = min(deadline_ns, time.monotonic_ns() + int((UNDO_TIMEOUT_S + 10) * 1e9))
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic_ns() >= give_up_ns:
+                os.close(descriptor)
+                raise AttemptError(ErrorCode.FAILED, "what an earlier attempt held is still being taken back") from None
+            time.sleep(0.05)
+        else:
+            return descriptor

@@ -6,13 +6,20 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from quiesce.agent import linux
 from quiesce.agent.trust import UntrustedError, require_trusted
 from quiesce.agent.writers import WriterError
 from quiesce.model.reports import Outcome
 
+
+def nobody(_group: int) -> None:
+    pass
+
+
+watch: Callable[[int], None] = nobody
+"""Told the process group of every command that begins, and its negative when it has ended. An attempt's dead-man is."""
 MAX_WORDS = 300
 """Of what a command says, how much a report keeps, in characters."""
 POLL_S = 0.002

@@ -6,6 +6,7 @@ import hmac
 import os
 import platform
 import select
+import signal
 import time
 from typing import Any, Callable, Optional
 
@@ -20,6 +21,8 @@ from quiesce.wire.messages import ErrorCode, Op, Request, State
 from quiesce.wire.schema import to_wire
 
 CAPABILITIES = ("freeze", "dead-man", "post-checkpoint")
+OVERTIME_S = 15
+"""How much longer than the host waits a step may take, in seconds."""
 WRITE_TIMEOUT_MS = 5000
 """A host that does not read for this long is taken for gone, in milliseconds."""
 
@@ -92,11 +95,16 @@ class Conversation:
                 raise AttemptError(ErrorCode.DEADLINE, "the deadline passed; the guest has released everything")
             raise AttemptError(ErrorCode.WRONG_STATE, f"{request.op.value} is not possible while {state.value}")
         deadline_ns = time.monotonic_ns() + request.deadline_ms * 1_000_000
+        if request.op in (Op.IDENTIFY, Op.PREPARE):
+            # The long steps, which look at what may be anybody's: what hangs in one ends with this process.
+            signal.alarm(request.deadline_ms // 1000 + OVERTIME_S)
         try:
             return self._handlers()[request.op](request, deadline_ns)
         except AttemptError:
             self._drop_attempt()
             raise
+        finally:
+            signal.alarm(0)
 
     def _handlers(self) -> dict[Op, Callable[[Request, int], Any]]:
         return {

@@ -30,7 +30,7 @@ UNDO_TIMEOUT_S = 30.0
 """Longest that a command of an undo may run, in seconds."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-_ARM, _FREEZING, _NOT_OURS, _THAWED, _DOING, _UNDONE, _DISARM = b"AFNTHUD"
+_ARM, _FREEZING, _NOT_OURS, _THAWED, _DOING, _UNDONE, _RUNNING, _ENDED, _DISARM = b"AFNTHURED"
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,11 @@ class DeadMan:
         """What it has yet to take back."""
 
     @classmethod
-    def start(cls, filesystems: list[int], undos: Sequence[Undo] = ()) -> DeadMan:
+    def start(cls, filesystems: list[int], undos: Sequence[Undo] = (), keep: Sequence[int] = ()) -> DeadMan:
         """Forks the dead-man, which is locked in memory when this returns. Raises DeadManError.
 
-        `filesystems`: descriptors; the other methods name these, and the `undos`, by their positions.
+        `filesystems`: descriptors; the other methods name these, and the `undos`, by their positions. `keep`: descriptors that
+        stay open for as long as it lives.
         """
         receive, send = os.pipe()
         ready_receive, ready_send = os.pipe()
@@ -69,9 +70,8 @@ class DeadMan:
         pid = os.fork()
         if pid == 0:
             try:
-                _keep_only(
-                    [receive, ready_send, *filesystems, *(undo.descriptor for undo in undos if undo.descriptor is not None)]
-                )
+                written = (undo.descriptor for undo in undos if undo.descriptor is not None)
+                _keep_only([receive, ready_send, *filesystems, *written, *keep])
                 _Watch(receive, filesystems, undos, conversation).run(ready_send)
             finally:
                 os._exit(0)
@@ -109,6 +109,13 @@ class DeadMan:
         if index in self._doing:
             self._doing.remove(index)
 
+    def running(self, group: int) -> None:
+        """A command is under way, in this process group: killed with us, before what it does is undone."""
+        self._tell(_RUNNING, group)
+
+    def ended(self, group: int) -> None:
+        self._tell(_ENDED, group)
+
     def disarm(self) -> None:
         """Ends the dead-man, which first takes back what it was not told is undone. Idempotent; never raises."""
         if self._ended:
@@ -119,7 +126,7 @@ class DeadMan:
         except DeadManError:
             pass
         os.close(self._pipe)
-        give_up = time.monotonic() + DISARM_TIMEOUT_S + len(self._doing) * UNDO_TIMEOUT_S
+        give_up = time.monotonic() + DISARM_TIMEOUT_S + (UNDO_TIMEOUT_S if self._doing else 0)
         while os.waitpid(self._pid, os.WNOHANG) == (0, 0):
             if time.monotonic() > give_up:  # stopped, perhaps; it has nothing left to do
                 os.kill(self._pid, signal.SIGKILL)
@@ -154,6 +161,7 @@ class _Watch:
         self._thawed: set[int] = set()
         self._threads: dict[int, threading.Thread] = {}
         self._doing: list[int] = []
+        self._running: set[int] = set()
         self._partial = b""
 
     def run(self, ready: int) -> None:
@@ -201,10 +209,15 @@ class _Watch:
                 self._doing.append(value)
             elif what == _UNDONE and value in self._doing:
                 self._doing.remove(value)
+            elif what == _RUNNING:
+                self._running.add(value)
+            elif what == _ENDED:
+                self._running.discard(value)
             elif what == _DISARM:
                 self._thaw_all()
+                self._write_undos()
                 self._join()
-                self._undo_all()
+                self._run_undos()
                 return True
         return False
 
@@ -218,6 +231,7 @@ class _Watch:
                 pass
         self._thaw_all()
         if alive:
+            self._write_undos()  # these need no disk, so they do not wait for it to die
             poll = select.poll()
             poll.register(self._pipe, select.POLLIN)
             while True:
@@ -229,10 +243,14 @@ class _Watch:
                     self._heed(data)
                 self._thaw_all()
             self._thaw_all()
+        for group in self._running:
+            _kill_group(group)
+        failed = self._write_undos()
         self._join()
-        undone = self._undo_all()
+        failed += self._run_undos()
+        undone = f", {len(self._doing) - len(failed)} hold(s) taken back" if self._doing else ""
         if self._deadline_ns is not None:
-            _leave_note(f"{why}; {len(self._thawed)} filesystem(s) thawed{undone}")
+            _leave_note("; ".join([f"{why}; {len(self._thawed)} filesystem(s) thawed{undone}", *failed]))
 
     def _thaw_all(self) -> None:
         """A thread a filesystem: one whose freeze is still under way keeps FITHAW waiting, the others must not."""
@@ -258,34 +276,54 @@ class _Watch:
         except OSError:
             pass  # not frozen (any more, or yet)
 
-    def _undo_all(self) -> str:
-        """The last thing done first. Returns what to say of it."""
-        failed = [why for index in reversed(self._doing) if (why := _take_back(self._undos[index]))]
-        text = f", {len(self._doing) - len(failed)} hold(s) taken back" if self._doing else ""
-        self._doing.clear()
-        return "; ".join([text, *failed])
+    def _write_undos(self) -> list[str]:
+        """The last thing done first. Returns what failed."""
+        failed = []
+        for index in reversed(self._doing):
+            undo = self._undos[index]
+            if undo.descriptor is not None:
+                try:
+                    os.write(undo.descriptor, undo.data)
+                except OSError as error:
+                    failed.append(f"{undo.data!r} failed: {error.strerror}")
+        return failed
+
+    def _run_undos(self) -> list[str]:
+        """All at once, so that one that hangs keeps nobody else held; it is killed at the end. Returns what failed."""
+        commands = [self._undos[index].command for index in reversed(self._doing)]
+        started: dict[int, tuple[str, ...]] = {}
+        failed = []
+        for command in filter(None, commands):
+            try:
+                started[_spawn(command)] = command
+            except OSError as error:
+                failed.append(f"{' '.join(command)} failed: {error.strerror}")
+        give_up = time.monotonic() + UNDO_TIMEOUT_S
+        while started:
+            for pid in list(started):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    command = started.pop(pid)
+                    if status:
+                        failed.append(f"{' '.join(command)} failed")
+                elif time.monotonic() > give_up:
+                    _kill_group(pid)
+            time.sleep(0.01)
+        return failed
 
 
-def _take_back(undo: Undo) -> str:
-    """Returns why it could not be, or the empty string."""
+def _spawn(command: tuple[str, ...]) -> int:
+    """A process as any other: not ignoring what we ignore, and not spared when memory is short. Raises OSError."""
+    shell = ("/bin/sh", "-c", 'echo 0 >/proc/self/oom_score_adj; exec "$@"', "sh", *command)
+    signals = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE]
+    return os.posix_spawn(shell[0], shell, {"PATH": _PATH}, setpgroup=0, setsigdef=signals)
+
+
+def _kill_group(group: int) -> None:
     try:
-        if undo.descriptor is not None:
-            os.write(undo.descriptor, undo.data)
-        if undo.command:
-            _run(undo.command)
-    except OSError as error:
-        return f"{' '.join(undo.command) or undo.data!r} failed: {error.strerror}"
-    return ""
-
-
-def _run(command: tuple[str, ...]) -> None:
-    """Raises OSError if it cannot be started; one that does not end in time is killed."""
-    pid = os.posix_spawn(command[0], command, {"PATH": _PATH}, setpgroup=0)
-    give_up = time.monotonic() + UNDO_TIMEOUT_S
-    while os.waitpid(pid, os.WNOHANG) == (0, 0):
-        if time.monotonic() > give_up:
-            os.killpg(pid, signal.SIGKILL)
-        time.sleep(0.01)
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 def _keep_only(descriptors: list[int]) -> None:

@@ -82,6 +82,8 @@ def serve(listener: socket.socket, discover: Discover) -> None:
                 do = request.get("do")
                 if do not in ("freeze", "thaw", "freezeFail"):
                     answer = _answer(False, "the request makes no sense")
+                elif do == "freeze" and _gone(connection):
+                    answer = _answer(False, "whoever asked is gone")
                 elif do == "freeze" and held is None:
                     held = _Held(request)
                     answer = held.freeze(discover)
@@ -91,7 +93,8 @@ def serve(listener: socket.socket, discover: Discover) -> None:
                     answer = _answer(False, "nothing is held: the deadline passed, or the freeze had failed")
                 else:
                     answer = held.thaw() if do == "thaw" else held.give_up()
-                _send(connection, answer)
+                if not _send(connection, answer) and do == "freeze" and held:
+                    held.give_up()  # nobody is there to freeze anything, or to end it
                 if held is None or held.ended:
                     # Nothing is frozen by now: a line of log would have waited for the disk, and we with it.
                     print(f"hook {request.get('do')}:", *answer["says"], sep="\n  ", file=sys.stderr, flush=True)
@@ -186,12 +189,21 @@ def _receive(connection: socket.socket, held: Optional[_Held]) -> dict[str, Any]
     return value if isinstance(value, dict) else {}
 
 
-def _send(connection: socket.socket, answer: dict[str, Any]) -> None:
+def _gone(connection: socket.socket) -> bool:
+    """Whether whoever asked has hung up, as a hook that was killed while it waited for its turn."""
+    poll = select.poll()
+    poll.register(connection, 0)
+    return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
+
+
+def _send(connection: socket.socket, answer: dict[str, Any]) -> bool:
+    """Whether it could be said."""
     connection.settimeout(REQUEST_TIMEOUT_S)
     try:
         connection.sendall(json.dumps(answer).encode() + b"\n")
     except OSError:
-        pass  # whoever asked is gone; the deadline is not
+        return False
+    return True
 
 
 def _answer(good: bool, *says: str) -> dict[str, Any]:

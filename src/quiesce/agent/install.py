@@ -41,6 +41,7 @@ RestartSec=1
 # The dead-man must outlive the agent.
 KillMode=process
 OOMScoreAdjust=-900
+ManagedOOMPreference=omit
 Nice=-10
 
 [Install]

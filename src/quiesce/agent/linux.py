@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import signal
 from collections.abc import Iterator
@@ -35,13 +36,31 @@ def die_with_service() -> None:
 
 @contextmanager
 def as_user(uid: int) -> Iterator[None]:
-    """Runs the block with another effective user id."""
+    """Runs the block as another user, with that one's groups and no others."""
+    group, groups = _groups_of(uid)
+    own = os.getgroups()
+    os.setgroups(groups)
+    os.setegid(group)
     os.seteuid(uid)
     try:
         yield
     finally:
         os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(own)
         die_with_service()
+
+
+@functools.cache
+def _groups_of(uid: int) -> tuple[int, list[int]]:
+    """Asked once a user, before the window: the answer may come from a directory server that is held."""
+    import pwd
+
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        return uid, []
+    return entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid)
 
 
 def _check(result: int) -> None:

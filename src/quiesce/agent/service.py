@@ -71,6 +71,7 @@ def _host_speaks(port: int) -> bool:
 def _fork(work: Callable[[], None], programs: Programs) -> None:
     """Runs one conversation in a child, so that its memory, its sessions and its mistakes end with it."""
     programs.attend()
+    service = os.getpid()
     child = os.fork()
     if child == 0:
         status = 1
@@ -79,6 +80,10 @@ def _fork(work: Callable[[], None], programs: Programs) -> None:
             from quiesce.agent import linux
 
             linux.die_with_service()
+            if os.getppid() != service:
+                return  # it died before we could ask for that
+            with open("/proc/self/oom_score_adj", "w") as file:
+                file.write("0")  # what it reads may be anybody's; nobody else is to be killed for it
             work()
             status = 0
         except Exception:  # noqa: BLE001 - the last place that can say what happened

@@ -57,6 +57,18 @@ def require_dispensable(unit: str) -> None:
         raise UnitError(f"{unit} is never frozen: the machine, or this agent, could not be reached any more")
 
 
+def would_stop_with(unit: str) -> list[str]:
+    """The running units that systemd stops when this one is stopped; systemd.unit(5), Requires=, BindsTo=, PartOf=."""
+    command = [SYSTEMCTL, "show", "--property", "RequiredBy,BoundBy,ConsistsOf", "--value", "--", unit]
+    try:
+        said = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False).stdout.decode(errors="replace")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnitError(f"systemctl show {unit}: {error}") from None
+    names = sorted({name for name in said.split() if name.endswith((".service", ".socket"))})
+    shown = show_all(names) if names else {}
+    return [name for name, found in shown.items() if found.get("ActiveState") in ("active", "activating", "reloading")]
+
+
 def freezable_cgroup(unit: str) -> str:
     """The control group of a running unit that may be frozen. Raises UnitError with the reason if it may not.
 

@@ -75,6 +75,8 @@ class ApplicationWriter:
         self.forgone = False
         self.let_go = True
         """Nothing of a hold is left in the application."""
+        self.window_ends_ns: Optional[int] = None
+        """CLOCK_MONOTONIC; set before the hold: what holds by a time of its own is to end with it."""
         self.guarded = False
         """The dead-man has its undo."""
 
@@ -164,6 +166,10 @@ class ApplicationWriter:
         self.forgone = True
         if not self.error:
             self._downgrade(f"not held: {reason}")
+
+    def pass_over(self, reason: str) -> None:
+        """Like `forgo`, while filesystems are frozen: it is let go with all the others."""
+        self._downgrade(f"not held: {reason}")
 
     def release(self) -> None:
         """Never raises."""
@@ -276,7 +282,11 @@ def discover(others: Iterable[ApplicationWriter] = (), *, without: str = "") -> 
         found += importlib.import_module(f"quiesce.agent.writers.{name}").discover()
     errors = memory.recall(LAST_ERRORS)
     found = declared.configured([*found, *others])
+    seen: dict[str, int] = {}
     for writer in found:
+        number = seen[writer.id] = seen.get(writer.id, 0) + 1
+        if number > 1:  # as of one in a container and one beside it: neither may stand for the other
+            writer.id = f"{writer.id}#{number}"
         writer.last_error = errors.get(writer.id)
     return found
 

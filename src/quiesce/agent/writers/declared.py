@@ -99,10 +99,12 @@ def _declare(found: list[ApplicationWriter], section: configparser.SectionProxy)
     writer.keeps(paths)
     _apply(writer, section)
     # Who names a unit knows better than we what to do with it; and it can only be frozen once.
+    # What is shut down has no file open.
+    gives_way = (Frozen, Sqlite) if isinstance(writer, StoppedService) else Frozen
     for other in found:
         if unit and isinstance(other, Sqlite) and other.unit == unit:
             other.freezing = False
-    return [other for other in found if not (unit and isinstance(other, Frozen) and other.unit == unit)] + [writer]
+    return [other for other in found if not (unit and isinstance(other, gives_way) and other.unit == unit)] + [writer]
 
 
 def _tune(found: list[ApplicationWriter], section: configparser.SectionProxy) -> list[ApplicationWriter]:

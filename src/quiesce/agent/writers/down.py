@@ -12,6 +12,8 @@ from quiesce.model.reports import Outcome
 
 UNITS = {
     "mariadb.service": "mariadb",
+    "mysql.service": "mysql",
+    "redis.service": "redis",
     "redis-server.service": "redis",
     "valkey-server.service": "valkey",
     "slapd.service": "openldap",
@@ -24,13 +26,26 @@ def discover() -> list[ApplicationWriter]:
     """One writer a service that is down."""
     try:
         shown = systemd.show_all(list(UNITS))
-    except systemd.UnitError:
-        return []  # what cannot be asked after cannot have been started by it
+    except systemd.UnitError as error:
+        return [Unasked(str(error))]
     return [
         Down(unit, UNITS[unit], found)
         for unit, found in shown.items()
-        if found.get("ActiveState") in ("inactive", "failed") and found.get("ExecMainStartTimestamp")
+        if found.get("ActiveState") not in ("active", "reloading") and found.get("ExecMainStartTimestamp")
     ]
+
+
+class Unasked(ApplicationWriter):
+    """systemd does not say which services are down."""
+
+    application = "systemd"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("systemd")
+        self._problem = problem
+
+    def on_identify(self, deadline_ns: int) -> None:
+        raise WriterError(f"it does not say which services are down: {self._problem}")
 
 
 class Down(ApplicationWriter):

@@ -57,6 +57,12 @@ class Slapd(Frozen):
     def on_identify(self, deadline_ns: int) -> None:
         if not self._databases:
             raise WriterError("it has no open mdb database", Outcome.NON_RETRYABLE)
+        if not any(map(_read, _configuration())):
+            raise WriterError(
+                "its configuration is not in /etc/ldap, so nobody knows whether its databases are safe at any instant",
+                Outcome.NON_RETRYABLE,
+                Grade.CRASH,
+            )
         if unsafe := next(filter(_UNSAFE.search, map(_read, _configuration())), None):
             setting = _UNSAFE.search(unsafe)
             reason = f"its databases are not safe at any instant: {setting.group(0) if setting else ''}"
@@ -80,10 +86,11 @@ class Slapd(Frozen):
 def last_transaction(path: str) -> int:
     """The number of the last commit in an LMDB file. Raises OSError, ValueError."""
     with open(path, "rb") as file:
-        first = file.read(152).ljust(152, b"\0")
-        page_size = struct.unpack_from("=I", first, 40)[0]
-        file.seek(page_size)
-        second = file.read(152)
+        first = second = file.read(152)
+        if len(first) == 152:
+            page_size = struct.unpack_from("=I", first, 40)[0]
+            file.seek(page_size)
+            second = file.read(152)
     numbers = [
         struct.unpack_from("=Q", page, 144)[0]
         for page in (first, second)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+from quiesce.agent import processes
+
 
 @dataclass(frozen=True)
 class Postmaster:
@@ -31,8 +33,7 @@ def running() -> Iterator[Postmaster]:
                     continue
             root = os.stat(f"/proc/{pid}/root")
             directory = os.readlink(f"/proc/{pid}/cwd")
-            with open(f"/proc/{pid}/cwd/postmaster.pid") as file:
-                lines = file.read().splitlines()
+            lines = processes.read_file(f"/proc/{pid}/cwd/postmaster.pid").splitlines()
             container = (root.st_dev, root.st_ino) != (own_root.st_dev, own_root.st_ino)
             if not container and lines[0].strip() != pid:
                 continue
@@ -94,7 +95,6 @@ def read_control_file(directory: str) -> tuple[int, int, int, int]:
 def read_version(directory: str) -> str:
     """The major version, as the cluster's own file has it."""
     try:
-        with open(os.path.join(directory, "PG_VERSION"), errors="replace") as file:
-            return file.readline().strip()
+        return processes.read_file(os.path.join(directory, "PG_VERSION")).partition("\n")[0].strip()
     except OSError:
         return "unknown"

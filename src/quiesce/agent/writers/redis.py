@@ -145,9 +145,13 @@ class Server(ApplicationWriter):
         self._client = self._connect(deadline_ns)
         _refuse_foreign_pause(self._info(deadline_ns))
         started = time.monotonic_ns()
-        # Noted before it is said, so that it is never taken to last longer than it does.
-        self._paused_until_ns = started + self._pause_ms * 1_000_000
-        self._client.call("CLIENT", "PAUSE", str(self._pause_ms), "WRITE", deadline_ns=deadline_ns)
+        # Noted before it is said, so that it is never taken to last longer than it does. Others may have used up most of the
+        # window by now.
+        pause_ms = self._pause_ms
+        if self.window_ends_ns is not None:
+            pause_ms = max(1, (self.window_ends_ns - started) // 1_000_000) + PAUSE_MARGIN_MS
+        self._paused_until_ns = started + pause_ms * 1_000_000
+        self._client.call("CLIENT", "PAUSE", str(pause_ms), "WRITE", deadline_ns=deadline_ns)
         if self._append_only:
             info = self._until(_not_written, deadline_ns)
         else:
@@ -278,14 +282,13 @@ def _let_in(client: Client, deadline_ns: int, *words: str) -> bool:
 def _read_settings(path: str) -> dict[str, str]:
     """The settings of one word each that a configuration file has; of one said twice the last counts. Raises OSError."""
     settings = {}
-    with open(path, errors="surrogateescape") as file:
-        for line in file:
-            try:
-                words = shlex.split(line)
-            except ValueError:  # a quotation mark in a comment
-                continue
-            if len(words) == 2:
-                settings[words[0].lower()] = words[1]
+    for line in processes.read_file(path, 1024 * 1024).splitlines():
+        try:
+            words = shlex.split(line)
+        except ValueError:  # a quotation mark in a comment
+            continue
+        if len(words) == 2:
+            settings[words[0].lower()] = words[1]
     return settings
 
 

@@ -52,7 +52,7 @@ THAW_TIMEOUT_S = 30.0
 def discover(*, without: str = "") -> list[ApplicationWriter]:
     """A writer a script, in the order in which they are to hold. `without`: the platform that runs its own by itself."""
     found: list[ApplicationWriter] = []
-    for directory in {os.path.realpath(each): each for each in reversed(QEMU_DIRECTORIES)}.values():
+    for directory in {os.path.realpath(each): each for each in QEMU_DIRECTORIES}.values():
         found += [
             Script(f"fsfreeze-hook:{os.path.basename(path)}", [path, "freeze"], [path, "thaw"]) for path in _scripts(directory)
         ]

@@ -54,8 +54,7 @@ def is_database(path: str) -> bool:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return False
-        with open(path, "rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
+        return processes.read_file(path, len(MAGIC)).encode() == MAGIC
     except OSError:
         return False
 
@@ -81,7 +80,7 @@ class _File:
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             self.connection.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
-            if "locked" in str(error) or "busy" in str(error):
+            if _is_busy(error):
                 return f"{self.path}: a transaction keeps it locked"
             raise
         return ""
@@ -91,6 +90,10 @@ class _File:
             return os.stat(self.path + "-wal").st_size
         except FileNotFoundError:
             return 0
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    return "locked" in str(error) or "busy" in str(error)
 
 
 class Sqlite(ApplicationWriter):
@@ -133,7 +136,11 @@ class Sqlite(ApplicationWriter):
             with linux.as_user(uid):
                 connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
                 self._files.append(_File(path, descriptor, connection, uid))
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                try:
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                except sqlite3.OperationalError as error:
+                    if not _is_busy(error):
+                        raise
 
     def on_hold(self, deadline_ns: int) -> None:
         for attempt in range(MAX_TRIES):

@@ -36,9 +36,15 @@ class StoppedService(ApplicationWriter):
             raise WriterError(f"there is no unit {self.unit}", Outcome.NON_RETRYABLE)
         if found.get("ActiveState") != "active":
             raise WriterError(f"{self.unit} is not running: it is {found.get('ActiveState', 'unknown')}")
+        if others := systemd.would_stop_with(self.unit):
+            raise WriterError(
+                f"{', '.join(others)} would be stopped with {self.unit}, and not started again with it", Outcome.NON_RETRYABLE
+            )
         self.grade, self.reason = Grade.CLEAN, "it is shut down for the checkpoint, and started again"
 
     def on_hold(self, deadline_ns: int) -> None:
+        if systemd.show(self.unit).get("ActiveState") != "active":
+            raise WriterError(f"{self.unit} was stopped by somebody else meanwhile")
         self._stopped = True
         commands.run([systemd.SYSTEMCTL, "stop", self.unit], left_s(deadline_ns))
         state = systemd.show(self.unit)

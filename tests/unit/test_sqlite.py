@@ -1,0 +1,497 @@
+"""agent/writers/sqlite.py: real files, and real processes that have them open. Only the control group is played."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from quiesce.agent import processes, systemd
+from quiesce.agent.cgroups import CgroupError
+from quiesce.agent.deadman import Undo
+from quiesce.agent.processes import Process
+from quiesce.agent.systemd import UnitError
+from quiesce.agent.writers import WriterError, deadline_in_ns, sqlite
+from quiesce.agent.writers.sqlite import Sqlite, is_database
+from quiesce.model.grades import Grade
+from quiesce.model.reports import Outcome
+
+UNIT = "shop.service"
+NOBODY = 65534
+
+_OTHER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None)
+for line in sys.stdin:
+    try:
+        print(connection.execute(line).fetchall(), flush=True)
+    except sqlite3.Error as error:
+        print(error, flush=True)
+"""
+
+
+class Other:
+    """A process that has a file open, and says what it is told to."""
+
+    def __init__(self, path: Path, user: int = 0) -> None:
+        command = [sys.executable, "-I", "-S", "-c", _OTHER, str(path)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=user)
+
+    def say(self, *statements: str) -> str:
+        """Returns the last answer."""
+        assert self.process.stdin
+        assert self.process.stdout
+        answer = ""
+        for statement in statements:
+            self.process.stdin.write(statement + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline().strip()
+        return answer
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def other() -> Iterator[Callable[..., Other]]:
+    started: list[Other] = []
+
+    def start(path: Path, user: int = 0) -> Other:
+        started.append(Other(path, user))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.end()
+
+
+class Group:
+    """A control group. `then`: what the service does when it is let go."""
+
+    def __init__(self) -> None:
+        self.story: list[str] = []
+        self.frozen = False
+        self.then: Callable[[], object] | None = None
+        self.error: Exception | None = None
+
+    def open(self) -> None:
+        self.story.append("open")
+
+    @property
+    def undo(self) -> Undo:
+        return Undo(5, b"0")
+
+    def freeze(self, _deadline_ns: int) -> None:
+        if self.error:
+            raise self.error
+        self.story.append("freeze")
+        self.frozen = True
+
+    def thaw(self) -> None:
+        if self.frozen:
+            self.story.append("thaw")
+            self.frozen = False
+            if self.then:
+                self.then()
+
+    def close(self) -> None:
+        self.story.append("close")
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Group:
+    """The service's, which can be frozen."""
+    made = Group()
+    monkeypatch.setattr(systemd, "freezable_cgroup", lambda unit: f"/system.slice/{unit}")
+    monkeypatch.setattr(sqlite, "Cgroup", lambda path: made if path == f"/system.slice/{UNIT}" else None)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 20)
+
+
+def database(path: Path, mode: str = "wal") -> Path:
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA journal_mode={mode}")
+    connection.execute("CREATE TABLE t (a)")
+    connection.execute("INSERT INTO t VALUES (1)")
+    connection.commit()
+    connection.close()
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return database(tmp_path / "shop.db")
+
+
+@contextlib.contextmanager
+def preparing(*paths: Path, freezing: bool = False) -> Iterator[Sqlite]:
+    """A writer of these files, ready to hold; and let go in the end."""
+    writer = Sqlite(UNIT, [str(path) for path in paths])
+    writer.freezing = freezing
+    writer.guarded = writer.undo() is not None
+    writer.prepare(deadline_in_ns(10), 1000)
+    try:
+        yield writer
+    finally:
+        writer.abort()
+
+
+@contextlib.contextmanager
+def holding(*paths: Path, freezing: bool = False) -> Iterator[Sqlite]:
+    with preparing(*paths, freezing=freezing) as writer:
+        writer.hold(deadline_in_ns(10))
+        yield writer
+
+
+def wal(path: Path) -> int:
+    return Path(f"{path}-wal").stat().st_size
+
+
+# -- a good hold
+
+
+def test_the_log_is_emptied_and_writers_are_kept_out_until_the_release(file, other):
+    """Broken: the image would need a recovery, or be in the middle of what somebody writes."""
+    service = other(file)
+    service.say("INSERT INTO t VALUES (2)")
+    assert wal(file) > 0
+    with holding(file) as writer:
+        assert wal(file) == 0
+        assert service.say("INSERT INTO t VALUES (3)") == "database is locked"
+        assert service.say("SELECT count(*) FROM t") == "[(2,)]"
+        writer.release()
+        assert (writer.grade, writer.outcome, writer.reason) == (Grade.CLEAN, Outcome.STABLE, None)
+        assert service.say("INSERT INTO t VALUES (3)") == "[]"
+
+
+def test_a_file_with_a_rollback_journal_is_held_too(tmp_path, other):
+    """Broken: SQLite's default journal would not be held."""
+    file = database(tmp_path / "old.db", "delete")
+    service = other(file)
+    with holding(file) as writer:
+        assert service.say("INSERT INTO t VALUES (2)") == "database is locked"
+        assert not Path(f"{file}-journal").exists()
+        writer.release()
+        assert writer.grade is Grade.CLEAN
+        assert service.say("INSERT INTO t VALUES (2)") == "[]"
+
+
+def test_what_is_held_is_whole_and_needs_no_log(file, other, tmp_path):
+    """Broken: what was committed before would be missing in the image."""
+    service = other(file)
+    service.say("INSERT INTO t VALUES (2)")
+    with holding(file):
+        shutil.copy(file, tmp_path / "image.db")  # without the log
+        connection = sqlite3.connect(tmp_path / "image.db")
+        assert connection.execute("SELECT count(*) FROM t").fetchall() == [(2,)]
+        connection.close()
+
+
+def test_the_position_names_what_was_committed(file, tmp_path, other):
+    """Broken: two states of a file could not be told apart, or one not be recognized."""
+    second = database(tmp_path / "second.db", "delete")
+
+    def position() -> dict[str, str]:
+        with holding(file, second) as writer:
+            return dict(writer.report().position)
+
+    before = position()
+    assert before["files"] == "2"
+    assert before[str(second)].startswith("change ")
+    assert before[str(second)].endswith(" pages 2")
+    assert position() == before
+    other(second).say("INSERT INTO t VALUES (2)")
+    assert position()[str(file)] == before[str(file)]
+    assert position()[str(second)] != before[str(second)]
+
+
+def test_it_says_what_it_is(file):
+    """Broken: no report would name the files, or where they must not be."""
+    writer = Sqlite(UNIT, [str(file)])
+    writer.identify()
+    report = writer.report()
+    assert (report.id, report.application, report.grade) == (f"sqlite:{UNIT}", "sqlite", Grade.CLEAN)
+    assert writer.paths() == [report.data_directory] == [str(file.parent)]
+    writer.abort()
+
+
+def test_letting_go_can_be_said_at_any_time_and_again(file, other):
+    """Broken: an attempt that ends early would leave a file locked."""
+    service = other(file)
+    with holding(file) as writer:
+        writer.abort()
+        writer.abort()
+        assert (writer.let_go, writer.warnings) == (True, [])
+        assert service.say("INSERT INTO t VALUES (2)") == "[]"
+    assert not [path for path in Path("/proc/self/fd").iterdir() if os.path.realpath(path) == str(file)]
+
+
+def test_the_locks_of_an_agent_that_dies_end_with_it(file, other):
+    """Broken: a service could not write any more until the machine is restarted."""
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            with holding(file):
+                os.write(send, b"held")
+                time.sleep(60)
+        os._exit(1)
+    os.close(send)
+    assert os.read(receive, 10) == b"held"
+    os.close(receive)
+    service = other(file)
+    assert service.say("INSERT INTO t VALUES (2)") == "database is locked"
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert service.say("INSERT INTO t VALUES (2)") == "[]"
+
+
+# -- what stands in the way
+
+
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+@pytest.mark.parametrize("begin", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
+def test_a_transaction_that_does_not_end_is_waited_for_and_then_named(begin, mode, tmp_path, other):
+    """Broken: the user would not learn what to end; or a file be called held while somebody writes."""
+    file = database(tmp_path / "shop.db", mode)
+    service = other(file)
+    assert service.say(begin, "INSERT INTO t VALUES (2)") == "[]"
+    with preparing(file) as writer:
+        assert writer.grade is Grade.CLEAN, writer.reason
+        started = time.monotonic()
+        with pytest.raises(WriterError) as raised:
+            writer.hold(deadline_in_ns(0.1))
+        assert 0.1 <= time.monotonic() - started < 0.4
+        assert raised.value.outcome is Outcome.TIMEOUT
+        assert str(raised.value) == f"not held: {file}: a transaction keeps it locked"
+        assert writer.grade is Grade.CRASH
+        assert service.say("COMMIT") == "[]"
+
+
+def test_a_transaction_that_ends_in_time_is_only_waited_for(file, other, monkeypatch):
+    """Broken: a busy service could not be held."""
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 2000)
+    service = other(file)
+    service.say("BEGIN IMMEDIATE", "INSERT INTO t VALUES (2)")
+    assert service.process.stdin
+    with preparing(file) as writer:
+        later = subprocess.Popen(["/bin/sh", "-c", f"sleep 0.1; echo COMMIT >/proc/{service.process.pid}/fd/0"])
+        writer.hold(deadline_in_ns(5))
+        writer.release()
+        assert writer.grade is Grade.CLEAN
+        later.wait()
+
+
+def test_one_file_that_is_busy_gives_the_others_back_before_each_try(file, tmp_path, other):
+    """Broken: a service that needs both files to end its transaction never could."""
+    second = database(tmp_path / "z.db")
+    busy, free = other(second), other(file)
+    busy.say("BEGIN IMMEDIATE")
+    with preparing(file, second) as writer:
+        with pytest.raises(WriterError, match=r"z\.db: a transaction"):
+            writer.hold(deadline_in_ns(0.1))
+        assert free.say("INSERT INTO t VALUES (2)") == "[]"
+
+
+def test_a_reader_that_keeps_the_log_costs_the_grade_and_says_so(file, other, monkeypatch):
+    """Broken: an image that is completed from its log at the start would be called clean; or none could be taken."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    reader, service = other(file), other(file)
+    reader.say("BEGIN", "SELECT * FROM t")
+    service.say("INSERT INTO t VALUES (2)")
+    with holding(file) as writer:
+        assert wal(file) > 0
+        assert (writer.grade, "log" in str(writer.reason)) == (Grade.NIL_REDO, True)
+        assert service.say("INSERT INTO t VALUES (3)") == "database is locked"
+        writer.release()
+        assert (writer.grade, writer.outcome) == (Grade.NIL_REDO, Outcome.STABLE)
+
+
+def test_a_reader_that_goes_away_costs_nothing(file, other, monkeypatch):
+    """Broken: the first reader that passes would spoil the grade."""
+    reader, service = other(file), other(file)
+    reader.say("BEGIN", "SELECT * FROM t")
+    service.say("INSERT INTO t VALUES (2)")
+    naps: list[float] = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: naps.append(seconds) or (len(naps) == 3 and reader.say("COMMIT")))
+    with holding(file) as writer:
+        assert (writer.grade, wal(file), len(naps)) == (Grade.CLEAN, 0, 3)
+
+
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+def test_what_was_written_behind_its_back_is_seen_at_the_release(mode, tmp_path):
+    """Broken: a file whose lock was not heeded, as on a network filesystem, would be called held."""
+    file = database(tmp_path / "shop.db", mode)
+    with holding(file) as writer:
+        # In a process of its own: closing a file here would give up the locks.
+        where, seek = (f"{file}-wal", 0) if mode == "wal" else (str(file), 24)
+        subprocess.run(
+            ["dd", f"of={where}", "bs=1", f"seek={seek}", "conv=notrunc", "status=none"], input=b"\1\1\1\1", check=True
+        )
+        writer.release()
+        assert (writer.grade, writer.outcome) == (Grade.CRASH, Outcome.INCONSISTENT)
+        assert writer.reason == f"{file} was written to during the window"
+
+
+@pytest.mark.parametrize("damage", ["gone", "garbage"])
+def test_a_file_that_cannot_be_opened_is_refused(damage, file):
+    """Broken: an error of SQLite's would end the whole attempt, or the file be called held."""
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(b"SQLite format 3\0" + b"\7" * 5000)
+    with preparing(file) as writer:
+        assert writer.grade is Grade.REFUSED
+        assert writer.reason
+        writer.hold(deadline_in_ns(1))
+        writer.release()
+        assert not writer.grade.vouched
+
+
+# -- its service stands still meanwhile
+
+
+def test_the_service_is_frozen_for_the_hold_and_let_go_by_the_release(file, group):
+    """Broken: a service would be told that its file is locked; or stand still for ever."""
+    with holding(file, freezing=True) as writer:
+        assert (writer.guarded, writer.undo(), writer.warnings) == (True, Undo(5, b"0"), [])
+        assert group.story == ["open", "freeze", "open"]
+        writer.release()
+        assert group.story[-1] == "thaw"
+        assert writer.grade is Grade.CLEAN
+    assert group.story[-1] == "close"
+
+
+def test_a_service_that_stands_in_a_transaction_is_let_go_until_it_does_not(file, group, other):
+    """Broken: it could never end its transaction, and every attempt would fail."""
+    service = other(file)
+    service.say("BEGIN IMMEDIATE", "INSERT INTO t VALUES (2)")
+    tries: list[str] = []
+
+    def go_on() -> None:
+        tries.append(service.say("COMMIT") if len(tries) == 2 else "writes")
+
+    group.then = go_on
+    with preparing(file, freezing=True) as writer:
+        started = time.monotonic()
+        writer.hold(deadline_in_ns(5))
+        assert time.monotonic() - started < 1
+        assert tries == ["writes", "writes", "[]"]
+        assert group.story == ["open", *["freeze", "thaw"] * 3, "freeze"]
+        writer.release()
+        assert writer.grade is Grade.CLEAN
+
+
+def test_one_that_cannot_be_held_runs_again(file, group, other):
+    """Broken: a failed attempt would leave the service standing still."""
+    other(file).say("BEGIN IMMEDIATE")
+    with preparing(file, freezing=True) as writer:
+        with pytest.raises(WriterError, match="a transaction keeps it locked"):
+            writer.hold(deadline_in_ns(0.05))
+        assert not group.frozen
+        assert "freeze" in group.story
+        assert group.story[-2:] == ["thaw", "close"]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [(CgroupError("it is frozen already"), Outcome.RETRYABLE), (TimeoutError("too slow"), Outcome.TIMEOUT)],
+)
+def test_a_service_that_cannot_be_frozen_in_the_window_is_not_held(error, outcome, file, group, other):
+    """Broken: it would be told that its file is locked, which it was promised not to be."""
+    group.error = error
+    with preparing(file, freezing=True) as writer:
+        with pytest.raises(WriterError) as raised:
+            writer.hold(deadline_in_ns(1))
+        assert raised.value.outcome is outcome
+    assert other(file).say("INSERT INTO t VALUES (2)") == "[]"
+
+
+def test_a_service_that_must_not_be_frozen_is_held_by_its_locks_alone_with_a_warning(file, group, monkeypatch, other):
+    """Broken: systemd would kill a service with a watchdog; or clients see errors that nobody spoke of."""
+
+    def refuse(unit: str) -> str:
+        raise UnitError(f"{unit} has a watchdog")
+
+    monkeypatch.setattr(systemd, "freezable_cgroup", refuse)
+    service = other(file)
+    with holding(file, freezing=True) as writer:
+        assert not writer.guarded
+        assert writer.warnings == [f"its writers may be told that the file is busy during the hold: {UNIT} has a watchdog"]
+        assert service.say("INSERT INTO t VALUES (2)") == "database is locked"
+        writer.release()
+        assert writer.grade is Grade.CLEAN
+    assert group.story == []
+
+
+# -- whose files they are
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+def test_files_stay_those_of_the_service(other):
+    """Broken: a log that we make would be root's, and the service could not open its own database any more."""
+    directory = Path(tempfile.mkdtemp(prefix="quiesce-test-"))  # pytest's own are root's alone
+    try:
+        file = database(directory / "shop.db")
+        os.chown(file, NOBODY, NOBODY)
+        os.chown(directory, NOBODY, NOBODY)
+        with preparing(file) as writer:
+            made = [directory / f"shop.db{end}" for end in ("-wal", "-shm")]
+            assert [path.stat().st_uid for path in made] == [NOBODY, NOBODY]
+            writer.hold(deadline_in_ns(5))
+            assert os.geteuid() == 0
+            service = other(file, NOBODY)
+            assert service.say("SELECT count(*) FROM t") == "[(1,)]"
+            writer.release()
+            assert writer.grade is Grade.CLEAN
+            assert service.say("INSERT INTO t VALUES (2)") == "[]"
+        assert {path.stat().st_uid for path in directory.iterdir()} == {NOBODY}
+    finally:
+        shutil.rmtree(directory)
+
+
+# -- which files
+
+
+def test_only_regular_files_with_sqlites_header_are_databases(tmp_path):
+    """Broken: looking at a machine would hang at a pipe, or call something a database that is none."""
+    file = database(tmp_path / "shop.db")
+    (tmp_path / "link").symlink_to(file)
+    assert is_database(str(file))
+    assert is_database(str(tmp_path / "link"))
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "short").write_bytes(b"SQLite format 3")
+    (tmp_path / "empty").touch()
+    (tmp_path / "text").write_text("SQLite format 3 is what this is about")
+    for name in ("fifo", "short", "empty", "text", "absent", "", "shop.db (deleted)"):
+        assert not is_database(str(tmp_path / name)), name
+    for path in ("/dev/zero", "/proc/self/mem", "socket:[1]", "pipe:[2]", "anon_inode:[eventfd]", "/memfd:x (deleted)"):
+        assert not is_database(path), path
+
+
+def test_a_service_is_one_writer_of_all_its_files_and_a_file_is_in_one_writer(tmp_path, monkeypatch):
+    """Broken: two services that share a file would wait for each other's hold; or a container's path be opened here."""
+    one, two = str(database(tmp_path / "one.db")), str(database(tmp_path / "two.db"))
+    opened = {1: [two, "/dev/null", one], 2: [one, one], 3: [one], 4: [two], 5: ["pipe:[3]"]}
+    units = {1: "a.service", 2: "a.service", 3: "b.service", 4: "", 5: "c.service"}
+    monkeypatch.setattr(processes, "running", lambda: (Process(pid, "x", 0, container=pid == 9) for pid in [*opened, 9]))
+    monkeypatch.setattr(processes, "unit", lambda pid: units.get(pid, "docker.service"))
+    monkeypatch.setattr(processes, "open_files", lambda pid: iter(opened[pid]))
+    [writer] = sqlite.discover()
+    assert isinstance(writer, Sqlite)
+    assert (writer.id, writer._paths) == ("sqlite:a.service", [one, two])
