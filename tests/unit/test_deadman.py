@@ -278,3 +278,12 @@ def test_one_that_cannot_be_locked_in_memory_is_refused(monkeypatch):
     monkeypatch.setattr(linux, "lock_memory", fail)
     with pytest.raises(DeadManError, match="Cannot allocate memory"):
         DeadMan.start([])
+
+
+def test_disarming_waits_for_what_is_yet_to_be_taken_back(tmp_path, monkeypatch):
+    """Broken: a script that takes longer than a moment would keep whatever is to be let go after it held for ever."""
+    monkeypatch.setattr(deadman, "DISARM_TIMEOUT_S", 0.05)
+    watcher = DeadMan.start([], [Undo(command=("/bin/sh", "-c", f"sleep 0.2; touch {tmp_path}/let-go"))])
+    watcher.doing(0)
+    watcher.disarm()
+    assert (tmp_path / "let-go").exists()

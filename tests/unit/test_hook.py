@@ -33,7 +33,7 @@ class Service:
         self.listener = listen(hook.SOCKET)
         self.failed: BaseException | None = None
         self._end, self._wake = socket.socketpair()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)  # so that a test that fails does not hang
         self._thread.start()
 
     def _run(self) -> None:

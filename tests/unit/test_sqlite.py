@@ -443,14 +443,19 @@ def test_a_service_that_must_not_be_frozen_is_held_by_its_locks_alone_with_a_war
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
-def test_files_stay_those_of_the_service(other):
-    """Broken: a log that we make would be root's, and the service could not open its own database any more."""
+def test_files_stay_those_of_the_service_and_are_opened_as_its_user(other, monkeypatch):
+    """Broken: a log that we make would be root's, and the service could not open its own database any more; or root be
+    led to a file that the service may not open itself."""
+    users: list[int] = []
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *path, **how: users.append(os.geteuid()) or connect(*path, **how))
     directory = Path(tempfile.mkdtemp(prefix="quiesce-test-"))  # pytest's own are root's alone
     try:
         file = database(directory / "shop.db")
         os.chown(file, NOBODY, NOBODY)
         os.chown(directory, NOBODY, NOBODY)
         with preparing(file) as writer:
+            assert users[-1] == NOBODY
             made = [directory / f"shop.db{end}" for end in ("-wal", "-shm")]
             assert [path.stat().st_uid for path in made] == [NOBODY, NOBODY]
             writer.hold(deadline_in_ns(5))

@@ -145,9 +145,7 @@ def test_down_credentials_and_locks(server: Machine, quiesce: Quiesce) -> None:
     assert released["redis:6379"].grade is Grade.CLEAN
     assert {released[name].grade for name in ("mariadb:main", "sqlite:lab-notes.service")} == {Grade.CRASH}
     assert server.run("systemctl show -P FreezerState slapd nginx").stdout.split() == ["frozen", "frozen"]  # theirs to end
-    message = refusal()
-    assert "valkey:6380" in message
-    assert "openldap:slapd.service" in message
+    assert "openldap:slapd.service" in refusal()
     server.run(
         "systemctl thaw slapd nginx; valkey-cli -p 6380 client unpause; pkill -f 'sleep 40|BEGIN IMMEDIATE'", check=False
     )
