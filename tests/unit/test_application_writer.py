@@ -242,11 +242,23 @@ def test_one_that_is_forgone_while_held_is_let_go():
     assert writer.grade is Grade.CRASH
 
 
-def test_being_forgone_does_not_hide_why_it_was_refused():
+def test_one_that_is_passed_over_while_all_is_frozen_is_let_go_with_the_others():
+    """Broken: a script would be run on frozen filesystems, and hang there; or what was not held still be vouched for."""
+    writer = held()
+    writer.pass_over("vfat cannot be frozen")
+    assert (writer.grade, writer.reason) == (Grade.CRASH, "not held: vfat cannot be frozen")
+    assert not writer.let_go
+    writer.release()
+    assert writer.calls[-1] == "release"
+    assert (writer.grade, writer.let_go) == (Grade.CRASH, True)
+
+
+@pytest.mark.parametrize("how", [ApplicationWriter.forgo, ApplicationWriter.pass_over])
+def test_being_passed_over_does_not_hide_why_it_was_refused(how):
     """Broken: the user would mend the wrong thing."""
     writer = Sample(prepare=WriterError("no password"))
     writer.prepare(NEVER, 1000)
-    writer.forgo("its files are on tmpfs")
+    how(writer, "its files are on tmpfs")
     assert (writer.grade, writer.reason) == (Grade.REFUSED, "no password")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quiesce.agent import attempt as attempts
-from quiesce.agent import filesystems, memory
+from quiesce.agent import commands, filesystems, memory
 from quiesce.agent.attempt import DEADMAN_GRACE_NS, Attempt, AttemptError
 from quiesce.agent.deadman import DeadManError, Undo
 from quiesce.agent.filesystems import FreezeError
@@ -480,6 +480,23 @@ def test_an_abort_after_a_failed_preparation_closes_what_was_opened(world):
     attempt.abort()
     assert world.done()[-2:] == ["bad abort", "good abort"]
     assert world.story[-1] == ("disarm",)
+
+
+def test_the_dead_man_knows_what_commands_run_and_its_end_keeps_none_from_letting_go(world):
+    """Broken: a freezing script's children would outlive the agent; or a thawing one not be run because the dead-man died."""
+
+    def letting_go() -> None:
+        world.deadman_is_gone = True
+        ran.append(commands.run(["/bin/echo", "thawed"], 5))
+
+    ran: list[str] = []
+    attempt = prepared(world.writer("script", hold=lambda _: commands.run(["/bin/true"], 5), abort=letting_go))
+    attempt.hold(Level.BACK_END, soon())
+    [(_, started), (_, ended)] = world.told("running", "ended")
+    assert started == ended > 1
+    attempt.abort()
+    assert ran == ["thawed"]
+    assert commands.watch is commands.nobody
 
 
 def test_what_went_wrong_is_remembered_however_it_ended(world):

@@ -122,6 +122,19 @@ def test_it_dies_with_the_agent(script, tmp_path):
     wait_gone(int((tmp_path / "pid").read_text()))
 
 
+def test_the_dead_man_knows_of_what_runs_until_it_has_ended(script, monkeypatch, tmp_path):
+    """Broken: an agent that is killed would leave a freezing script's children behind, which freeze when all was thawed."""
+    told: list[int] = []
+    monkeypatch.setattr(commands, "watch", told.append)
+    path = script(f"echo $$ >{tmp_path}/pid")
+    run([path], 10)
+    pid = int((tmp_path / "pid").read_text())
+    assert told == [pid, -pid]
+    del told[:]
+    fails(script("sleep 9"), seconds=0.01)
+    assert told == [told[0], -told[0]]  # or another process of that number would be killed one day
+
+
 def test_a_command_leaves_nothing_open(script):
     """Broken: a long conversation would run out of descriptors."""
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208

@@ -53,16 +53,28 @@ def grades(node: dict[str, Any]) -> dict[str, str]:
     return {item["id"]: item["grade"] for item in node["writers"]}
 
 
+HOUSEKEEPING = "housekeeping"
+"""In MariaDB's reason if InnoDB itself wrote log during the window: it goes through that, and through nothing else."""
+
+
 def prove(
-    machine: Machine, load: Load, case: tuple[Workload, ...], before: dict[str, set[str]], never: dict[str, set[str]]
+    machine: Machine,
+    load: Load,
+    case: tuple[Workload, ...],
+    before: dict[str, set[str]],
+    never: dict[str, set[str]],
+    *,
+    housekeeping: bool,
 ) -> None:
-    """What was acknowledged before is there, what was begun later is not, and no application recovered anything."""
+    """What was acknowledged before is there, what was begun later is not, and no application recovered anything but what
+    its grade said."""
     load.start_again()
     for workload in case:
         stored = load.stored(workload)
         assert before[workload.name] - stored == set(), f"{workload.name}: acknowledged, and lost"
         assert stored & never[workload.name] == set(), f"{workload.name}: of after the checkpoint"
-        assert load.unclean(workload) == ""
+        unclean = load.unclean(workload).splitlines()
+        assert [line for line in unclean if not (housekeeping and "Starting crash recovery" in line)] == []
 
 
 @pytest.mark.timeout(900)
@@ -101,12 +113,14 @@ def test_under_load(name: str, applications: Image, server: Machine, quiesce: Qu
     # First what virsh took, as it needs the machine off: then the restored machine itself.
     quiesce("restore", f"{server.name}@one", "--discard-current", timeout=200)
     with Machine(Taken(applications.directory, snapshot.images)) as other:
-        prove(other, Load(other, case), case, before_snapshot, after_snapshot)
+        theirs = HOUSEKEEPING in said
+        prove(other, Load(other, case), case, before_snapshot, after_snapshot, housekeeping=theirs)
         if name == "databases":
             assert recovery(other).redo_bytes() < 400
     server.domain.create()
     server.wait_for_guest()
-    prove(server, load, case, before, never)
+    ours = any(HOUSEKEEPING in str(item.get("reason")) for item in node["writers"])
+    prove(server, load, case, before, never, housekeeping=ours)
     if name == "databases":
         position = next(item["position"] for item in node["writers"] if item["id"] == "postgresql:17/main")
         assert recovery(server).redo_starts == position["redo_lsn"]

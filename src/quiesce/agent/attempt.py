@@ -235,10 +235,14 @@ class Attempt:
                 pass
 
     def _watch_command(self, group: int) -> None:
-        if self._deadman and group > 0:
-            self._deadman.running(group)
-        elif self._deadman:
-            self._deadman.ended(-group)
+        """A dead-man that is gone was noticed before the hold; it must not keep anything from being let go."""
+        try:
+            if self._deadman and group > 0:
+                self._deadman.running(group)
+            elif self._deadman:
+                self._deadman.ended(-group)
+        except DeadManError:
+            pass
 
     def _window_us(self) -> int:
         return (time.monotonic_ns() - (self._started_ns or time.monotonic_ns())) // 1000

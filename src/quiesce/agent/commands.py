@@ -80,6 +80,7 @@ def _run(command: Sequence[str], timeout_s: float, environment: Mapping[str, str
         preexec_fn=linux.die_with_service,
     )
     try:
+        watch(process.pid)
         while process.poll() is None:
             if time.monotonic() >= give_up:
                 raise WriterError(f"{' '.join(command)} did not end within {timeout_s:.1f} s", Outcome.TIMEOUT)
@@ -88,4 +89,5 @@ def _run(command: Sequence[str], timeout_s: float, environment: Mapping[str, str
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        watch(-process.pid)
     return process.returncode

@@ -169,7 +169,8 @@ class ApplicationWriter:
 
     def pass_over(self, reason: str) -> None:
         """Like `forgo`, while filesystems are frozen: it is let go with all the others."""
-        self._downgrade(f"not held: {reason}")
+        if not self.error:
+            self._downgrade(f"not held: {reason}")
 
     def release(self) -> None:
         """Never raises."""
