@@ -387,7 +387,7 @@ def test_a_rewrite_that_does_not_end_makes_nobody_wait(fake):
     """Broken: writers would wait for the rewrite of the whole file."""
     fake.info.update(APPEND_ONLY, aof_rewrite_in_progress="1")
     writer = server()
-    writer.prepare(deadline_in_ns(0.05), 8000)
+    writer.prepare(deadline_in_ns(0.5), 8000)
     assert (writer.outcome, "rewriting" in str(writer.reason)) == (Outcome.TIMEOUT, True)
     writer.abort()
     assert not fake.count("CLIENT")
