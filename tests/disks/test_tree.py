@@ -17,8 +17,8 @@ from quiesce.operations.merges import anything_to_do
 from quiesce.operations.rename import rename
 from quiesce.operations.restore import restore
 
-STEPS = 2000
-PARTS = 8
+STEPS = 600
+PARTS = 4
 """Each on a VM of its own, so that they can run beside each other."""
 MAX_NODES = 20
 

@@ -70,6 +70,7 @@ class Directory:
                         found[volume.name()] = storage_xml.volume(volume.XMLDesc(0))
                 if found.keys() == set(self.pool.listVolumes()):
                     return list(found.values())
+                self.pool.refresh(0)  # a file that was removed without libvirt stays on its list until then
         raise BusyError(f"the files in {self.path} come and go", hint="try again")
 
     def volume(self, name: str) -> Volume:
