@@ -75,7 +75,7 @@ def test_lock_that_cannot_be_had(machine: Machine, quiesce: Quiesce) -> None:
     machine.sql("CREATE TABLE t (x int)")
     background(machine, "SET application_name = 'nightly'; BEGIN; INSERT INTO t VALUES (1);")
     message = quiesce.fails("checkpoint", machine.name, "--window", "4", code=6)
-    assert "postgresql:17/main: its writers could not be held in time" in message
+    assert "postgresql:17/main: not held: its writers could not be held in time" in message
     assert "(nightly) is in a writing transaction" in message
     machine.sql("INSERT INTO t VALUES (2)", timeout=5)
     assert quiesce("tree", machine.name)["checkpoints"] == []
