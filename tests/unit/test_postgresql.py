@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -188,18 +189,33 @@ def test_a_log_that_cannot_be_read_is_not(log):
 class Server:
     """A session that answers with rows, or fails."""
 
-    def __init__(self, answer: object) -> None:
+    def __init__(self, answer: object, write: Callable[[], object] = lambda: None) -> None:
         self.answer = answer
         self.said: list[str] = []
+        self._write = write
+        """The WAL writer, which comes by when it is asked about for the second time."""
 
     def run(self, statement: str) -> object:
         self.said.append(statement)
         if isinstance(self.answer, Exception):
             raise self.answer
+        if "pg_current_wal_lsn" in statement:
+            asked = sum("pg_current_wal_lsn" in said for said in self.said)
+            if asked == 2:
+                self._write()
+            return [[asked > 1]]
         return self.answer
 
     def close(self) -> None:
         pass
+
+
+def test_a_running_cluster_says_where_it_stands(log):
+    """Broken: nobody could tell whether it moved since a checkpoint, whose transaction numbers are written by epochs."""
+    cluster = _cluster(log)
+    cluster._control = Server([["7", "1", "0/100", str((1 << 32) + 1000)]])
+    cluster._see_position()
+    assert cluster.position == {"system_identifier": "7", "timeline": "1", "next_xid": "1:1000", "insert_lsn": "0/100"}
 
 
 @pytest.fixture
@@ -241,6 +257,26 @@ def test_a_log_that_moved_by_bookkeeping_keeps_it(held, log):
     assert held.report().grade is Grade.NIL_REDO
 
 
+def test_bookkeeping_not_yet_in_the_file_is_waited_for(held, log):
+    """Broken: a checkpoint in which the server's background records fall would fail, as the files end before them."""
+    log.record(RUNNING_XACTS, 50)
+    held._control = Server([[_format_lsn(log.position)]], log.write)
+    held.release()
+    assert held.report().grade is Grade.NIL_REDO
+    assert held.position["redo_records"] == "CHECKPOINT_REDO,CHECKPOINT_ONLINE,RUNNING_XACTS"
+    assert held.position["insert_lsn"] == _format_lsn(log.position)
+
+
+def test_a_log_that_is_never_written_loses_the_grade(held, log, monkeypatch):
+    """Broken: log that nobody could read would be vouched for, or its waiting would never end."""
+    monkeypatch.setattr("quiesce.agent.writers.postgresql.WRITTEN_WITHIN_S", 0.1)
+    log.record(INSERT, 80)
+    held._control = Server([[_format_lsn(log.position)]])
+    held.release()
+    assert held.report().grade is Grade.CRASH
+    assert "ends early" in str(held.report().reason)
+
+
 def test_a_log_that_moved_by_very_many_records_is_still_reported(held, log):
     """Broken: the report would be over the wire's bounds, and the host would fail instead of saying what moved."""
     for _ in range(600):
@@ -265,7 +301,7 @@ def test_a_lost_session_loses_the_grade(held):
     from quiesce.agent.writers.postgresql import _Session
 
     good = Server([])
-    held._sessions = [_Session("good", good, []), _Session("lost", Server(OSError("gone")), [])]
+    held._sessions = [_Session("good", good, [], []), _Session("lost", Server(OSError("gone")), [], [])]
     held.release()
     assert held.report().grade is Grade.CRASH
     assert "'lost'" in str(held.report().reason)

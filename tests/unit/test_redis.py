@@ -31,6 +31,7 @@ INFO = {
     "master_repl_offset": "100",
     "connected_slaves": "0",
     "rdb_changes_since_last_save": "0",
+    "rdb_last_save_time": "1700000000",
     "rdb_bgsave_in_progress": "0",
     "rdb_last_bgsave_status": "ok",
     "aof_enabled": "0",
@@ -162,7 +163,14 @@ def test_it_says_what_it_is_and_what_can_be_expected(fake):
     found = writer.report()
     assert (found.id, found.application, found.version, found.level) == ("redis:6379", "redis", "7.0.15", Level.BACK_END)
     assert (found.grade, found.reason, found.role, found.warnings) == (Grade.CLEAN, None, "primary", ())
-    assert found.position == {"run_id": "r1", "master_replid": "m1", "master_repl_offset": "100", "keys": "7"}
+    assert found.position == {
+        "run_id": "r1",
+        "master_replid": "m1",
+        "master_repl_offset": "100",
+        "rdb_last_save_time": "1700000000",
+        "rdb_changes_since_last_save": "0",
+        "keys": "7",
+    }
     assert found.data_directory == str(Path(fake.path).parent)
     assert writer.paths() == [found.data_directory]
     assert from_wire(Writer, to_wire(found)) == found

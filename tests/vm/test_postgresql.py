@@ -87,6 +87,21 @@ def test_catalog_writer_is_waited_for(machine: Machine, quiesce: Quiesce) -> Non
     assert "(migration) is in a writing transaction" in quiesce.fails("checkpoint", machine.name, "--window", "4", code=6)
 
 
+def test_catalogs_are_held(machine: Machine) -> None:
+    """While it is held, vacuum passes a catalog over, as autovacuum does by itself, and whoever creates a table waits."""
+    hook = "/usr/local/lib/quiesce/fsfreeze-hook"
+    machine.run(f"{hook} freeze", timeout=60)
+    vacuum = "psql -X -q -c 'VACUUM (SKIP_LOCKED, SKIP_DATABASE_STATS) pg_class' 2>&1"
+    assert "lock not available" in machine.run(f"runuser -u postgres -- {vacuum}").stdout
+    background(machine, "CREATE TABLE later (x int);")
+    waiting = machine.sql("SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'RowExclusiveLock'")
+    released = machine.run(f"{hook} thaw 2>&1", timeout=60)
+    assert waiting == "1"
+    assert "postgresql:17/main: nil-redo" in released.stdout
+    time.sleep(2)
+    assert machine.sql("SELECT count(*) FROM later") == "0"
+
+
 def test_tables_of_every_kind_and_odd_names(machine: Machine, quiesce: Quiesce) -> None:
     """Partitions, inheritance, unlogged tables, quotes in names, several databases: all held, the copy proved nil-redo."""
     machine.sql("""CREATE DATABASE "Odd ""name"" %";""")

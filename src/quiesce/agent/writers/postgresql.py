@@ -1,8 +1,9 @@
 """PostgreSQL 13 and later: every database held at a commit boundary, its log proved to end at a checkpoint.
 
 How: in one session a database, every table is locked in SHARE mode, which waits for the transactions that wrote and keeps
-new ones from writing; then a CHECKPOINT. What a recovery would replay is then only the checkpoint's own records ("nil redo"):
-read from the log itself, under the hold and once more before it is given up.
+new ones from writing; then the catalogs, so that neither DDL nor autovacuum does; then a CHECKPOINT. What a recovery would
+replay is then only the checkpoint's own records ("nil redo"): read from the log itself, under the hold and once more before it
+is given up.
 
 The locks are taken one after another, and a table at which we were made to wait too long, or would have deadlocked, is
 moved to the front of the next try: so the application's own lock order is learned (8 to 52 ms until held under load, where
@@ -34,6 +35,9 @@ DEADLOCK_TIMEOUT_MS = 10
 CHUNK = 64
 """Tables locked by one statement, where no conflict is expected."""
 MAX_CHECKPOINTS = 3
+WRITTEN_WITHIN_S = 1.0
+"""Longest wait for log to reach its file: the server's own bookkeeping is written by its WAL writer, every 200 ms
+(wal_writer_delay), and not by the one who inserts it."""
 MAX_RECORDS = 20
 """Records of the log named in a report; an honest one has three."""
 
@@ -45,6 +49,10 @@ SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
   AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' ORDER BY c.oid
 """
+_CATALOGS = """
+SELECT format('pg_catalog.%I', relname) FROM pg_class
+WHERE relkind = 'r' AND relnamespace = 'pg_catalog'::regnamespace ORDER BY oid
+"""
 _UNLOGGED = """
 SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r' AND c.relpersistence = 'u' ORDER BY c.oid
@@ -52,6 +60,11 @@ WHERE c.relkind = 'r' AND c.relpersistence = 'u' ORDER BY c.oid
 _WRITING = """
 SELECT pid, usename::text, coalesce(application_name, ''), extract(epoch FROM now() - xact_start)::int
 FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 3
+"""
+_NOW = """
+SELECT s.system_identifier::text, c.timeline_id::text, pg_current_wal_insert_lsn()::text,
+       pg_snapshot_xmax(pg_current_snapshot())::text
+FROM pg_control_checkpoint() c, pg_control_system() s
 """
 _POSITION = """
 SELECT s.system_identifier::text, c.timeline_id, c.checkpoint_lsn::text, c.redo_lsn::text, c.next_xid::text,
@@ -77,6 +90,8 @@ class _Session:
     database: str
     connection: Any
     tables: list[str]
+    catalogs: list[str]
+    """Large objects among them."""
     learned: list[str] = field(default_factory=list)
 
 
@@ -114,6 +129,7 @@ class Cluster(ApplicationWriter):
         if recovery:
             self._see_standby()
         self.role = "primary"
+        self._see_position()
         if not superuser:
             reason = f"the role {self._user()} is not a superuser; CHECKPOINT and locks need one"
             raise WriterError(reason, Outcome.NON_RETRYABLE)
@@ -133,6 +149,17 @@ class Cluster(ApplicationWriter):
             Outcome.NON_RETRYABLE,
             Grade.CRASH,
         )
+
+    def _see_position(self) -> None:
+        """Where it stands while it runs: without what only a hold can say of its log."""
+        system, timeline, insert, next_xid = self._control.run(_NOW)[0]
+        epoch, xid = divmod(int(next_xid), 1 << 32)
+        self.position = {
+            "system_identifier": system,
+            "timeline": timeline,
+            "next_xid": f"{epoch}:{xid}",  # as pg_control_checkpoint() has it
+            "insert_lsn": insert,
+        }
 
     def _refuse_prepared_transactions(self) -> None:
         prepared = self._control.run(
@@ -161,14 +188,12 @@ class Cluster(ApplicationWriter):
                     + (f" and {len(unlogged) - 1} more" if len(unlogged) > 1 else "")
                     + " will be empty after a restore, as after any recovery"
                 )
-            if not tables:
-                connection.close()
-                continue
+            catalogs = [name for (name,) in connection.run(_CATALOGS)]
             connection.run(f"SET idle_in_transaction_session_timeout = {window_ms}")
             connection.run(f"SET deadlock_timeout = {DEADLOCK_TIMEOUT_MS}")
             known = set(tables)
             order = [table for table in learned.get(database, []) if table in known]
-            self._sessions.append(_Session(database, connection, tables, order))
+            self._sessions.append(_Session(database, connection, tables, catalogs, order))
         started = time.monotonic_ns()
         # Twice: the first writes the mass of dirty pages, the second what was dirtied meanwhile.
         self._control.run("CHECKPOINT")
@@ -195,6 +220,8 @@ class Cluster(ApplicationWriter):
             tries += 1
             self.timings["lock_tries"] = tries
             failed = next((session for session in self._sessions if not self._lock_database(session, left_ms)), None)
+            # Last, in all databases: whoever changes them in a transaction that wrote has been waited for by then.
+            failed = failed or next((session for session in self._sessions if not self._lock_catalogs(session)), None)
             if failed is None:
                 writing = self._control.run(_WRITING)
                 if not writing:
@@ -232,6 +259,17 @@ class Cluster(ApplicationWriter):
                 return False
         return True
 
+    def _lock_catalogs(self, session: _Session) -> bool:
+        """One try, in the transaction that has the tables. Autovacuum, which writes much when it comes to a catalog, steps
+        aside or passes it over; whoever creates a table waits."""
+        try:
+            session.connection.run(f"LOCK TABLE {', '.join(session.catalogs)} IN SHARE MODE")
+        except Exception as error:
+            if _code(error) not in _RETRY:
+                raise
+            return False
+        return True
+
     def _settle(self, deadline_ns: int) -> None:
         """Checkpoints until the log ends with a checkpoint's own records. Raises WriterError."""
         last = ""
@@ -254,14 +292,16 @@ class Cluster(ApplicationWriter):
             "timeline": str(timeline),
             "checkpoint_lsn": checkpoint,
             "redo_lsn": redo,
-            "insert_lsn": insert,
             "next_xid": next_xid,
         }
-        if writing:  # what no table lock guards: a catalog, a large object
+        if writing:  # what no table lock guards
             return _describe_writing(self._control.run(_WRITING)) or "a transaction that just ended"
         return self._beyond_bookkeeping(insert)
 
     def _beyond_bookkeeping(self, end: str) -> str:
+        """Records what a recovery from the checkpoint to `end` would replay at most, and returns what of it is more than
+        bookkeeping, or the empty string."""
+        self.position["insert_lsn"] = end
         directory = os.path.join(self._postmaster.directory, "pg_wal")
         start, timeline = wal.parse_lsn(self.position["redo_lsn"]), int(self.position["timeline"])
         try:
@@ -279,9 +319,18 @@ class Cluster(ApplicationWriter):
         lost = self._let_go()
         if lost:
             raise WriterError(f"the hold of database {lost[0]!r} was lost during the window", Outcome.INCONSISTENT)
-        moved = self._beyond_bookkeeping(insert) if insert != self._insert_lsn else ""
+        if insert == self._insert_lsn:
+            return
+        self._wait_until_written(insert)
+        moved = self._beyond_bookkeeping(insert)
         if moved:
             raise WriterError(f"its log moved during the window: {moved}", Outcome.INCONSISTENT)
+
+    def _wait_until_written(self, end: str) -> None:
+        """Until the log's files reach that far, or for WRITTEN_WITHIN_S: then reading them says what is missing."""
+        deadline = time.monotonic() + WRITTEN_WITHIN_S
+        while not self._control.run(f"SELECT pg_current_wal_lsn() >= '{end}'::pg_lsn")[0][0] and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def on_abort(self) -> None:
         for session in self._sessions:

@@ -321,8 +321,8 @@ def _keys(info: Info) -> int:
 
 
 def _position(info: Info) -> dict[str, str]:
-    named = {name: info.get(name, "") for name in ("run_id", "master_replid", "master_repl_offset")}
-    return {**named, "keys": str(_keys(info))}
+    names = ("run_id", "master_replid", "master_repl_offset", "rdb_last_save_time", "rdb_changes_since_last_save")
+    return {**{name: info.get(name, "") for name in names}, "keys": str(_keys(info))}
 
 
 def _moved(before: Info, after: Info) -> str:
