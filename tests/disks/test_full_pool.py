@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,8 @@ def small_filesystem(size: int = 160 * MIB) -> Iterator[Path]:
         try:
             yield mounted
         finally:
-            subprocess.run(["umount", mounted], check=True)
+            while subprocess.run(["umount", mounted], check=False, capture_output=True).returncode:
+                time.sleep(0.1)  # another test's survey of all VMs is reading it
 
 
 class Full:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import libvirt
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from lab.forest import SIZE, TARGETS, UNIT, Disks, Forest, check
+from lab.bare import pool
+from lab.forest import SIZE, TARGETS, UNIT, Disks, Forest, all_read_as, check
+from quiesce.catalog import exported
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Tree
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
+from quiesce.operations.export import export
+from quiesce.operations.import_ import import_vm
 from quiesce.operations.merges import anything_to_do
 from quiesce.operations.rename import rename
 from quiesce.operations.restore import restore
 
-STEPS = 600
-PARTS = 4
+STEPS = 2000
+PARTS = 8
 """Each on a VM of its own, so that they can run beside each other."""
 MAX_NODES = 20
 
@@ -28,6 +37,8 @@ class Trees(RuleBasedStateMachine):
 
     forest: Forest
     steps = 0
+    turn = 0
+    """Counts the steps of one VM: what takes long is possible only in some of them."""
 
     @initialize(running=st.booleans())
     def begin(self, running: bool) -> None:
@@ -37,7 +48,8 @@ class Trees(RuleBasedStateMachine):
         self.head: Disks = {target: bytes(SIZE) for target in TARGETS}
         self.nodes: dict[str, Disks] = {}
         self.count = 0
-        self.tidy = True
+        self.exported: Disks | None = None
+        """What the export holds, if there is one."""
 
     @property
     def context(self):
@@ -65,11 +77,9 @@ class Trees(RuleBasedStateMachine):
         old = self.head[disk]
         self.head[disk] = old[:offset] + bytes([pattern]) * length + old[offset + length :]
 
-    @rule(dice=st.integers(1, 6))
-    def power(self, dice: int) -> None:
-        """Seldom, for it takes longest."""
-        if dice < 5:
-            return
+    @precondition(lambda self: self.turn % 10 == 0)
+    @rule()
+    def power(self) -> None:
         if self.forest.running:
             self.forest.stop()
         else:
@@ -101,14 +111,14 @@ class Trees(RuleBasedStateMachine):
         rename(self.context, self.reference(name), f"r{self.count}")
         self.nodes[f"r{self.count}"] = self.nodes.pop(name)
 
-    @precondition(lambda self: self.nodes)
+    @precondition(lambda self: self.nodes and self.turn % 2)
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
         name = self.any_node(data)
         self.deleted(delete(self.context, [self.reference(name)]).waiting)
         del self.nodes[name]
 
-    @precondition(lambda self: len(self.nodes) > 3)
+    @precondition(lambda self: len(self.nodes) > 3 and self.turn % 3 == 0)
     @rule(data=st.data())
     def delete_subtree(self, data: st.DataObject) -> None:
         result = delete(self.context, [self.reference(self.any_node(data))], subtree=True)
@@ -121,25 +131,70 @@ class Trees(RuleBasedStateMachine):
             assert not waiting, waiting
             assert not anything_to_do(self.forest.survey())
 
+    @precondition(lambda self: self.nodes and self.turn % 8 == 0)
+    @rule(data=st.data())
+    def export(self, data: st.DataObject) -> None:
+        name = self.any_node(data)
+        target = self.place("export")
+        if self.exported is not None:
+            shutil.rmtree(target)
+        export(self.context, self.reference(name), str(target))
+        self.exported = self.nodes[name]
+        images = {f"{target}/{disk}.qcow2": content for disk, content in self.exported.items()}
+        assert all_read_as(images)
+        names = {exported.DOMAIN, exported.NAME, *(Path(image).name for image in images)}
+        assert {file.name for file in target.iterdir()} == names
+
+    @precondition(lambda self: self.exported is not None and self.turn % 8 == 1)
+    @rule(running=st.booleans())
+    def import_(self, running: bool) -> None:
+        """A new VM from the export, whatever became of the checkpoint; it goes again at once."""
+        target, name = self.place("copy"), f"{self.forest.name}-copy"
+        imported = import_vm(self.context, str(self.place("export")), to=str(target), name=name)
+        domain = self.forest.bare.connection.lookupByName(name)
+        try:
+            assert imported.uuid == domain.UUIDString() != self.forest.bare.domain.UUIDString()
+            if running:
+                domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+                domain.destroy()
+            images = {f"{target}/{name}.{disk}.qcow2": content for disk, content in (self.exported or {}).items()}
+            assert {str(path) for path in target.iterdir()} == set(images)
+            assert all_read_as(images)
+        finally:
+            domain.undefine()
+            shutil.rmtree(target)
+
+    def place(self, what: str) -> Path:
+        return self.forest.bare.directory / what
+
     @invariant()
     def all_is_as_it_should_be(self) -> None:
         if hasattr(self, "nodes"):
             type(self).steps += 1
+            self.turn += 1
             check(self.forest, self.nodes, self.head)
+
+
+@pytest.fixture
+def forest_pool(forest: Forest) -> Iterator[None]:
+    with pool(forest.bare.directory):
+        yield
 
 
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_any_order_of_verbs(part: int, forest: Forest, request: pytest.FixtureRequest) -> None:
     """So many random steps in all; with --long ten times as many."""
+    if part:  # the first has pools made as they are needed
+        request.getfixturevalue("forest_pool")
     wanted = STEPS * (10 if request.config.getoption("--long") else 1) // PARTS
     machine = type("Machine", (Trees,), {"forest": forest, "steps": 0})
     while machine.steps < wanted:
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=4,
-                stateful_step_count=60,
+                max_examples=5,
+                stateful_step_count=50,
                 deadline=None,
                 database=None,
                 suppress_health_check=list(HealthCheck),

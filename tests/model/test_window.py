@@ -9,10 +9,11 @@ from quiesce.model.grades import Level
 from quiesce.window.machine import Action, Answer, Member, Outcome, Step, window
 from tests.strategies import examples
 
+EARLY = "early freeze"
 LEVEL_ORDER = [Level.FRONT_END, Level.BACK_END, Level.SYSTEM]
 
 _MEMBERS = st.lists(
-    st.builds(Member, st.sampled_from("abcde"), st.frozensets(st.sampled_from(Level)), st.booleans()),
+    st.builds(Member, st.sampled_from("abcde"), st.frozensets(st.sampled_from(Level)), st.booleans(), st.booleans()),
     max_size=4,
     unique_by=lambda member: member.name,
 )
@@ -48,6 +49,7 @@ def test_the_window_keeps_its_promises(members, failing):
     history, outcome = run(members, failing)
     everybody = [member.name for member in members]
     quiesced = {member.name for member in members if member.quiesced}
+    early = {member.name for member in members if member.quiesced and member.early}
     levels = {member.name: member.levels for member in members}
 
     # Every batch is one action at one level, on each member once.
@@ -56,10 +58,12 @@ def test_the_window_keeps_its_promises(members, failing):
         assert len({(step.action, step.level) for step in batch}) == 1
         assert len({step.member for step in batch}) == len(batch)
     kinds = [(next(iter(batch)).action, next(iter(batch)).level) for batch in history]
+    first = [(EARLY, None)] if early else []
+    kinds = first + kinds[len(first) :]
     assert len(set(kinds)) == len(kinds)
 
     # The order of the way forward.
-    full = [(Action.HOLD, level) for level in LEVEL_ORDER]
+    full = [(EARLY, None), *((Action.HOLD, level) for level in LEVEL_ORDER)]
     full += [(Action.FREEZE, None), (Action.SWITCH, None), (Action.THAW, None)]
     full += [(Action.RELEASE, level) for level in reversed(LEVEL_ORDER)]
     ranks = [full.index(kind) for kind in kinds if kind[0] is not Action.ABORT]
@@ -70,7 +74,11 @@ def test_the_window_keeps_its_promises(members, failing):
         taking_part = {step.member for step in batch}
         if action in (Action.HOLD, Action.RELEASE):
             assert taking_part == {name for name in quiesced if level in levels[name]}
-        elif action in (Action.FREEZE, Action.THAW):
+        elif action is EARLY:
+            assert taking_part == early
+        elif action is Action.FREEZE:
+            assert taking_part == quiesced - early
+        elif action is Action.THAW:
             assert taking_part == quiesced
         elif action is Action.SWITCH:
             assert taking_part == set(everybody)
@@ -94,9 +102,9 @@ def test_the_window_keeps_its_promises(members, failing):
         assert bad == [len(forward) - 1]
         assert aborted == touched
         assert len(history) == len(forward) + bool(touched)
-        first = min(failed(forward[-1]), key=lambda step: everybody.index(step.member))
-        assert outcome.failed_step == first
-        assert outcome.failure is forward[-1][first].failure
+        earliest = min(failed(forward[-1]), key=lambda step: everybody.index(step.member))
+        assert outcome.failed_step == earliest
+        assert outcome.failure is forward[-1][earliest].failure
     else:
         assert aborted == set()
         assert outcome.failure is outcome.failed_step is None

@@ -243,6 +243,9 @@ class FakeVm:
         firmware = {_nvram(self.xml)} - {None}
         return set(self.file_disks(next_start=True).values()) | live | firmware
 
+    def forget_chains(self, _images: set[str]) -> None:
+        """Its definition never has any."""
+
     def capacity(self, _target: str) -> int:
         return CAPACITY
 

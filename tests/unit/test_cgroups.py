@@ -52,8 +52,8 @@ def test_it_is_frozen_and_let_go(group, cgroup):
 def test_it_is_frozen_when_the_last_process_stands_still(group, cgroup):
     """Broken: a process that still writes would be called held."""
     timer = threading.Timer(0.05, group.settles)
+    started = time.monotonic()  # before the timer, which may run long before this thread does again
     timer.start()
-    started = time.monotonic()
     cgroup.freeze(soon())
     assert time.monotonic() - started >= 0.04
     timer.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sqlite3
@@ -13,7 +14,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from quiesce import __version__
+from quiesce.catalog.store import Catalog
 from quiesce.cli.main import app
+from quiesce.hypervisor.connection import Host
+from quiesce.model.groups import Group, Member, Tier
+from tests.samples import node
 
 PROGRAM = Path(sys.executable).parent / "quiesce"
 NOBODY = "nonsense:///there-is-no-such-libvirt"
@@ -28,11 +33,16 @@ VERBS = {
     "tree": set(),
     "show": set(),
     "diff": set(),
-    "restore": {"--start", "--discard-current"},
+    "divergence": set(),
+    "restore": {"--start", "--discard-current", "--accept-divergence"},
     "rename": set(),
-    "delete": {"--subtree", "--dry-run"},
+    "delete": {"--subtree", "--dry-run", "--break-group"},
     "export": set(),
     "import": {"--to", "--name", "--same", "--start"},
+    **{f"group {verb}": set() for verb in ("create", "add", "remove", "list", "show", "divergence", "forget")},
+    "group checkpoint": {"--name", "--require", "--window"},
+    "group restore": {"--start", "--discard-current", "--accept-divergence"},
+    "group delete": {"--dry-run"},
     "start": set(),
     "doctor": {"--repair"},
     "catalog rebuild": {"--directory"},
@@ -105,7 +115,7 @@ def test_help_of_a_verb_lists_its_options(verb):
         assert found <= VERBS[verb] | COMMON | MENTIONED
 
 
-@pytest.mark.parametrize("verb", ["show", "delete", "restore"])
+@pytest.mark.parametrize("verb", ["show", "delete", "divergence", "restore"])
 @pytest.mark.parametrize("reference", ["web1", "web1@", "@before"])
 def test_half_a_reference_is_a_usage_error_without_asking_libvirt(verb, reference, tmp_path):
     """Broken: a mistyped `delete` could do something, or a script would not learn why it did nothing."""
@@ -188,3 +198,27 @@ def test_a_vm_without_checkpoints_has_an_empty_tree(tmp_path, host):
     """Broken: the tree of a new VM would be an error."""
     done = quiesce(tmp_path, "tree", "web1", "--json", connect=host)
     assert (done.returncode, json.loads(done.stdout)) == (0, {"head_parent": None, "checkpoints": []})
+
+
+def test_who_would_disagree_is_said_to_people_and_to_programs(host, tmp_path):
+    """Broken: a script could not tell whether one server can be restored alone, or a person not read why it cannot."""
+    with contextlib.closing(Host(host)) as there:
+        name = there.name
+    catalog = Catalog(f"sqlite:///{tmp_path}/catalog.db")
+    uuid = "11111111-2222-3333-4444-555555555555"
+    catalog.add(node("n1", name="now", host=name, vm_uuid=uuid), "<domain/>", head_parent="n1")
+    known = {"vm": "web1", "id": "n1", "name": "now"}
+    alone = quiesce(tmp_path, "divergence", "web1@now", "--json", connect=host)
+    assert (alone.returncode, json.loads(alone.stdout)) == (0, {"checkpoints": [known], "diverges": False, "servers": []})
+    alone = quiesce(tmp_path, "divergence", "web1@now", connect=host)
+    assert alone.stdout == "no other server is known to belong to web1@now\n"
+    members = (Member(name, uuid, "web1", Tier.FRONT), Member(name, "gone", "[b]db", Tier.BACK))
+    catalog.set_group(Group("shop", members), new=True)
+    found = json.loads(quiesce(tmp_path, "divergence", "web1@now", "--json", connect=host).stdout)
+    assert found["diverges"] is True
+    assert [(server["vm"], server["verdict"]) for server in found["servers"]] == [("[b]db", "unknown")]
+    shown = quiesce(tmp_path, "divergence", "web1@now", connect=host)
+    assert shown.returncode == 0
+    assert "if web1@now were restored:" in shown.stdout
+    assert re.search(r"^\[b\]db +unknown +it cannot be asked: no VM named 'gone'", shown.stdout, re.MULTILINE)
+    catalog.close()

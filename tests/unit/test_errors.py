@@ -15,6 +15,7 @@ CODES = {
     "NotFoundError": (3, "notfound"),
     "RefusedError": (4, "refused"),
     "NameTakenError": (4, "nametaken"),
+    "DivergenceError": (4, "divergence"),
     "AgentError": (5, "agent"),
     "ConsistencyError": (6, "consistency"),
     "NoSpaceError": (7, "nospace"),

@@ -64,7 +64,7 @@ class StandInHost:
         return self.others
 
 
-@dataclass
+@dataclass(eq=False)
 class Machine:
     """A VM whose present XML names these images, and writes the first of them."""
 

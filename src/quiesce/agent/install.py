@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from quiesce.agent.precompile import precompile
-from quiesce.wire.messages import DEVICE, PORT_NAME
+from quiesce.wire.messages import DEVICE, PORT_NAME, QEMU_AGENT_RESTART
 
 DIRECTORY = "/usr/local/lib/quiesce"
 AGENT = f"{DIRECTORY}/quiesce-agent.pyz"
@@ -104,8 +104,15 @@ def _hook_into_qemu_agent() -> list[str]:
         at = len(kept) - 1
     kept.insert(at + 1, f"fsfreeze-hook={HOOK}")
     _write(QEMU_CONFIGURATION, "\n".join(kept) + "\n")
-    command = ["systemd-run", "--quiet", "--collect", f"--on-active={RESTART_S}", "systemctl", "try-restart", QEMU_UNIT]
-    subprocess.run(command, check=True)
+    subprocess.run(["systemctl", "stop", f"{QEMU_AGENT_RESTART}.timer"], stderr=subprocess.DEVNULL, check=False)
+    when = [
+        "--quiet",
+        "--collect",
+        f"--unit={QEMU_AGENT_RESTART}",
+        f"--on-active={RESTART_S}",
+        "--timer-property=AccuracySec=100ms",
+    ]
+    subprocess.run(["systemd-run", *when, "systemctl", "try-restart", QEMU_UNIT], check=True)
     return [f"{QEMU_UNIT} restarts in {RESTART_S} s, so that snapshots taken through it have the applications hold"]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from quiesce.catalog import lock
-from quiesce.model.errors import NameTakenError, QuiesceError
+from quiesce.model.errors import NameTakenError, NotFoundError, QuiesceError
+from quiesce.model.groups import Group
 from quiesce.model.settings import Settings
-from quiesce.model.tree import Checkpoint, Tree
+from quiesce.model.tree import Checkpoint, GroupPart, Tree
 from quiesce.wire.schema import from_wire, to_wire
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 WORTH = ""
 """Among the images that are untouched since a restore: the consistency of their content, where that is no longer the one of the
 checkpoint that the VM is based on."""
@@ -43,6 +44,7 @@ _checkpoints = sa.Table(
     sa.Column("host", sa.String, nullable=False),
     sa.Column("vm_uuid", sa.String, nullable=False),
     sa.Column("name", sa.String, nullable=True),
+    sa.Column("group_checkpoint", sa.String, nullable=True, index=True),
     sa.Column("body", sa.Text, nullable=False),
     sa.Column("domain_xml", sa.Text, nullable=False),
     sa.UniqueConstraint("host", "vm_uuid", "name"),
@@ -58,6 +60,12 @@ _images = sa.Table(
     sa.Column("live", sa.Boolean, nullable=False, default=False),
 )
 """Files we made, noted before they are: nothing else is ever removed. `merged`: it says the same as that below it."""
+_groups = sa.Table(
+    "groups",
+    _metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
 _settings = sa.Table(
     "settings",
     _metadata,
@@ -97,6 +105,18 @@ def default_url() -> str:
     else:
         directory = Path(os.environ.get("XDG_STATE_HOME", "~/.local/state")).expanduser() / "quiesce"
     return f"sqlite:///{directory}/catalog.db"
+
+
+@dataclass(frozen=True)
+class New:
+    """A checkpoint to be recorded, and where the VM's disks now stand."""
+
+    checkpoint: Checkpoint
+    domain_xml: str
+    head_parent: str | None
+    untouched: dict[str, str] | None = None
+    live: tuple[str, ...] = ()
+    """What the VM writes from now on, and no more the checkpoint's own images."""
 
 
 class Catalog:
@@ -172,25 +192,22 @@ class Catalog:
         untouched: dict[str, str] | None = None,
         live: Iterable[str] = (),
     ) -> None:
-        """Records a checkpoint and where the VM's disks now stand; `live`: what it writes from now on, and no more the
-        checkpoint's own images. Raises NameTakenError."""
+        """Records a checkpoint and where the VM's disks now stand. Raises NameTakenError."""
+        self.add_together([New(checkpoint, domain_xml, head_parent, untouched, tuple(live))])
+
+    def add_together(self, new: Sequence[New]) -> None:
+        """The same for several at once: all of them or none. Raises NameTakenError."""
         try:
             with self.transaction() as connection:
-                connection.execute(
-                    sa.insert(_checkpoints).values(
-                        id=checkpoint.id,
-                        host=checkpoint.host,
-                        vm_uuid=checkpoint.vm_uuid,
-                        name=_column(checkpoint),
-                        body=json.dumps(to_wire(checkpoint)),
-                        domain_xml=domain_xml,
-                    )
-                )
-                _set_head(connection, checkpoint.host, checkpoint.vm_uuid, head_parent, untouched)
-                _set_live(connection, checkpoint.host, [disk.path for disk in checkpoint.disks], False)
-                _set_live(connection, checkpoint.host, live, True)
+                for item in new:
+                    _insert(connection, item)
         except sa.exc.IntegrityError:
-            raise NameTakenError(f"{checkpoint.vm_name} has a checkpoint named {checkpoint.name!r} already") from None
+            for item in new:
+                if self.tree(item.checkpoint.host, item.checkpoint.vm_uuid).has_name(item.checkpoint.name):
+                    raise NameTakenError(
+                        f"{item.checkpoint.vm_name} has a checkpoint named {item.checkpoint.name!r} already"
+                    ) from None
+            raise
 
     def has(self, checkpoint_id: str) -> bool:
         with self.transaction() as connection:
@@ -302,6 +319,51 @@ class Catalog:
             connection.execute(sa.delete(_settings).where(_settings.c.host == host, _settings.c.vm_uuid == vm_uuid))
             connection.execute(sa.insert(_settings).values(host=host, vm_uuid=vm_uuid, body=json.dumps(to_wire(settings))))
 
+    def parts(self, group_checkpoint: str) -> list[Checkpoint]:
+        """All parts of a group's checkpoint that are still there, in the group's order; hidden ones are not."""
+        with self.transaction() as connection:
+            bodies = connection.scalars(
+                sa.select(_checkpoints.c.body).where(_checkpoints.c.group_checkpoint == group_checkpoint)
+            ).all()
+        found = [node for node in map(_node, bodies) if not node.hidden and node.group]
+        return sorted(found, key=lambda node: node.group.members.index(node.id) if node.group else 0)
+
+    def group_checkpoints(self, group: str) -> list[GroupPart]:
+        """Those of the group that have any part left, each by one of its parts, oldest first."""
+        with self.transaction() as connection:
+            query = sa.select(_checkpoints.c.body).where(_checkpoints.c.group_checkpoint.is_not(None))
+            bodies = connection.scalars(query).all()
+        nodes = sorted(map(_node, bodies), key=lambda node: node.created)
+        parts = [node.group for node in nodes if node.group and node.group.group == group and not node.hidden]
+        return list({part.id: part for part in parts}.values())
+
+    def group(self, name: str) -> Group:
+        """Raises NotFoundError."""
+        with self.transaction() as connection:
+            body = connection.scalar(sa.select(_groups.c.body).where(_groups.c.name == name))
+        if body is None:
+            raise NotFoundError(f"no group named {name!r}", hint="`quiesce group list` shows those there are")
+        return from_wire(Group, json.loads(body), own=True)
+
+    def groups(self) -> list[Group]:
+        with self.transaction() as connection:
+            bodies = connection.scalars(sa.select(_groups.c.body).order_by(_groups.c.name)).all()
+        return [from_wire(Group, json.loads(body), own=True) for body in bodies]
+
+    def set_group(self, group: Group, *, new: bool = False) -> None:
+        """Raises NameTakenError if it is to be a new one and there is one of that name."""
+        try:
+            with self.transaction() as connection:
+                if not new:
+                    connection.execute(sa.delete(_groups).where(_groups.c.name == group.name))
+                connection.execute(sa.insert(_groups).values(name=group.name, body=json.dumps(to_wire(group))))
+        except sa.exc.IntegrityError:
+            raise NameTakenError(f"there is a group named {group.name!r} already") from None
+
+    def remove_group(self, name: str) -> None:
+        with self.transaction() as connection:
+            connection.execute(sa.delete(_groups).where(_groups.c.name == name))
+
     def vm_uuids(self, host: str) -> list[str]:
         """Every VM of the host that anything is recorded of."""
         with self.transaction() as connection:
@@ -322,10 +384,32 @@ class Catalog:
                     _update(connection, replace(node, vm_uuid=new))
                 for table in (_heads, _settings):
                     connection.execute(sa.delete(table).where(table.c.host == host, table.c.vm_uuid == new))
+                for (body,) in connection.execute(sa.select(_groups.c.body)).all():
+                    group = from_wire(Group, json.loads(body), own=True).rehomed(host, old, new)
+                    changed = sa.update(_groups).where(_groups.c.name == group.name).values(body=json.dumps(to_wire(group)))
+                    connection.execute(changed)
                 for table in (_heads, _images, _settings, operations_table):
                     connection.execute(sa.update(table).where(table.c.host == host, table.c.vm_uuid == old).values(vm_uuid=new))
         except sa.exc.IntegrityError:
             raise NameTakenError("both VMs have checkpoints, and some are named the same") from None
+
+
+def _insert(connection: sa.Connection, new: New) -> None:
+    checkpoint = new.checkpoint
+    connection.execute(
+        sa.insert(_checkpoints).values(
+            id=checkpoint.id,
+            host=checkpoint.host,
+            vm_uuid=checkpoint.vm_uuid,
+            name=_column(checkpoint),
+            group_checkpoint=checkpoint.group.id if checkpoint.group else None,
+            body=json.dumps(to_wire(checkpoint)),
+            domain_xml=new.domain_xml,
+        )
+    )
+    _set_head(connection, checkpoint.host, checkpoint.vm_uuid, new.head_parent, new.untouched)
+    _set_live(connection, checkpoint.host, [disk.path for disk in checkpoint.disks], False)
+    _set_live(connection, checkpoint.host, new.live, True)
 
 
 def _nodes(connection: sa.Connection, host: str, vm_uuid: str) -> list[Checkpoint]:

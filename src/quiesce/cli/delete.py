@@ -17,6 +17,9 @@ def command(
     checkpoints: References,
     subtree: Annotated[bool, typer.Option("--subtree", help="Delete all checkpoints based on it, too.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be deleted.")] = False,
+    break_group: Annotated[
+        bool, typer.Option("--break-group", help="Also where it is one server's part of a group's checkpoint, and others stay.")
+    ] = False,
     as_json: Json = False,
     connect: Connect = None,
     catalog: CatalogUrl = None,
@@ -29,23 +32,33 @@ def command(
     """
 
     def show(result: Deleted) -> None:
-        for node in result.checkpoints:
-            said = "would delete" if dry_run else "deleted"
-            session.out.print(f"{said} [bold]{escape(node.vm_name)}@{escape(node.name)}[/]")
-        for item in result.waiting:
-            session.out.print(f"[dim]not merged yet: {escape(item.name)}: {escape(item.reason)}[/]")
+        show_deleted(result, dry_run=dry_run)
 
     session.run(
-        lambda context: delete(context, [parse_reference(text) for text in checkpoints], subtree=subtree, dry_run=dry_run),
+        lambda context: delete(
+            context,
+            [parse_reference(text) for text in checkpoints],
+            subtree=subtree,
+            dry_run=dry_run,
+            break_group=break_group,
+        ),
         connect=connect,
         catalog=catalog,
         as_json=as_json,
-        to_json=_json,
+        to_json=to_json,
         show=show,
     )
 
 
-def _json(result: Deleted) -> dict[str, Any]:
+def show_deleted(result: Deleted, *, dry_run: bool) -> None:
+    for node in result.checkpoints:
+        said = "would delete" if dry_run else "deleted"
+        session.out.print(f"{said} [bold]{escape(node.vm_name)}@{escape(node.name)}[/]")
+    for item in result.waiting:
+        session.out.print(f"[dim]not merged yet: {escape(item.name)}: {escape(item.reason)}[/]")
+
+
+def to_json(result: Deleted) -> dict[str, Any]:
     return {
         "deleted": [render.checkpoint_json(node) for node in result.checkpoints],
         "waiting": [{"name": item.name, "reason": item.reason} for item in result.waiting],

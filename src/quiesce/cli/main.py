@@ -12,8 +12,10 @@ from quiesce.cli import (
     checkpoint,
     delete,
     diff,
+    divergence,
     doctor,
     export,
+    group,
     guest_agent_file,
     guest_install,
     import_,
@@ -48,6 +50,7 @@ app.command("checkpoint")(checkpoint.command)
 app.command("tree")(tree.command)
 app.command("show")(show.command)
 app.command("diff")(diff.command)
+app.command("divergence")(divergence.command)
 app.command("restore")(restore.command)
 app.command("rename")(rename.command)
 app.command("delete")(delete.command)
@@ -57,6 +60,7 @@ app.command("doctor")(doctor.command)
 app.command("settings")(settings.command)
 app.command("start")(start.command)
 app.command("watch")(watch.command)
+app.add_typer(group.app)
 app.add_typer(catalog.app)
 
 

@@ -40,6 +40,29 @@ def _complete_reference(incomplete: str) -> list[str]:
     return [reference for node in nodes if (reference := f"{vm}@{node.name}").startswith(incomplete)]
 
 
+def _complete_group(incomplete: str) -> list[str]:
+    try:
+        return [group.name for group in Catalog().groups() if group.name.startswith(incomplete)]
+    except QuiesceError:
+        return []
+
+
+def _complete_part(incomplete: str) -> list[str]:
+    """`GROUP@CHECKPOINT`."""
+    group, separator, _ = incomplete.partition("@")
+    if not separator:
+        return [f"{name}@" for name in _complete_group(group)]
+    try:
+        parts = Catalog().group_checkpoints(group)
+    except QuiesceError:
+        return []
+    return [reference for part in parts if (reference := f"{group}@{part.name}").startswith(incomplete)]
+
+
+PartReference = Annotated[
+    str, typer.Argument(metavar="GROUP@CHECKPOINT", help="A group's checkpoint, by name or id.", autocompletion=_complete_part)
+]
+GroupName = Annotated[str, typer.Argument(metavar="GROUP", help="Name of the group.", autocompletion=_complete_group)]
 Vm = Annotated[str, typer.Argument(metavar="VM", help="Name or UUID of the VM.", autocompletion=_complete_vm)]
 OptionalVm = Annotated[
     str | None, typer.Argument(metavar="[VM]", help="Name or UUID of the VM; all if left out.", autocompletion=_complete_vm)
@@ -53,6 +76,9 @@ References = Annotated[
     typer.Argument(metavar="VM@CHECKPOINT...", help="By name, id or shell pattern.", autocompletion=_complete_reference),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; progress goes to standard error.")]
+AcceptDivergence = Annotated[
+    bool, typer.Option("--accept-divergence", help="Restore although other servers have moved on, or cannot be asked.")
+]
 Connect = Annotated[
     str | None,
     typer.Option("--connect", "-c", metavar="URI", help="libvirt URI. \\[env: LIBVIRT_DEFAULT_URI; default: qemu:///system]"),

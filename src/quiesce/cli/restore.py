@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from quiesce.cli import render, session
-from quiesce.cli.options import CatalogUrl, Connect, Json, Reference
+from quiesce.cli.options import AcceptDivergence, CatalogUrl, Connect, Json, Reference
 from quiesce.model.names import parse_reference
 from quiesce.operations.restore import Restored, restore
 
@@ -19,6 +19,7 @@ def command(
     discard_current: Annotated[
         bool, typer.Option("--discard-current", help="Do not keep the present state; this cannot be undone.")
     ] = False,
+    accept_divergence: AcceptDivergence = False,
     as_json: Json = False,
     connect: Connect = None,
     catalog: CatalogUrl = None,
@@ -27,18 +28,26 @@ def command(
 
     A running VM is stopped at once. Its present state is kept as a safety checkpoint, as consistent as its guest allows, so a
     restore can be undone by another one. The VM gets a new generation ID, which tells its guest that it went back in time.
+
+    If other servers of a group would disagree with it, it is refused; `quiesce divergence` says how.
     """
     session.run(
-        lambda context: restore(context, parse_reference(checkpoint), start=start, discard_current=discard_current),
+        lambda context: restore(
+            context,
+            parse_reference(checkpoint),
+            start=start,
+            discard_current=discard_current,
+            accept_divergence=accept_divergence,
+        ),
         connect=connect,
         catalog=catalog,
         as_json=as_json,
-        to_json=_json,
-        show=_show,
+        to_json=to_json,
+        show=show,
     )
 
 
-def _json(result: Restored) -> dict[str, Any]:
+def to_json(result: Restored) -> dict[str, Any]:
     return {
         "restored": render.checkpoint_json(result.checkpoint),
         "safety": render.checkpoint_json(result.safety) if result.safety else None,
@@ -47,7 +56,7 @@ def _json(result: Restored) -> dict[str, Any]:
     }
 
 
-def _show(result: Restored) -> None:
+def show(result: Restored) -> None:
     name = escape(result.checkpoint.vm_name)
     session.out.print(
         f"{name} stands at [bold]{escape(result.checkpoint.name)}[/]"

@@ -71,6 +71,7 @@ class ChannelTransport:
             self._stream.eventRemoveCallback()
         with suppress(libvirt.libvirtError):
             self._stream.abort()
+        self._received.put(None)  # whoever waits for an answer in another thread
 
     def _on_event(self, stream: libvirt.virStream, events: int, _opaque: Any) -> None:
         """In libvirt's event thread."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 QEMU_AGENT_PORT = "org.qemu.guest_agent.0"
@@ -184,6 +184,13 @@ def with_sources(xml: str, sources: Mapping[str, str]) -> str:
     root = ET.fromstring(xml)
     _point(root, sources)
     return ET.tostring(root, encoding="unicode")
+
+
+def without_chains(xml: str, images: Set[str]) -> str | None:
+    """The definition `xml` with only the topmost image of each disk that has one of `images` noted below it; None if no disk
+    has."""
+    stale = {disk.target: disk.path for disk in disks(xml) if disk.path and not images.isdisjoint(disk.chain)}
+    return with_sources(xml, stale) if stale else None
 
 
 def _point(root: ET.Element, sources: Mapping[str, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
@@ -252,6 +252,18 @@ class Vm:
         if target is None:
             raise HypervisorError(f"{self.name} no longer reads through {top} and {base}")
         merge.commit(self.domain, target, top, base, progress)
+
+    def forget_chains(self, images: Set[str]) -> None:
+        """Has the definition of the VM that is off name none of these as what lies below another image.
+
+        Libvirt writes the chain down when it merges, and would believe that over the images' own headers, which a merge by
+        others changes. Saved memory names a chain of its own, which nothing can change: as long as there is such, all stays.
+        """
+        if self.domain.hasManagedSaveImage():
+            return
+        xml = domain_xml.without_chains(self.definition(), images)
+        if xml:
+            self.redefine(xml)
 
     def cancel_merges(self, bases: set[str], targets: set[str]) -> None:
         """Ends merges that their owner left behind: those of the active layer into one of these images, and any other commit on

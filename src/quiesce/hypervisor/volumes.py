@@ -8,6 +8,7 @@ import os
 import posixpath
 import secrets
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ LEAST = 1024 * 1024
 CHUNK = 256 * 1024
 LISTINGS = 20
 """How often a directory is read anew until nothing came or went meanwhile."""
+PATIENCE_S = 60.0
+"""How long to wait until nobody has a file made or filled in a pool."""
 POOL_PREFIX = "quiesce-pool-"
 
 
@@ -70,7 +73,7 @@ class Directory:
                         found[volume.name()] = storage_xml.volume(volume.XMLDesc(0))
                 if found.keys() == set(self.pool.listVolumes()):
                     return list(found.values())
-                self.pool.refresh(0)  # a file that was removed without libvirt stays on its list until then
+                _refresh(self.pool)  # a file that was removed without libvirt stays on its list until then
         raise BusyError(f"the files in {self.path} come and go", hint="try again")
 
     def volume(self, name: str) -> Volume:
@@ -123,9 +126,9 @@ class Directory:
         return digest.hexdigest()
 
     def delete(self, name: str) -> None:
-        """Removes a file; nothing happens if there is none."""
+        """Removes a file; nothing happens if there is none. Raises BusyError if somebody else is about to write it."""
         try:
-            self.pool.storageVolLookupByName(name).delete(0)
+            _patiently(lambda: self.pool.storageVolLookupByName(name).delete(0), "still in use", f"writes {self.path}/{name}")
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
                 raise HypervisorError(f"removing {self.path}/{name}: {error.get_error_message()}") from error
@@ -205,19 +208,17 @@ def directory(host: Host, path: str, *, build: bool = False) -> Iterator[Directo
     """The directory as a pool: the pool that is there already, or one that lives as long as any of us uses it.
 
     `build`: makes the directory if there is none. An administrator's pool that was inactive stays
-    active. Not to be used within another such block.
+    active. Not to be used within another such block. Whoever needs no pool made waits for nobody.
     """
     with _lock_file() as lock:
-        while True:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        while not (pool := _active_pool(host, path)):
             fcntl.flock(lock, fcntl.LOCK_EX)
-            pool = _find_or_make(host, path, build)
+            _make_pool(host, path, build)
             fcntl.flock(lock, fcntl.LOCK_SH)  # not at once: somebody may have been in between, and removed it
-            with suppress(libvirt.libvirtError):
-                if pool.isActive():
-                    break
         try:
             with translated(f"reading the images in {path}"):
-                pool.refresh(0)
+                _refresh(pool)
             yield Directory(path, pool)
         finally:
             with suppress(BlockingIOError):
@@ -247,17 +248,51 @@ def split(path: str) -> tuple[str, str]:
     return posixpath.split(path)
 
 
-def _find_or_make(host: Host, path: str, build: bool) -> libvirt.virStoragePool:
+def _refresh(pool: libvirt.virStoragePool) -> None:
+    """Reads the directory anew. libvirt does not while anybody has a file made or filled in it. Raises BusyError."""
+    _patiently(lambda: pool.refresh(0), "asynchronous jobs running", f"has files made in the storage pool {pool.name()}")
+
+
+def _patiently(do: Callable[[], object], passing: str, what: str) -> None:
+    """Does it again as long as libvirt refuses it with these words, for PATIENCE_S. Raises BusyError, libvirtError."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            do()
+        except libvirt.libvirtError as error:
+            if passing not in (error.get_error_message() or ""):
+                raise
+            if time.monotonic() > deadline:
+                raise BusyError(f"somebody {what}", hint="try again when that is done") from error
+            time.sleep(0.02)
+        else:
+            return
+
+
+def _active_pool(host: Host, path: str) -> libvirt.virStoragePool | None:
+    pool = _find(host, path)
+    with suppress(libvirt.libvirtError):
+        return pool if pool and pool.isActive() else None
+    return None
+
+
+def _make_pool(host: Host, path: str, build: bool) -> None:
     with translated(f"opening the directory {path} as a storage pool"):
+        pool = _find(host, path)
+        if pool is None:
+            xml = storage_xml.directory_pool(f"{POOL_PREFIX}{secrets.token_hex(4)}", path)
+            host.connection.storagePoolCreateXML(xml, libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD if build else 0)
+        elif not pool.isActive():
+            pool.create()
+
+
+def _find(host: Host, path: str) -> libvirt.virStoragePool | None:
+    with translated("listing the storage pools"):
         for pool in host.connection.listAllStoragePools():
             with suppress(libvirt.libvirtError):
                 if storage_xml.pool_directory(pool.XMLDesc(0)) == path:
-                    if not pool.isActive():
-                        pool.create()
                     return pool
-        xml = storage_xml.directory_pool(f"{POOL_PREFIX}{secrets.token_hex(4)}", path)
-        flags = libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD if build else 0
-        return host.connection.storagePoolCreateXML(xml, flags)
+    return None
 
 
 def _remove_pools(host: Host) -> None:

@@ -5,6 +5,7 @@
     ├── NotFoundError ................... 3   no such VM, checkpoint
     ├── RefusedError .................... 4   the VM, as it is, cannot be checkpointed, restored, ...
     │   ├── NameTakenError .............. 4
+    │   ├── DivergenceError ............. 4   other servers would disagree with what would be restored
     │   └── NoSpaceError ................ 7   not enough room for the differencing disks
     ├── AgentError ...................... 5   no guest agent, one that is too old, or one that does not answer rightly
     ├── ConsistencyError ................ 6   the required consistency could not be had; nothing was kept
@@ -48,6 +49,10 @@ class RefusedError(QuiesceError):
 
 
 class NameTakenError(RefusedError):
+    pass
+
+
+class DivergenceError(RefusedError):
     pass
 
 

@@ -52,13 +52,13 @@ def _distances(before: dict[str, str], after: dict[str, str]) -> dict[str, int]:
         return {}
     found = {}
     for key in before.keys() & after.keys():
-        first, second = _lsn(before[key]), _lsn(after[key])
+        first, second = lsn(before[key]), lsn(after[key])
         if key.endswith("_lsn") and first is not None and second is not None:
             found[key] = second - first
     return dict(sorted(found.items()))
 
 
-def _lsn(text: str) -> int | None:
+def lsn(text: str) -> int | None:
     """`16/B374D848` as a number."""
     match = _LSN.fullmatch(text)
     return (int(match[1], 16) << 32) + int(match[2], 16) if match else None

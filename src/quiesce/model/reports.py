@@ -68,6 +68,8 @@ class Writer:
     required: bool = True
     """Whether the label of the whole depends on it."""
     outcome: Outcome = Outcome.STABLE
+    stateless: bool = False
+    """It keeps no data."""
     last_error: Optional[str] = None
     """What went wrong the last time since the guest booted, until it goes right again: phase, outcome, text."""
 

@@ -49,6 +49,35 @@ class MachineFile:
 
 
 @dataclass(frozen=True)
+class Witness:
+    """A server that has no part in a group's checkpoint, and where its applications stood just before."""
+
+    host: str
+    vm_uuid: str
+    vm_name: str
+    writers: tuple[Writer, ...]
+    reason: str | None = None
+    """Why it could not be asked."""
+
+
+@dataclass(frozen=True)
+class GroupPart:
+    """That a checkpoint is one VM's part of a group's checkpoint: all parts are of one instant."""
+
+    id: str
+    """Of the group's checkpoint."""
+    group: str
+    name: str
+    """Of the group's checkpoint."""
+    members: tuple[str, ...]
+    """Ids of all its parts, this one included, in the group's order."""
+    skew_us: int
+    """From the first to the last return of a member's switch, in microseconds, on this host. All that were frozen stood still
+    meanwhile."""
+    witnesses: tuple[Witness, ...] = ()
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A node: immutable images, how sure one can be of them, and the evidence for it."""
 
@@ -79,6 +108,7 @@ class Checkpoint:
     guest_clock_ns: dict[str, int] = field(default_factory=dict)
     """CLOCK_MONOTONIC of the guest when the last writer held and when the first was released."""
     warnings: tuple[str, ...] = ()
+    group: GroupPart | None = None
 
     def image(self, target: str) -> DiskImage | None:
         return next((disk for disk in self.disks if disk.target == target), None)

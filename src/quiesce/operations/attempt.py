@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from quiesce.catalog.journal import Journal
+from quiesce.catalog.store import Catalog, New
 from quiesce.hypervisor.domain_xml import Disk
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import HypervisorError, QuiesceError
 from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency
 from quiesce.model.reports import Filesystem, Writer
-from quiesce.model.tree import Checkpoint, DiskImage, Kind, MachineFile, Role
+from quiesce.model.tree import Checkpoint, DiskImage, GroupPart, Kind, MachineFile, Role
 from quiesce.operations import images, machine_files
 from quiesce.operations.context import Context
 
@@ -33,6 +34,19 @@ class Verdict:
     guest_clock_ns: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     files: tuple[MachineFile, ...] = ()
+    switched_ns: int = 0
+    """When the switch returned, by this host's CLOCK_MONOTONIC."""
+
+
+def record(catalog: Catalog, taken: Sequence[tuple[Attempt, Checkpoint]]) -> None:
+    """The checkpoints, from now on in the catalog: all of them or none, whatever dies when."""
+    with ExitStack() as steps:
+        new = [attempt.new(node) for attempt, node in taken]
+        for attempt, node in taken:
+            steps.enter_context(attempt.journal.step("record", checkpoint=node.id))
+        catalog.add_together(new)
+    for attempt, node in taken:
+        attempt.write_manifest(node)
 
 
 class Attempt:
@@ -42,6 +56,8 @@ class Attempt:
         self.created = datetime.now(UTC)
         self.excluded = excluded
         self.overlays: dict[str, str] = {}
+        self.untouched: dict[str, str] | None = None
+        """Of a VM that is off: when each overlay was last written, as it was made the VM's disk."""
         self.known = True
         """Libvirt is doing nothing of which the outcome is not known."""
         self._context = context
@@ -99,8 +115,10 @@ class Attempt:
         """Notes a file of the VM that is about to be made, beside its first disk."""
         return images.note_new(self._context, self._vm, self._beside, "machine", role.value)
 
-    def record(self, verdict: Verdict, name: str, required: Consistency, parent: str | None) -> Checkpoint:
-        """The checkpoint, from now on in the catalog."""
+    def describe(
+        self, verdict: Verdict, name: str, required: Consistency, parent: str | None, group: GroupPart | None = None
+    ) -> Checkpoint:
+        """The checkpoint, to be recorded; what of the machine is no disk is written beside its disks."""
         node = Checkpoint(
             id=self.id,
             host=self._vm.host.name,
@@ -122,17 +140,19 @@ class Attempt:
             phases_us=verdict.phases_us,
             guest_clock_ns=verdict.guest_clock_ns,
             warnings=(*verdict.warnings, *self._warnings),
+            group=group,
         )
         if self.excluded:
             left_out = f"not in it: disk {', '.join(self.excluded)}, and whatever applications keep there"
             node = replace(node, warnings=(*node.warnings, left_out))
-        xml = self._vm.definition()
-        untouched = images.written(self._vm, self.overlays.values()) if node.off else None
-        with self.journal.step("record", checkpoint=node.id):
-            live = self.overlays.values()
-            self._context.catalog.add(node, xml, head_parent=node.id, untouched=untouched, live=live)
-        images.write_manifest(self._context, self._vm, node)
         return node
+
+    def new(self, node: Checkpoint) -> New:
+        """What the catalog is to note of it."""
+        return New(node, self._vm.definition(), node.id, self.untouched, tuple(self.overlays.values()))
+
+    def write_manifest(self, node: Checkpoint) -> None:
+        images.write_manifest(self._context, self._vm, node)
 
     def _write_state(self) -> tuple[MachineFile, ...]:
         return tuple(

@@ -8,16 +8,15 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from quiesce.hypervisor.vm import Facts, PowerState, Vm
-from quiesce.model.errors import NameTakenError, RefusedError, UsageError
+from quiesce.model.errors import NameTakenError, QuiesceError, RefusedError, UsageError
 from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency
 from quiesce.model.names import check_checkpoint_name, default_checkpoint_name
 from quiesce.model.settings import Settings, Type
-from quiesce.model.tree import Checkpoint, Kind
-from quiesce.operations import offline, plan, standard
-from quiesce.operations.attempt import Attempt
+from quiesce.model.tree import Checkpoint, GroupPart, Kind
+from quiesce.operations import images, offline, plan, production, standard
+from quiesce.operations.attempt import Attempt, Verdict, record
 from quiesce.operations.context import Context
-from quiesce.operations.production import Production, open_agent
 from quiesce.operations.recover import recover
 from quiesce.operations.survey import survey
 
@@ -43,61 +42,114 @@ def checkpoint(
     """
     name = check_checkpoint_name(name) if name is not None else default_checkpoint_name(datetime.now(UTC))
     with context.vm(vm_name) as vm, context.locked(vm, "checkpoint"), contextlib.ExitStack() as stack:
-        settings = _settings(context, vm, type, required)
+        settings = settings_of(context, vm, type, required)
         with context.phase("plan"):
-            recover(context, vm)
-            facts = vm.facts()
-            present = {disk.target for disk in facts.disks}
-            excluded = (*(target for target in settings.exclude if target in present), *exclude)
-            disks = plan.disks_to_switch(facts, excluded)
-            _require_power(facts, settings)
-            plan.require_nothing_in_the_way(facts)
-            found = survey(context, vm)
-            if found.tree.has_name(name):
-                raise NameTakenError(f"{vm.name} has a checkpoint named {name!r} already", hint="choose another --name")
-            found.require_known_chain({disk.target: str(disk.path) for disk in disks})
-            plan.require_short_chains(disks, found.chains, context.emit)
-            off = facts.power is PowerState.OFF
-            if off:
-                offline.require(vm, offline.judge(context, vm, {str(disk.path) for disk in disks}), settings.require)
-            if settings.type is Type.STANDARD and excluded:
-                raise RefusedError(
-                    f"disk {', '.join(excluded)} would not go back with the memory; the guest's memory would ruin it",
-                    hint="a standard checkpoint must have all disks",
-                )
-            production = settings.type is Type.PRODUCTION and not off
-            requester = open_agent(context, vm, facts, settings.require, stack) if production else None
-        attempt = Attempt(context, vm, disks, tuple(dict.fromkeys(excluded)))
-        taking = Production(context, vm, attempt, settings.require, window_s, requester)
-        with _told(taking), attempt.undone_unless_recorded():
-            attempt.make_overlays()
-            if off:
-                verdict = offline.take(context, vm, attempt)
-            elif settings.type is Type.STANDARD:
-                verdict = standard.take(context, vm, attempt)
-            else:
-                verdict = taking.take()
-            if automatic:
-                verdict.kind = Kind.AUTOMATIC
-            with context.phase("record"):
-                node = attempt.record(verdict, name, settings.require, found.tree.head_parent)
-        for warning in node.warnings:
-            context.emit(Warned(warning))
-        return node
+            taking = Taking(context, vm, name, settings, exclude, stack)
+        stack.enter_context(taking.undone_unless_recorded())
+        taking.make_overlays()
+        if taking.guest:
+            (verdict,) = production.take(context, [taking.guest], window_s)
+        else:
+            verdict = taking.take_alone()
+        if automatic:
+            verdict.kind = Kind.AUTOMATIC
+        with context.phase("record"):
+            node = taking.describe(verdict)
+            record(context.catalog, [(taking.attempt, node)])
+    for warning in node.warnings:
+        context.emit(Warned(warning))
+    return node
 
 
-@contextlib.contextmanager
-def _told(taking: Production) -> Iterator[None]:
-    """The guest's writers are told how the block ended."""
-    try:
-        yield
-    except BaseException:
-        taking.tell_writers(kept=False)
-        raise
-    taking.tell_writers(kept=True)
+class Taking:
+    """One VM's checkpoint while it is taken, under the VM's lock."""
+
+    def __init__(
+        self,
+        context: Context,
+        vm: Vm,
+        name: str,
+        settings: Settings,
+        exclude: tuple[str, ...],
+        stack: contextlib.ExitStack,
+    ) -> None:
+        """Refuses what cannot work before anything is touched. `stack` closes the conversation with the guest. Raises
+        QuiesceError."""
+        self._context = context
+        self._vm = vm
+        self._name = name
+        self._settings = settings
+        recover(context, vm)
+        facts = vm.facts()
+        present = {disk.target for disk in facts.disks}
+        excluded = (*(target for target in settings.exclude if target in present), *exclude)
+        disks = plan.disks_to_switch(facts, excluded)
+        _require_power(facts, settings)
+        plan.require_nothing_in_the_way(facts)
+        found = survey(context, vm)
+        if found.tree.has_name(name):
+            raise NameTakenError(f"{vm.name} has a checkpoint named {name!r} already", hint="choose another --name")
+        found.require_known_chain({disk.target: str(disk.path) for disk in disks})
+        plan.require_short_chains(disks, found.chains, context.emit)
+        self._parent = found.tree.head_parent
+        self._off = facts.power is PowerState.OFF
+        if self._off:
+            offline.require(vm, offline.judge(context, vm, {str(disk.path) for disk in disks}), settings.require)
+        if settings.type is Type.STANDARD and excluded:
+            raise RefusedError(
+                f"disk {', '.join(excluded)} would not go back with the memory; the guest's memory would ruin it",
+                hint="a standard checkpoint must have all disks",
+            )
+        in_window = settings.type is Type.PRODUCTION and not self._off
+        requester = production.open_agent(context, vm, facts, settings.require, stack) if in_window else None
+        self.attempt = Attempt(context, vm, disks, tuple(dict.fromkeys(excluded)))
+        self.guest: production.Guest | None = None
+        """Who takes part in a window; None where there is none: the VM is off, or the checkpoint a standard one."""
+        if in_window:
+            self.guest = production.Guest(context, vm, self.attempt, settings.require, requester)
+
+    @contextlib.contextmanager
+    def undone_unless_recorded(self) -> Iterator[None]:
+        """Unless the block records the checkpoint, nothing is left of it. The guest's writers are told how it ended."""
+        try:
+            with self.attempt.undone_unless_recorded():
+                yield
+        except BaseException:
+            self._tell_writers(kept=self._is_recorded())
+            raise
+        self._tell_writers(kept=True)
+
+    def _is_recorded(self) -> bool:
+        """Whatever went wrong afterwards, as with another member of a group."""
+        with contextlib.suppress(QuiesceError):
+            return self._context.catalog.has(self.attempt.id)
+        return False
+
+    def _tell_writers(self, *, kept: bool) -> None:
+        if self.guest:
+            self.guest.tell_writers(kept=kept)
+
+    def make_overlays(self) -> None:
+        self.attempt.make_overlays()
+
+    def take_alone(self) -> Verdict:
+        """Where there is no window."""
+        if not self._off:
+            return standard.take(self._context, self._vm, self.attempt)
+        verdict = offline.take(self._context, self._vm, self.attempt)
+        self.attempt.untouched = images.written(self._vm, self.attempt.overlays.values())
+        return verdict
+
+    def require_as_taken(self) -> None:
+        """Raises RefusedError if the VM was off when it was taken, and runs now: beside others it is not of their instant."""
+        if self._off and self._vm.active():
+            raise RefusedError(f"{self._vm.name} was started by somebody else meanwhile", hint="try again")
+
+    def describe(self, verdict: Verdict, group: GroupPart | None = None) -> Checkpoint:
+        return self.attempt.describe(verdict, self._name, self._settings.require, self._parent, group)
 
 
-def _settings(context: Context, vm: Vm, type: Type | None, required: Consistency | None) -> Settings:
+def settings_of(context: Context, vm: Vm, type: Type | None, required: Consistency | None) -> Settings:
     """The VM's settings, with what this call says put in their place."""
     settings = context.catalog.settings(vm.host.name, vm.uuid)
     if type is None and settings.type is Type.DISABLED:

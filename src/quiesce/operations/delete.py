@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from quiesce.catalog.journal import Journal
 from quiesce.hypervisor.vm import Vm
+from quiesce.model.errors import RefusedError
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, Tree
 from quiesce.operations import images, plan
@@ -23,7 +24,12 @@ class Deleted:
 
 
 def delete(
-    context: Context, references: Sequence[CheckpointReference], *, subtree: bool = False, dry_run: bool = False
+    context: Context,
+    references: Sequence[CheckpointReference],
+    *,
+    subtree: bool = False,
+    dry_run: bool = False,
+    break_group: bool = False,
 ) -> Deleted:
     """Removes checkpoints of one or more VMs, each named exactly or by a shell pattern; with `subtree`, all above them too.
 
@@ -31,8 +37,11 @@ def delete(
     then its images are merged or removed, which may take long, can be interrupted, and is finished by the next deletion or by
     `doctor`. What two or more others are based on is merged when one of them is left. `dry_run`: only says what would go.
 
-    Raises NotFoundError, and deletes nothing of that VM, if a reference matches none.
+    Raises NotFoundError, and deletes nothing of that VM, if a reference matches none. Raises RefusedError, and deletes nothing,
+    if of a group's checkpoint some parts would go and others stay, unless `break_group`.
     """
+    if not break_group:
+        _require_whole(context, _choose_all(context, references, subtree))
     deleted: list[Checkpoint] = []
     waiting: list[Waiting] = []
     for name in dict.fromkeys(reference.vm for reference in references):
@@ -45,6 +54,28 @@ def delete(
             if not dry_run:
                 waiting += _delete(context, vm, chosen)
     return Deleted(tuple(deleted), tuple(waiting))
+
+
+def _choose_all(context: Context, references: Sequence[CheckpointReference], subtree: bool) -> list[Checkpoint]:
+    chosen: list[Checkpoint] = []
+    for name in dict.fromkeys(reference.vm for reference in references):
+        with context.vm(name) as vm:
+            tree = context.catalog.tree(vm.host.name, vm.uuid)
+        chosen += _choose(tree, [reference.checkpoint for reference in references if reference.vm == name], subtree)
+    return chosen
+
+
+def _require_whole(context: Context, chosen: list[Checkpoint]) -> None:
+    going = {node.id for node in chosen}
+    for node in chosen:
+        staying = [part for part in context.catalog.parts(node.group.id) if part.id not in going] if node.group else []
+        if node.group and staying:
+            whole = f"{node.group.group}@{node.group.name}"
+            raise RefusedError(
+                f"{node.vm_name}@{node.name} is part of the group checkpoint {whole}, which could not be restored without it;"
+                f" {', '.join(f'{part.vm_name}@{part.name}' for part in staying)} would stay",
+                hint=f"quiesce group delete {whole}, or --break-group",
+            )
 
 
 def _choose(tree: Tree, patterns: Sequence[str], subtree: bool) -> list[Checkpoint]:

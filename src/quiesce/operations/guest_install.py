@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.qemu_agent import QemuAgent
 from quiesce.hypervisor.vm import Vm
-from quiesce.model.errors import AgentError
+from quiesce.model.errors import AgentError, HypervisorError
 from quiesce.operations import agent_archive, guest, plan, windows
 from quiesce.operations.context import Context
-from quiesce.wire.messages import PORT_NAME
+from quiesce.wire.messages import PORT_NAME, QEMU_AGENT_RESTART
 
 MIN_PYTHON = (3, 9)
 START_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 180.0
+"""Compiling the agent takes long in a guest without KVM on a busy host."""
 COPY = "/run/quiesce-agent.pyz"
 """Where the file is put in the guest, to install itself from."""
 
@@ -28,7 +30,8 @@ class Installed:
 
 
 def guest_install(context: Context, vm_name: str) -> Installed:
-    """Puts the agent of this quiesce into the guest and starts it; also brings an older one up to date.
+    """Puts the agent of this quiesce into the guest and starts it; also brings an older one up to date. If qemu-guest-agent has
+    to be restarted to know our hook, this returns when it has been: what was run through it before then, it ends.
 
     Raises AgentError if qemu-guest-agent does not answer, forbids it, or the guest lacks Python 3.9 or systemd.
     """
@@ -59,6 +62,8 @@ def guest_install(context: Context, vm_name: str) -> Installed:
             if PORT_NAME not in facts.channels:
                 vm.attach(domain_xml.channel(PORT_NAME))
             version = _wait_for_agent(vm)
+        with context.phase("restart"):
+            _wait_for_qemu_agent(vm, qemu_agent)
         return Installed(version, len(archive), notes.strip())
 
 
@@ -78,7 +83,7 @@ def _require_python_and_systemd(vm: Vm, qemu_agent: QemuAgent) -> None:
 
 
 def _run(vm: Vm, qemu_agent: QemuAgent, *command: str) -> str:
-    status, output = qemu_agent.run(*command)
+    status, output = qemu_agent.run(*command, timeout=COMMAND_TIMEOUT_S)
     if status:
         raise AgentError(f"{' '.join(command)} in {vm.name} failed: {output[-500:]}")
     return output
@@ -96,3 +101,21 @@ def _wait_for_agent(vm: Vm) -> str:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
+
+
+def _wait_for_qemu_agent(vm: Vm, qemu_agent: QemuAgent) -> None:
+    """Until it has been restarted, if it is to be."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            units = (f"{QEMU_AGENT_RESTART}.timer", f"{QEMU_AGENT_RESTART}.service")
+            idle, _ = qemu_agent.run("/bin/systemctl", "--quiet", "is-active", *units)
+        except (AgentError, HypervisorError):  # it is being restarted
+            if time.monotonic() > deadline:
+                raise
+        else:
+            if idle:
+                return
+            if time.monotonic() > deadline:
+                raise AgentError(f"qemu-guest-agent of {vm.name} was not restarted in {START_TIMEOUT_S:g} s")
+        time.sleep(0.2)

@@ -15,7 +15,7 @@ from quiesce.model.errors import QuiesceError, RefusedError
 from quiesce.model.events import Warned
 from quiesce.model.tree import Checkpoint
 from quiesce.operations.context import Context
-from quiesce.operations.survey import survey
+from quiesce.operations.survey import Survey, survey
 
 NEARLY_FULL = 0.9
 """Share of a filesystem in use from which on a checkpoint warns."""
@@ -70,14 +70,17 @@ def written(vm: Vm, paths: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def discard(context: Context, vm: Vm, path: str) -> None:
-    """Removes a file of ours. Raises RefusedError, and touches nothing, if it may still be needed or is not ours."""
+def discard(context: Context, vm: Vm, path: str, found: Survey | None = None) -> None:
+    """Removes a file of ours. Raises RefusedError, and touches nothing, if it may still be needed or is not ours.
+
+    `found`: a survey made under the VM's lock, after which nothing was done but to remove its orphans in their order.
+    """
     if not context.catalog.made_image(vm.host.name, path):
         raise RefusedError(f"{path} was not made by quiesce; it is left alone")
     users = context.catalog.checkpoints_with(vm.host.name, path)
     if users:
         raise RefusedError(f"{path} belongs to checkpoint {users[0]!r}; it is left alone")
-    found = survey(context, vm)
+    found = found or survey(context, vm)
     found.require_whole()
     if path in found.chains.needed(found.named):
         raise RefusedError(f"{path} is in the chain of {vm.name}; it is left alone")
@@ -89,11 +92,11 @@ def discard(context: Context, vm: Vm, path: str) -> None:
     context.catalog.forget_image(vm.host.name, path)
 
 
-def discard_or_warn(context: Context, vm: Vm, journal: Journal, path: str) -> None:
+def discard_or_warn(context: Context, vm: Vm, journal: Journal, path: str, found: Survey | None = None) -> None:
     """Like `discard`, where an image left over does no harm."""
     number = journal.intend("remove-image", path=path)
     try:
-        discard(context, vm, path)
+        discard(context, vm, path, found)
     except QuiesceError as error:
         context.emit(Warned(f"{path} is no longer needed but was not removed: {error.message}"))
     else:
@@ -106,7 +109,7 @@ def discard_orphans(context: Context, vm: Vm) -> list[str]:
     found = survey(context, vm)
     removed = found.orphans()
     for path in removed:
-        discard(context, vm, path)
+        discard(context, vm, path, found)
     for path in found.made - found.volumes.keys() - found.needed():
         if not context.catalog.checkpoints_with(vm.host.name, path):
             context.catalog.forget_image(vm.host.name, path)

@@ -82,6 +82,8 @@ def merge_hidden(context: Context, vm: Vm, journal: Journal) -> tuple[Waiting, .
     state. Raises NoSpaceError, HypervisorError; then, too, nothing is lost.
     """
     with merge.Helper(vm.host) as helper, _untouched(context, vm):
+        if not vm.active():
+            vm.forget_chains(set(context.catalog.images_made_for(vm.host.name, vm.uuid)))
         return _merge_hidden(context, vm, journal, helper)
 
 
@@ -127,7 +129,7 @@ def _merge_hidden(context: Context, vm: Vm, journal: Journal, helper: merge.Help
         found.require_whole()
         if orphans := found.orphans():
             for path in orphans:
-                images.discard_or_warn(context, vm, journal, path)
+                images.discard_or_warn(context, vm, journal, path, found)
             found = survey(context, vm)
         if node := _finished(found):
             children = [child.id for child in found.tree.nodes if child.parent == node.id]

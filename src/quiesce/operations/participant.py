@@ -41,6 +41,8 @@ class Participant:
         self._held_until = math.inf
         self._switch_ended = threading.Event()
         self._switch_started = False
+        self.switched_ns = 0
+        """When the switch returned, by this host's CLOCK_MONOTONIC, in nanoseconds."""
         self.switched = False
         """The VM writes to the overlays."""
         self.whole = False
@@ -82,6 +84,7 @@ class Participant:
         try:
             self._vm.switch(self._overlays)
         finally:
+            self.switched_ns = time.monotonic_ns()
             self._switch_ended.set()
 
     @property

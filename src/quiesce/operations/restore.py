@@ -17,6 +17,7 @@ from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, DiskImage, Kind, MachineFile, Role, Tree
 from quiesce.operations import guest, images, machine_files, merges, plan
 from quiesce.operations.context import Context
+from quiesce.operations.divergence import require_agreement
 from quiesce.operations.recover import recover
 from quiesce.operations.survey import Survey, survey
 from quiesce.wire.schema import to_wire
@@ -36,7 +37,12 @@ class Restored:
 
 
 def restore(
-    context: Context, reference: CheckpointReference, *, start: bool = False, discard_current: bool = False
+    context: Context,
+    reference: CheckpointReference,
+    *,
+    start: bool = False,
+    discard_current: bool = False,
+    accept_divergence: bool = False,
 ) -> Restored:
     """Stops the VM and makes it stand where the checkpoint was taken: disks, definition, UEFI variables, TPM state. Leaves
     it off unless `start`; a standard checkpoint is resumed with its memory in any case. Disks the checkpoint leaves out stay
@@ -45,37 +51,74 @@ def restore(
     The state it leaves is kept as a safety checkpoint unless `discard_current`: the very images it wrote until it was powered
     off, so nothing it acknowledged is lost. What can fail for want of room or rights is done before the VM is stopped; a
     failure after that leaves it off and defined as before.
+
+    Raises DivergenceError, unless `accept_divergence`, if other servers of a group would disagree with it.
     """
     with context.vm(reference.vm) as vm, context.locked(vm, "restore"):
         with context.phase("plan"):
             recover(context, vm)
-            facts = vm.facts()
-            found = survey(context, vm)
-            node = found.tree.find(reference.checkpoint)
-            plan.require_persistent(facts)
-            plan.require_no_saved_memory(facts)
-            plan.require_nothing_in_the_way(facts)
-            _require_files(found, node)
-            kept = _kept(context, found, facts, node)
-            _require_memory_fits(vm, node)
-            safety = None if discard_current else _safety(vm, facts, found.tree, kept)
-            if safety:
-                found.require_known_chain({disk.target: disk.path for disk in safety.disks})
-        if facts.power is PowerState.RUNNING and safety:
-            with context.phase("flush the guest"):
-                _flush(context, vm, facts)
-        restored = _Restore(context, vm, found, node, kept, safety).run()
-        memory = node.file(Role.MEMORY)
-        if memory:
-            with context.phase("resume"):
-                vm.resume_from(memory.path, restored.sources, restored.nvram)
-        elif start:
-            with context.phase("start"):
-                vm.start()
-        if merges.anything_to_do(survey(context, vm)):
-            with context.phase("merge"):
-                merges.go_on(context, vm)
-        return Restored(node, restored.safety, restored.generation, start or memory is not None)
+            planned = _plan(context, vm, reference, discard_current=discard_current)
+        if not accept_divergence:
+            require_agreement(context, [planned.node])
+        return _restore(context, vm, planned, start=start)
+
+
+def require_restorable(context: Context, vm: Vm, reference: CheckpointReference, *, discard_current: bool) -> None:
+    """Raises QuiesceError if `restore` would refuse. Changes nothing but what was interrupted. To be called under the VM's
+    lock."""
+    recover(context, vm)
+    _plan(context, vm, reference, discard_current=discard_current)
+
+
+def restore_planned(
+    context: Context, vm: Vm, reference: CheckpointReference, *, start: bool = False, discard_current: bool = False
+) -> Restored:
+    """`restore`, under the VM's lock."""
+    return _restore(context, vm, _plan(context, vm, reference, discard_current=discard_current), start=start)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    facts: Facts
+    found: Survey
+    node: Checkpoint
+    kept: tuple[str, ...]
+    safety: Checkpoint | None
+
+
+def _plan(context: Context, vm: Vm, reference: CheckpointReference, *, discard_current: bool) -> _Planned:
+    facts = vm.facts()
+    found = survey(context, vm)
+    node = found.tree.find(reference.checkpoint)
+    plan.require_persistent(facts)
+    plan.require_no_saved_memory(facts)
+    plan.require_nothing_in_the_way(facts)
+    _require_files(found, node)
+    kept = _kept(context, found, facts, node)
+    _require_memory_fits(vm, node)
+    safety = None if discard_current else _safety(vm, facts, found.tree, kept)
+    if safety:
+        found.require_known_chain({disk.target: disk.path for disk in safety.disks})
+    return _Planned(facts, found, node, kept, safety)
+
+
+def _restore(context: Context, vm: Vm, planned: _Planned, *, start: bool) -> Restored:
+    node, safety = planned.node, planned.safety
+    if planned.facts.power is PowerState.RUNNING and safety:
+        with context.phase("flush the guest"):
+            _flush(context, vm, planned.facts)
+    restored = _Restore(context, vm, planned.found, node, planned.kept, safety).run()
+    memory = node.file(Role.MEMORY)
+    if memory:
+        with context.phase("resume"):
+            vm.resume_from(memory.path, restored.sources, restored.nvram)
+    elif start:
+        with context.phase("start"):
+            vm.start()
+    if merges.anything_to_do(survey(context, vm)):
+        with context.phase("merge"):
+            merges.go_on(context, vm)
+    return Restored(node, restored.safety, restored.generation, start or memory is not None)
 
 
 class _Restore:

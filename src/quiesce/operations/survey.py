@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from quiesce.hypervisor import volumes
 from quiesce.hypervisor.connection import Host
@@ -129,8 +130,7 @@ def survey(context: Context, vm: Vm, *, patient: bool = False) -> Survey:
     for directory in {volumes.split(path)[0] for path in expected if _is_file(path)} - unreadable.keys():
         if not any(volumes.split(path)[0] == directory and path in found for path in expected):
             unreadable[directory] = "none of the images that should be in it is there; is it mounted?"
-    # Other VMs' images may lie on ours; what of them cannot be read is not ours to complain of.
-    found = look(vm.host, {path for path in others if path not in found})[0] | found
+    found = _elsewhere(vm, frozenset(path for path in others if path not in found)) | found
     if unreadable and not patient:
         directory, reason = next(iter(unreadable.items()))
         raise HypervisorError(f"{directory}, where images of {vm.name} are, cannot be read: {reason}")
@@ -139,6 +139,18 @@ def survey(context: Context, vm: Vm, *, patient: bool = False) -> Survey:
     # One that lies on what the VM writes was merged into it, by whomever.
     live = frozenset(path for path in catalog.live_images(host, vm.uuid) if not written & set(chains.chain(path)[1:]))
     return Survey(tree, found, unreadable, head, named, made, merged, live, others, chains)
+
+
+_seen_elsewhere: WeakKeyDictionary[Vm, tuple[frozenset[str], dict[str, Volume]]] = WeakKeyDictionary()
+
+
+def _elsewhere(vm: Vm, paths: frozenset[str]) -> dict[str, Volume]:
+    """Other VMs' images, which may lie on ours; what of them cannot be read is not ours to complain of. Read once an operation,
+    and anew if these VMs come to name other files: a host may have many, each in a directory of its own."""
+    seen = _seen_elsewhere.get(vm)
+    if not seen or seen[0] != paths:
+        seen = _seen_elsewhere[vm] = (paths, look(vm.host, set(paths))[0])
+    return seen[1]
 
 
 def chains_of(found: Mapping[str, Volume]) -> Chains:

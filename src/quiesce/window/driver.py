@@ -58,7 +58,7 @@ async def drive(
             started = time.monotonic()
             answers = await _run(batch, participants, deadline)
             seconds = time.monotonic() - started
-            phases[label] = round(seconds * 1e6)
+            phases[label] = phases.get(label, 0) + round(seconds * 1e6)
             emit(PhaseFinished(label, seconds))
             batch = machine.send(answers)
     except StopIteration as finished:

@@ -2,6 +2,9 @@
 
     hold front ends -> hold back ends -> hold systems -> freeze -> switch -> thaw -> release in reverse
 
+Members that freeze early do so before anybody is held: VSS in a Windows guest prepares for up to a minute within its freeze,
+and nobody's writes may wait for that.
+
 Each batch is run at once on all its members and is a barrier: the next comes when every step of it has an answer. For any
 answers whatsoever:
 
@@ -48,11 +51,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Member:
-    """A VM in the window. `quiesced` false: it has no agent to ask, so it is only switched."""
+    """A VM in the window. `quiesced` false: it has no agent to ask, so it is only switched. `early`: it freezes first."""
 
     name: str
     levels: frozenset[Level] = frozenset()
     quiesced: bool = True
+    early: bool = False
 
 
 Batch = tuple[Step, ...]
@@ -99,9 +103,10 @@ def window(members: Sequence[Member]) -> Generator[Batch, Answers, Outcome]:
 
     quiesced = [member for member in members if member.quiesced]
     try:
+        yield from run(*(Step(Action.FREEZE, member.name) for member in quiesced if member.early))
         for level in LEVELS:
             yield from run(*(Step(Action.HOLD, member.name, level) for member in quiesced if level in member.levels))
-        yield from run(*(Step(Action.FREEZE, member.name) for member in quiesced))
+        yield from run(*(Step(Action.FREEZE, member.name) for member in quiesced if not member.early))
         yield from run(*(Step(Action.SWITCH, member.name) for member in members))
         yield from run(*(Step(Action.THAW, member.name) for member in quiesced))
         for level in reversed(LEVELS):

@@ -24,6 +24,8 @@ from quiesce.wire.schema import from_wire
 PROTOCOL = 1
 PORT_NAME = "io.quiesce.agent.0"
 DEVICE = "/dev/virtio-ports/" + PORT_NAME
+QEMU_AGENT_RESTART = "quiesce-restart-qemu-agent"
+"""The guest's units, a timer and a service, that restart qemu-guest-agent after it was given our hook."""
 MAX_WINDOW_MS = 60_000
 """Longest window an agent agrees to: VSS's own bound from freeze to thaw (notes: hyperv-vss 2.3)."""
 

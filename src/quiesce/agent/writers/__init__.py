@@ -212,6 +212,7 @@ class ApplicationWriter:
             timings_us=dict(self.timings),
             required=self.required,
             outcome=self.outcome,
+            stateless=self.stateless,
             last_error=self.error or self.last_error,
         )
 

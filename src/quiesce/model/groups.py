@@ -1,0 +1,113 @@
+"""Groups: the VMs of one application, and groups of such groups. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from quiesce.model.errors import NotFoundError, RefusedError, UsageError
+
+
+class Tier(str, Enum):
+    """Where a VM stands in its application. Back ends are started first."""
+
+    FRONT = "front"
+    MIDDLE = "middle"
+    BACK = "back"
+    EXTERNAL = "external"
+    """Neither taken nor restored with the others; only asked where it stands, as it may disagree with them."""
+
+
+START_ORDER = (Tier.BACK, Tier.MIDDLE, Tier.FRONT)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A VM of a group: by its UUID, which outlives a new name, on its host."""
+
+    host: str
+    vm_uuid: str
+    vm_name: str
+    """As it was when it was added, for messages alone."""
+    tier: Tier
+
+
+@dataclass(frozen=True)
+class Group:
+    name: str
+    members: tuple[Member, ...] = ()
+    groups: tuple[str, ...] = ()
+    """Groups whose members are its members too, by name."""
+
+    def with_member(self, member: Member) -> Group:
+        """Raises RefusedError if it is one already."""
+        if any((other.host, other.vm_uuid) == (member.host, member.vm_uuid) for other in self.members):
+            raise RefusedError(f"{member.vm_name} is a member of {self.name} already")
+        return replace(self, members=(*self.members, member))
+
+    def rehomed(self, host: str, old: str, new: str) -> Group:
+        """With another UUID for one of its members, where it is one."""
+        return replace(
+            self,
+            members=tuple(
+                replace(member, vm_uuid=new) if (member.host, member.vm_uuid) == (host, old) else member
+                for member in self.members
+            ),
+        )
+
+    def without_member(self, vm: str) -> Group:
+        """By name or UUID. Raises NotFoundError."""
+        left = tuple(member for member in self.members if vm not in (member.vm_name, member.vm_uuid))
+        if len(left) == len(self.members):
+            raise NotFoundError(f"{self.name} has no member {vm!r}", hint=f"quiesce group show {self.name}")
+        return replace(self, members=left)
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a user types of a member: `VM:TIER`, `VM`, or `@GROUP`."""
+
+    vm: str = ""
+    tier: Tier = Tier.MIDDLE
+    group: str = ""
+
+
+def parse_member(text: str) -> Words:
+    """Raises UsageError."""
+    if text.startswith("@") and len(text) > 1:
+        return Words(group=text[1:])
+    vm, separator, tier = text.rpartition(":")
+    if not separator:
+        return Words(vm=text)
+    if not vm or tier not in [each.value for each in Tier]:
+        raise UsageError(
+            f"{text!r} does not name a member",
+            hint="write VM:front, VM:middle, VM:back, VM:external or, for a group in it, @GROUP",
+        )
+    return Words(vm=vm, tier=Tier(tier))
+
+
+def check_group_name(name: str) -> str:
+    """`name` itself. Raises UsageError if no group may be called so."""
+    if not name or not all(sign.isalnum() or sign in "-_." for sign in name) or name.startswith(("-", ".")):
+        raise UsageError(f"a group's name consists of letters, digits, - _ and . only; {name!r} does not")
+    return name
+
+
+def all_members(name: str, find: Callable[[str], Group]) -> tuple[Member, ...]:
+    """Those of the group and of the groups in it, each VM once; where it is in several, the first counts. `find` gives a
+    group by its name, and may raise. Raises RefusedError for a group that is in itself."""
+    found: dict[tuple[str, str], Member] = {}
+    for member in _walk(name, find, ()):
+        found.setdefault((member.host, member.vm_uuid), member)
+    return tuple(found.values())
+
+
+def _walk(name: str, find: Callable[[str], Group], above: tuple[str, ...]) -> Iterator[Member]:
+    if name in above:
+        raise RefusedError(f"group {name} is in itself: {' > '.join((*above, name))}")
+    group = find(name)
+    yield from group.members
+    for inner in group.groups:
+        yield from _walk(inner, find, (*above, name))

@@ -1,0 +1,145 @@
+"""Asks the servers that stay as they are whether they would agree with those that go back to a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from quiesce.hypervisor.vm import PowerState, Vm
+from quiesce.model.divergence import Server, Verdict, describe, judge
+from quiesce.model.errors import DivergenceError, QuiesceError
+from quiesce.model.groups import Member, Tier
+from quiesce.model.names import CheckpointReference
+from quiesce.model.reports import Writer
+from quiesce.model.tree import Checkpoint, Witness
+from quiesce.operations.context import Context
+from quiesce.operations.group import members_of, parts_of
+from quiesce.operations.standing import head, stands_at
+from quiesce.operations.writers import writers
+
+AT_ONCE = 8
+"""Guests asked at the same time."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    checkpoints: tuple[Checkpoint, ...]
+    """What would be restored together."""
+    servers: tuple[Server, ...]
+    """Those that would stay as they are."""
+
+
+def divergence(context: Context, reference: CheckpointReference) -> Divergence:
+    """What would disagree if this one VM were restored. Changes nothing; asks the guests of the others."""
+    with context.vm(reference.vm) as vm:
+        node = context.catalog.tree(vm.host.name, vm.uuid).find(reference.checkpoint)
+    return Divergence((node,), _servers(context, (node,)))
+
+
+def group_divergence(context: Context, reference: str) -> Divergence:
+    """What would disagree if the group's checkpoint `GROUP@CHECKPOINT` were restored."""
+    _, nodes = parts_of(context, reference)
+    return Divergence(tuple(nodes), _servers(context, nodes))
+
+
+def require_agreement(context: Context, going: Sequence[Checkpoint]) -> None:
+    """Raises DivergenceError if a server that stays as it is moved on since these checkpoints, or cannot be asked."""
+    servers = _servers(context, going)
+    disagreeing = [each for each in servers if not each.agrees]
+    if disagreeing:
+        group = next((node.group for node in going if node.group and len(node.group.members) > len(going)), None)
+        together = f"restore all of them: quiesce group restore {group.group}@{group.name}; or " if group else ""
+        raise DivergenceError(
+            f"other servers would disagree with {', '.join(f'{node.vm_name}@{node.name}' for node in going)}:\n"
+            + "\n".join(f"  {each}" for each in disagreeing),
+            hint=f"{together}--accept-divergence restores it all the same",
+            details={"servers": describe(servers)},
+        )
+
+
+def witnesses(context: Context, members: Iterable[Member]) -> tuple[Witness, ...]:
+    """Where these servers, which are not part of a checkpoint, stand right now."""
+    context = _quiet(context)
+
+    def ask(member: Member) -> Witness:
+        try:
+            return Witness(member.host, member.vm_uuid, member.vm_name, writers(context, member.vm_uuid).writers)
+        except QuiesceError as error:
+            return Witness(member.host, member.vm_uuid, member.vm_name, (), error.message)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return tuple(pool.map(ask, members))
+
+
+@dataclass(frozen=True)
+class _Other:
+    """A server that stays as it is."""
+
+    host: str
+    vm_uuid: str
+    vm_name: str
+    part: Checkpoint | None = None
+    """Its own checkpoint of the same instant."""
+    witness: Witness | None = None
+
+
+def _quiet(context: Context) -> Context:
+    """Many phases at once are no progress."""
+    return Context(context.uri, context.catalog, lambda _: None)
+
+
+def _servers(context: Context, going: Sequence[Checkpoint]) -> tuple[Server, ...]:
+    quiet, others = _quiet(context), _others(context, going)
+    if not others:
+        return ()
+    then = [writer for node in going for writer in node.writers]
+    with context.phase("ask the other servers"), ThreadPoolExecutor(AT_ONCE) as pool:
+        return tuple(pool.map(lambda other: _judge(quiet, other, then), others))
+
+
+def _others(context: Context, going: Sequence[Checkpoint]) -> list[_Other]:
+    """Who was there at that instant, and who is in a group with one of them now."""
+    found: dict[tuple[str, str], _Other] = {}
+    for node in going:
+        if node.group:
+            for part in context.catalog.parts(node.group.id):
+                found[part.host, part.vm_uuid] = _Other(part.host, part.vm_uuid, part.vm_name, part=part)
+            for seen in node.group.witnesses:
+                found.setdefault((seen.host, seen.vm_uuid), _Other(seen.host, seen.vm_uuid, seen.vm_name, witness=seen))
+    restored = {(node.host, node.vm_uuid) for node in going}
+    for group in context.catalog.groups():
+        members = members_of(context, group.name)
+        if any((member.host, member.vm_uuid) in restored and member.tier is not Tier.EXTERNAL for member in members):
+            for member in members:
+                other = _Other(member.host, member.vm_uuid, member.vm_name)
+                found.setdefault((member.host, member.vm_uuid), other)
+    return [other for key, other in found.items() if key not in restored]
+
+
+def _judge(context: Context, other: _Other, going: Sequence[Writer]) -> Server:
+    try:
+        with context.vm(other.vm_uuid) as vm:
+            return _judge_vm(context, vm, other, going)
+    except QuiesceError as error:
+        return Server.whole(other.vm_name, Verdict.UNKNOWN, f"it cannot be asked: {error.message}")
+
+
+def _judge_vm(context: Context, vm: Vm, other: _Other, going: Sequence[Writer]) -> Server:
+    part = other.part
+    if part and stands_at(context, vm, part):
+        return Server.whole(vm.name, Verdict.AGREES, "it is off, and stands at its part of that checkpoint")
+    if vm.facts().power is PowerState.OFF:
+        return Server.whole(vm.name, Verdict.UNKNOWN, "it is off; only a guest that runs can say where it stands")
+    if part and part.id not in {node.id for node in context.catalog.tree(vm.host.name, vm.uuid).ancestors(head(context, vm))}:
+        return Server.whole(vm.name, Verdict.MOVED, "it was put back to another checkpoint since")
+    if other.witness and other.witness.reason:
+        return Server.whole(vm.name, Verdict.UNKNOWN, f"it could not be asked at that instant: {other.witness.reason}")
+    return judge(vm.name, _writers_then(other), writers(context, vm.uuid).writers, going)
+
+
+def _writers_then(other: _Other) -> tuple[Writer, ...] | None:
+    """None if they were not asked: of a part taken off, or without its guest, neither writers nor filesystems are known."""
+    if other.part:
+        return other.part.writers if other.part.writers or other.part.filesystems else None
+    return other.witness.writers if other.witness else None
