@@ -18,7 +18,8 @@ from pathlib import Path
 
 from lab import Machine, build, saved
 from lab.demo import Narrator, quiesce
-from lab.ledger import Ledger, longest_stall_ms
+from lab.ledger import Ledger
+from lab.waits import longest_wait_ms
 
 DIRTY = "while :; do dd if=/dev/zero of=/root/dirty bs=1M count=100 conv=notrunc 2>/dev/null; sleep 2; done"
 
@@ -30,7 +31,7 @@ def measure(ledger: Ledger, act: Callable[[], None]) -> float:
     act()
     time.sleep(1)
     entries = ledger.acknowledged()
-    return longest_stall_ms(entries, started_ns, entries[-1].acknowledged_ns)
+    return longest_wait_ms(entries, started_ns, entries[-1].acknowledged_ns)
 
 
 def main() -> int:

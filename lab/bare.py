@@ -73,6 +73,21 @@ class Bare:
 
 
 @contextmanager
+def pool(path: Path) -> Iterator[None]:
+    """The directory as the storage pool of an administrator, as most images are in one."""
+    connection = libvirt.open(URI)
+    try:
+        xml = f"<pool type='dir'><name>{path.name}</name><target><path>{path}</path></target></pool>"
+        found = connection.storagePoolCreateXML(xml)
+        try:
+            yield
+        finally:
+            found.destroy()
+    finally:
+        connection.close()
+
+
+@contextmanager
 def directory() -> Iterator[Path]:
     """Named like a machine and below its directory, so that what a killed run leaves is found and removed."""
     path = cache.root() / "machines" / new_name()

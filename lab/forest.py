@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +41,8 @@ class Forest:
         self.url = f"sqlite:///{directory}/catalog/catalog.db"
         self.catalog = Catalog(self.url)
         self.context = Context("qemu:///system", self.catalog, lambda _: None)
-        self._hashes: dict[tuple[object, ...], str] = {}
+        self._right: dict[str, tuple[bytes, tuple[object, ...]]] = {}
+        """By image: the content it was found to have, and its files as they were."""
 
     @property
     def name(self) -> str:
@@ -91,16 +91,18 @@ class Forest:
             for target in self.sources():
                 self._qemu_io(target, "flush")
 
-    def hash(self, paths: Iterable[str], found: Survey) -> str:
-        """Of what a guest would read from these images. Read anew only if a file of their chains has changed."""
-        digest = hashlib.sha256()
-        for path in paths:
-            stats = [(image, os.stat(image)) for image in found.chains.chain(path)]  # noqa: PTH116 - not for pathlib's sake
-            key = tuple((image, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for image, stat in stats)
-            if key not in self._hashes:
-                self._hashes[key] = hashlib.sha256(read(path)).hexdigest()
-            digest.update(self._hashes[key].encode())
-        return digest.hexdigest()
+    def differing(self, wanted: Mapping[str, bytes], found: Survey) -> set[str]:
+        """Which of these images do not say to a guest what they ought to. An image that did is read anew only if a file of its
+        chain has changed since."""
+        keys = {path: (content, self._stamp(path, found)) for path, content in wanted.items()}
+        unknown = {path: content for path, content in wanted.items() if self._right.get(path) != keys[path]}
+        wrong = set() if all_read_as(unknown) else {path for path, content in unknown.items() if read(path) != content}
+        self._right |= {path: keys[path] for path in unknown.keys() - wrong}
+        return wrong | {path for path, content in wanted.items() if found.volumes[path].capacity != len(content)}
+
+    def _stamp(self, path: str, found: Survey) -> tuple[object, ...]:
+        stats = [(image, os.stat(image)) for image in found.chains.chain(path)]  # noqa: PTH116 - not for pathlib's sake
+        return tuple((image, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for image, stat in stats)
 
     def files(self) -> set[str]:
         return {str(path) for path in self.bare.directory.iterdir() if path.is_file() and path.suffix not in (".lock", ".raw")}
@@ -110,7 +112,9 @@ class Forest:
         if self.running:
             self.stop()
         self.catalog.close()
-        shutil.rmtree(self.bare.directory / "catalog", ignore_errors=True)
+        for place in self.bare.directory.iterdir():
+            if place.is_dir() and place.name != SAVED:
+                shutil.rmtree(place)
         for path in self.files():
             Path(path).unlink()
         self.bare.make_disks()
@@ -154,11 +158,26 @@ def read(path: str) -> bytes:
         return Path(raw.name).read_bytes()
 
 
-def expected_hash(disks: Disks) -> str:
-    digest = hashlib.sha256()
-    for target in sorted(disks):
-        digest.update(hashlib.sha256(disks[target]).hexdigest().encode())
-    return digest.hexdigest()
+def all_read_as(wanted: Mapping[str, bytes]) -> bool:
+    """Whether a guest would read this from each of these images, up to its length. One process for all: they are many."""
+    lines = []
+    for path, content in wanted.items():
+        lines.append(f"open -r -U -o driver=qcow2 {path}")
+        lines += [f"read -q -P {pattern} {offset} {length}" for offset, length, pattern in _runs(content)]
+        lines.append("close")
+    done = subprocess.run(["qemu-io"], input="\n".join(lines), capture_output=True, text=True, check=False, timeout=120)
+    said = done.stdout.replace("qemu-io> ", "") + done.stderr
+    return not said.strip() and done.returncode == 0
+
+
+def _runs(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """(offset, length, byte) of each stretch of whole units that are all of one byte; what a test writes is."""
+    start = 0
+    for end in range(UNIT, len(content) + 1, UNIT):
+        if end == len(content) or content[end] != content[start]:
+            assert content[start:end].count(content[start]) == end - start
+            yield start, end - start, content[start]
+            start = end
 
 
 @dataclass(frozen=True)
@@ -177,14 +196,20 @@ def faults(forest: Forest, nodes: dict[str, Disks], head: Disks) -> Faults:
     forest.flush()
     found = forest.survey()
     lost = set(nodes) ^ {node.name for node in found.tree.checkpoints}
+    wanted = [("now", path, head[target]) for target, path in found.head.items()]
     for node in found.tree.checkpoints:
-        paths = [disk.path for disk in sorted(node.disks, key=lambda disk: disk.target)]
-        if node.name in nodes and forest.hash(paths, found) != expected_hash(nodes[node.name]):
+        if {disk.target for disk in node.disks} == nodes.get(node.name, {}).keys():
+            wanted += [(node.name, disk.path, nodes[node.name][disk.target]) for disk in node.disks]
+        else:
             lost.add(node.name)
-    if forest.hash([path for _, path in sorted(found.head.items())], found) != expected_hash(head):
-        lost.add("now")
+    images: Disks = {}
+    lost |= {name for name, path, content in wanted if images.setdefault(path, content) != content}
+    wrong = forest.differing(images, found)
+    lost |= {name for name, path, _ in wanted if path in wrong}
     manifests = {str(forest.bare.directory / manifest.name(node.id)) for node in found.tree.nodes}
-    orphans = set(found.orphans()) | forest.files() ^ (found.needed() | manifests)
+    # By the images' own headers: what is only written down somewhere is needed by nobody.
+    needed = found.chains.needed({*found.head.values(), *(path for node in found.tree.nodes for path in node.paths())})
+    orphans = set(found.orphans()) | forest.files() ^ (needed | manifests)
     return Faults(tuple(sorted(lost)), tuple(sorted(orphans)))
 
 

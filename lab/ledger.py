@@ -79,13 +79,3 @@ class Ledger:
         """What the database holds."""
         rows = self._machine.sql("SELECT client || ' ' || sequence FROM entries", database=DATABASE)
         return {(int(client), int(sequence)) for client, sequence in (row.split() for row in rows.splitlines())}
-
-
-def longest_stall_ms(entries: list[Entry], from_ns: int, to_ns: int) -> float:
-    """The longest that any commit took which was under way in the given time."""
-    waits = [
-        entry.acknowledged_ns - entry.started_ns
-        for entry in entries
-        if entry.started_ns <= to_ns and entry.acknowledged_ns >= from_ns
-    ]
-    return max(waits, default=0) / 1e6

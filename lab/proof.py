@@ -25,7 +25,7 @@ class Recovery:
         if self.redo_starts is None:
             return 0
         assert self.log_ends is not None
-        return _number(self.log_ends) - _number(self.redo_starts)
+        return lsn(self.log_ends) - lsn(self.redo_starts)
 
 
 def recovery(machine: Machine) -> Recovery:
@@ -55,6 +55,7 @@ def _find(pattern: str, text: str) -> str | None:
     return match.group(1) if match else None
 
 
-def _number(lsn: str) -> int:
-    high, low = lsn.split("/")
+def lsn(text: str) -> int:
+    """A position in the log, as PostgreSQL prints it, as a number."""
+    high, low = text.split("/")
     return (int(high, 16) << 32) + int(low, 16)

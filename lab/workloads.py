@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lab.machine import Machine
+from lab.waits import Entry
 
 NOTES = "/run/quiesce-workload"
 
@@ -38,15 +39,6 @@ while left and not os.path.exists("%(notes)s/stop"):
         time.sleep(0.1)
     time.sleep(%(pause)s)
 """
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One acknowledged write; times are the guest's CLOCK_MONOTONIC in nanoseconds."""
-
-    key: str
-    started_ns: int
-    acknowledged_ns: int
 
 
 @dataclass(frozen=True)
@@ -142,16 +134,6 @@ class Load:
         return self._machine.run(workload.unclean, check=False).stdout.strip() if workload.unclean else ""
 
 
-def longest_wait_ms(entries: list[Entry], from_ns: int, to_ns: int) -> float:
-    """The longest that any write took which was under way in the given time."""
-    waits = [
-        entry.acknowledged_ns - entry.started_ns
-        for entry in entries
-        if entry.started_ns <= to_ns and entry.acknowledged_ns >= from_ns
-    ]
-    return max(waits, default=0) / 1e6
-
-
 _WAIT_FOR = """
 until {probe} >/dev/null 2>&1; do sleep 0.3; done
 """
@@ -231,6 +213,34 @@ END
     clients=2,
     unclean=MARIADB.unclean,
 )
+
+CONTAINER = Workload(
+    name="container",
+    setup="""
+        root=/srv/front
+        mkdir -p $root/usr $root/etc $root/tmp $root/dev $root/proc $root/sys $root/run $root/var/lib
+        for name in bin sbin lib lib64; do ln -s usr/$name $root/$name; done
+        cat >$root/etc/front.cfg <<'END'
+defaults
+    mode http
+    timeout connect 30s
+    timeout client 60s
+    timeout server 60s
+frontend front
+    bind 127.0.0.1:8082
+    default_backend shops
+backend shops
+    server one 127.0.0.1:8000
+END
+        podman run -d --name front --cgroup-parent=shop.slice --network host -v /usr:/usr:ro --rootfs $root \\
+            /usr/sbin/haproxy -f /etc/front.cfg
+    """,
+    client=WEB.client.replace('port = 8081 if name.endswith("1") else 8080', "port = 8082"),
+    stored=WEB.stored,
+    start="systemctl start mariadb lab-shop",
+    unclean=MARIADB.unclean,
+)
+"""A front end in a container, with the guest's own programs in it, so that no registry is needed."""
 
 _RESP = """
     import socket

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -68,6 +69,12 @@ class Quiesce:
         error = self(*arguments, expect=code)["error"]
         assert error["exit_code"] == code
         return f"{error['message']} {error['hint'] or ''}"
+
+
+def interruptible() -> None:
+    """To be run in a child before its program: Ctrl-C reaches it although whoever runs the tests, as in the background, ignores
+    it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from lab import Image
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(1500)
 def test_chaos(image: Image) -> None:
     """Every step of every verb's journal, random moments, libvirt and QEMU in the middle of merges, a real guest."""

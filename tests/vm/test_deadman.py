@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 
 from lab import Machine, ticker
-from lab.ledger import Ledger, longest_stall_ms
+from lab.ledger import Ledger
+from lab.waits import longest_wait_ms
 from quiesce.catalog.store import Catalog, operations_table
 from quiesce.hypervisor.vm import Vm
 from tests.host import Quiesce
+
+pytestmark = pytest.mark.alone
 
 WINDOW_S = 3.0
 
@@ -95,7 +98,7 @@ def assert_released_in_time(machine: Machine, *, at_least_ms: float) -> None:
     time.sleep(1)
     assert len(ledger.acknowledged()) > len(entries), "the database is still held"
     limit_ms = (WINDOW_S + 1) * 1000
-    stall_ms = longest_stall_ms(ledger.acknowledged(), 0, 2**63)
+    stall_ms = longest_wait_ms(ledger.acknowledged(), 0, 2**63)
     tick_ms = ticker.longest_ms(machine)
     print(f"longest wait: filesystems {tick_ms:.0f} ms, database {stall_ms:.0f} ms, limit {limit_ms:.0f} ms")
     assert at_least_ms < tick_ms < limit_ms

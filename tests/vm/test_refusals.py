@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import libvirt
@@ -16,14 +16,22 @@ from lab.bare import Bare, directory
 from tests.host import Quiesce
 
 
+def pools(machine: Machine) -> set[str]:
+    """Storage pools of the VM's directory; others may be made beside us."""
+    found = set()
+    for pool in machine.connection.listAllStoragePools():
+        with suppress(libvirt.libvirtError):  # gone meanwhile
+            found |= {pool.name()} if machine.name in pool.XMLDesc(0) else set()
+    return found
+
+
 @contextmanager
 def unchanged(machine: Machine, quiesce: Quiesce) -> Iterator[None]:
     """Nothing of the VM, its files or the catalog changes in this block, and the guest goes on."""
 
     def state() -> object:
         files = {(path.name, path.stat().st_ino) for path in machine.directory.iterdir()}
-        pools = {pool.name() for pool in machine.connection.listAllStoragePools()}
-        return machine.domain.XMLDesc(0), machine.domain.state()[0], files, pools, quiesce("tree", machine.name)
+        return machine.domain.XMLDesc(0), machine.domain.state()[0], files, pools(machine), quiesce("tree", machine.name)
 
     before = state()
     yield

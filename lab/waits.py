@@ -1,0 +1,36 @@
+"""What clients were told, and how long they waited for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Acknowledged(Protocol):
+    """Times are CLOCK_MONOTONIC of wherever the client runs, in nanoseconds."""
+
+    @property
+    def started_ns(self) -> int: ...
+
+    @property
+    def acknowledged_ns(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One acknowledged write."""
+
+    key: str
+    started_ns: int
+    acknowledged_ns: int
+
+
+def longest_wait_ms(entries: Iterable[Acknowledged], from_ns: int, to_ns: int) -> float:
+    """The longest that any write took which was under way in the given time."""
+    waits = [
+        entry.acknowledged_ns - entry.started_ns
+        for entry in entries
+        if entry.started_ns <= to_ns and entry.acknowledged_ns >= from_ns
+    ]
+    return max(waits, default=0) / 1e6

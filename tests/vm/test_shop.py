@@ -1,0 +1,28 @@
+"""The shop: one application on three servers, whose books agree after every checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lab import network
+from lab.demo import Narrator
+from lab.shop import campaign, demo
+from lab.shop.servers import Servers
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(1500)
+def test_the_shop(tmp_path: Path) -> None:
+    """The demo, and the short form of the campaign: a checkpoint by quiesce, restored, and one by virsh in turn."""
+    say = Narrator(silent=False)
+    with Servers() as servers:
+        result = demo.run_demo(servers, tmp_path / "catalog.db", say)
+        print(result)
+        assert demo.holds(result)
+        report = campaign.run(servers, tmp_path / "catalog.db", say, rounds=1)
+        print(report)
+        assert report["good"]
+        assert report["in_turn"]["checkpoints"] == 1
+    assert network.left_behind() == []
