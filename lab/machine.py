@@ -41,6 +41,7 @@ URI = "qemu:///system"
 
 used_names: set[str] = set()
 """Names of all machines this process made."""
+POOLS_GONE_S = 60.0
 
 TPM_STATES = Path("/var/lib/libvirt/swtpm")
 """Where libvirt keeps what TPMs remember, in directories named by their machines' UUIDs."""
@@ -339,13 +340,26 @@ def left_behind() -> list[str]:
     try:
         tpm_states = set(TPM_STATES.glob("*")) - tpm_states_before  # before the domains: one without a domain was left
         domains = {domain.UUIDString(): domain.name() for domain in connection.listAllDomains()}
-        pools = [(pool.name(), pool.XMLDesc(0)) for pool in connection.listAllStoragePools()]
+        left = [name for name in domains.values() if name in used_names]
+        left += _pools_left(connection)
     finally:
         connection.close()
-    left = [name for name in domains.values() if name in used_names]
-    left += [name for name, xml in pools if any(used in xml for used in used_names)]
     left += [str(path) for path in tpm_states if path.name not in domains]
     return left + [str(path) for path in (cache.root() / "machines").glob("*") if path.name in used_names]
+
+
+def _pools_left(connection: libvirt.virConnect) -> list[str]:
+    """After a while: pools go when nobody uses any (quiesce.hypervisor.volumes), and other processes' tests may just do."""
+    deadline = time.monotonic() + POOLS_GONE_S
+    while True:
+        left = []
+        for pool in connection.listAllStoragePools():
+            with contextlib.suppress(libvirt.libvirtError):  # gone meanwhile
+                xml = pool.XMLDesc(0)
+                left += [pool.name()] if any(used in xml for used in used_names) else []
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
 
 
 def _remove_domain(name: str) -> None:

@@ -1,0 +1,81 @@
+"""Directories of images as storage pools, used by several operations at once."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from pathlib import Path
+
+from lab.bare import directory, pool
+from quiesce.hypervisor import storage_xml, volumes
+from quiesce.hypervisor.connection import Host
+
+SECONDS = 4
+
+
+def test_an_administrators_pool_is_listed_while_others_write_to_it() -> None:
+    """Broken: libvirt refuses to read a pool anew while a file is made in it, and one VM's operation would end another's."""
+    failures: list[Exception] = []
+    rounds = {"listed": 0, "written": 0}
+
+    def use(path: Path, name: str) -> None:
+        host = Host("qemu:///system")
+        deadline = time.monotonic() + SECONDS
+        try:
+            while time.monotonic() < deadline:
+                with volumes.directory(host, str(path)) as place:
+                    if name:
+                        place.write(name, b"x" * 300_000)
+                        place.create_flat(f"{name}.qcow2", 1024 * 1024)
+                        place.delete(f"{name}.qcow2")
+                        place.delete(name)
+                    else:
+                        place.volumes()
+                rounds["written" if name else "listed"] += 1
+        except Exception as error:  # told below, by the thread that can fail the test
+            failures.append(error)
+        finally:
+            host.close()
+
+    with directory() as path, pool(path):
+        threads = [threading.Thread(target=use, args=(path, name)) for name in ("", "one", "", "two")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert all(rounds.values())
+
+
+def test_the_last_to_use_a_pool_removes_all_that_were_made() -> None:
+    """Broken: whoever ends while another operation runs would leave a pool on the host for good."""
+
+    def ours() -> list[str]:
+        with contextlib.closing(Host("qemu:///system")) as host:
+            found = [pool.XMLDesc(0) for pool in host.connection.listAllStoragePools()]
+        return [path.name for path in paths if any(f"<path>{path}</path>" in xml for xml in found)]
+
+    def use_until_told() -> None:
+        with contextlib.closing(Host("qemu:///system")) as host, volumes.directory(host, str(paths[0])):
+            in_use.set()
+            told.wait(60)
+
+    in_use, told = threading.Event(), threading.Event()
+    with directory() as first, directory() as second, contextlib.closing(Host("qemu:///system")) as host:
+        paths = (first, second)
+        longer = threading.Thread(target=use_until_told)
+        longer.start()
+        assert in_use.wait(60)
+        # Made by hand: to make it as an operation does is to wait until nobody uses any.
+        name = f"{volumes.POOL_PREFIX}of-one-who-is-done"
+        host.connection.storagePoolCreateXML(storage_xml.directory_pool(name, str(second)), 0)
+        with volumes.directory(host, str(second)):
+            assert ours() == [first.name, second.name]
+        assert ours() == [first.name, second.name]
+        told.set()
+        longer.join()
+        deadline = time.monotonic() + 60  # other tests beside this one use pools too
+        while ours() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert ours() == []
