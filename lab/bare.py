@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import shutil
 import subprocess
@@ -66,7 +67,7 @@ class Bare:
         self.domain = self.connection.lookupByName(self.name)
 
     def remove(self) -> None:
-        if self.domain.isActive():
+        with contextlib.suppress(libvirt.libvirtError):  # not running
             self.domain.destroy()
         self.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
         self.connection.close()

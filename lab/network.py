@@ -27,12 +27,12 @@ Conflicts=shutdown.target
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/bin/sh -ec 'ip link set lo up; until card=$$(ls /sys/class/net | grep -v lo); do sleep 0.2; done; \\
-    ip address replace %ADDRESS%/24 dev $$card; ip link set $$card up'
+ExecStart=/bin/sh -ec 'ip link set lo up; until card=$$(ls /sys/class/net | grep -v lo) && \\
+    ip address replace %ADDRESS%/24 dev $$card && ip link set $$card up; do sleep 0.2; done'
 [Install]
 WantedBy=sysinit.target
 """
-"""Systemd takes two dollars for one."""
+"""Again and again, as udev may give the card another name meanwhile. Systemd takes two dollars for one."""
 
 
 @dataclass(frozen=True)

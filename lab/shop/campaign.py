@@ -86,7 +86,7 @@ class Campaign:
         self._say = say
         self.report = Report(rounds)
 
-    def run(self) -> Report:
+    def run(self) -> None:
         report = self.report
         found: dict[str, Books] = {}
         with Customers(self._servers.customer_entrance) as customers:
@@ -99,7 +99,6 @@ class Campaign:
             for _ in range(math.ceil(report.rounds / IN_TURN)):
                 self._in_turn(customers)
         report.client_errors += len(customers.errors)
-        return report
 
     def _by_quiesce(self, customers: Customers, name: str) -> Books:
         customers.wait_for(BETWEEN)
@@ -159,7 +158,12 @@ def _virsh(*words: str) -> str:
 def run(servers: Servers, catalog: Path, say: Narrator, rounds: int) -> dict[str, Any]:
     with Auditor() as auditor:
         campaign = Campaign(servers, auditor, catalog, say, rounds)
-        return asdict(campaign.run()) | {"good": campaign.report.good}
+        try:
+            campaign.run()
+        except BaseException:
+            say.say(f"seen until then: {asdict(campaign.report)}")
+            raise
+        return asdict(campaign.report) | {"good": campaign.report.good}
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ class ChannelTransport:
         self._received: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._unread = 0
         self._reason = "the guest agent's port was closed"
+        self._ended = False
         try:
             self._stream = vm.host.connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
             vm.domain.openChannel(PORT_NAME, self._stream, 0)
@@ -42,8 +43,11 @@ class ChannelTransport:
             raise HypervisorError(f"opening the agent's port of {vm.name}: {message}") from error
 
     def send(self, data: bytes, timeout: float) -> None:
+        """Sends nothing when the port was closed, as it is when the VM ends: libvirtd (11.3.0) dies of a write to it then."""
         deadline = time.monotonic() + timeout
         while data:
+            if self._ended:
+                raise ConnectionError(self._reason)
             try:
                 sent = self._stream.send(data)
             except libvirt.libvirtError as error:
@@ -94,6 +98,7 @@ class ChannelTransport:
 
     def _end(self, reason: str) -> None:
         self._reason = reason
+        self._ended = True
         with suppress(libvirt.libvirtError):
             self._stream.eventRemoveCallback()
         self._received.put(None)
