@@ -14,15 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lab import Machine, build, ready
+from lab import Machine, build, misbehaving, ready
 from lab.demo import Narrator, quiesce, window_ms
 
 SLOW_HOLD_MS = 1000
 WINDOW_S = "40"
-WRITER = (
-    "PYTHONPATH=/usr/local/lib/quiesce/quiesce-agent.pyz exec setsid python3 -m quiesce.testing.writer"
-    f" --data /srv/counter --delay hold={SLOW_HOLD_MS}"
-)
 
 
 def main() -> int:
@@ -38,11 +34,14 @@ def main() -> int:
         catalog = Path(scratch) / "catalog.db"
         machines = [stack.enter_context(Machine(image, start_from=start_from)) for _ in range(max(options.sizes))]
         for machine in machines:
-            machine.spawn(WRITER)
+            misbehaving.start(machine, f"--delay hold={SLOW_HOLD_MS}")
         alone = []
         for machine in machines:
-            node = quiesce("checkpoint", machine.name, "--name", "alone", "--window", WINDOW_S, catalog=catalog, say=say)
-            alone.append(window_ms(node))
+            nodes = [
+                quiesce("checkpoint", machine.name, "--name", f"alone {number}", "--window", WINDOW_S, catalog=catalog, say=say)
+                for number in range(options.rounds)
+            ]
+            alone.append(statistics.median(window_ms(node) for node in nodes))
         rows = []
         for size in options.sizes:
             quiesce("group", "create", f"of-{size}", *(each.name for each in machines[:size]), catalog=catalog, say=say)

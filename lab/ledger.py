@@ -72,6 +72,10 @@ class Ledger:
         entries = [Entry(*map(int, line.split())) for line in text.splitlines() if line.count(" ") == 3]
         return sorted(entries, key=lambda entry: entry.acknowledged_ns)
 
+    def forget(self) -> None:
+        """What was acknowledged so far is told no more."""
+        self._machine.run(f"truncate -s 0 {DIRECTORY}/client-[0-9]*")
+
     def errors(self) -> str:
         return self._machine.run(f"cat {DIRECTORY}/errors-*").stdout
 

@@ -23,6 +23,11 @@ def start(machine: Machine) -> None:
     machine.spawn("exec setsid python3 /run/ticker.py")
 
 
+def forget(machine: Machine) -> None:
+    """How often it has written, and how long it had to wait, is told from now on."""
+    machine.run("truncate -s 0 /run/ticks")
+
+
 def ticks(machine: Machine) -> int:
     """How often it has written."""
     return int(machine.run("wc -l </run/ticks").stdout)

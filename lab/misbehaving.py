@@ -1,0 +1,40 @@
+"""A guest's application that does as it is told, well or badly: `quiesce.testing.writer`."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+from lab.machine import URI, Machine
+from quiesce.hypervisor.vm import Vm
+from quiesce.operations import guest
+
+PROGRAM = (
+    "PYTHONPATH=/usr/local/lib/quiesce/quiesce-agent.pyz exec setsid python3 -m quiesce.testing.writer --data /srv/counter"
+)
+KNOWN_S = 60.0
+
+
+def start(machine: Machine, *options: str) -> None:
+    """Returns when the agent knows it. Raises TimeoutError."""
+    machine.spawn(f"{PROGRAM} {' '.join(options)}")
+    _wait(machine, known=True)
+
+
+def stop(machine: Machine) -> None:
+    """It takes leave of the agent, whatever it was doing. Raises TimeoutError."""
+    machine.run("pkill -TERM -f '[q]uiesce.testing.writer'")
+    _wait(machine, known=False)
+
+
+def _wait(machine: Machine, *, known: bool) -> None:
+    deadline = time.monotonic() + KNOWN_S
+    while _known(machine) is not known:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the test writer of {machine.name} is {'not ' if known else ''}known to the agent")
+        time.sleep(0.2)
+
+
+def _known(machine: Machine) -> bool:
+    with contextlib.closing(Vm(URI, machine.name)) as vm, guest.agent(vm) as (requester, _):
+        return any(writer.application == "test" for writer in requester.identify(guest.IDENTIFY_TIMEOUT_S).writers)
