@@ -370,7 +370,7 @@ def test_one_that_stays_open_is_named_and_nothing_stays_locked(server):
     server.transactions = [[(9, "app", 33, 2, None)]]
     writer = prepared()
     with pytest.raises(WriterError, match="thread 9 of user 'app' is in a transaction for 33 s") as raised:
-        writer.hold(deadline_in_ns(0.2))
+        writer.hold(deadline_in_ns(0.5))
     assert raised.value.outcome is Outcome.TIMEOUT
     assert writer.report().grade is Grade.CRASH
     assert all(connection.closed for connection in server.connections)
@@ -382,7 +382,7 @@ def test_a_table_that_stays_in_use_names_the_oldest_transaction(server):
     server.transactions = [[(9, "app", 33, 0, None)]]
     writer = prepared()
     with pytest.raises(WriterError, match=r"table `shop`.`b` was in use; thread 9 of user 'app'"):
-        writer.hold(deadline_in_ns(0.2))
+        writer.hold(deadline_in_ns(0.5))
 
 
 def test_an_old_list_of_transactions_is_not_believed(server):
@@ -486,9 +486,9 @@ def test_a_server_that_says_nothing_is_not_waited_for_beyond_the_deadline(server
     server.waits["SHOW BINLOG STATUS"] = 10**6
     started = time.monotonic()
     with pytest.raises(WriterError, match="no answer in time") as raised:
-        writer.hold(deadline_in_ns(0.1))
+        writer.hold(deadline_in_ns(0.3))
     assert raised.value.outcome is Outcome.TIMEOUT
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 1.3
 
 
 def test_a_table_dropped_since_prepare_is_passed_over(server):

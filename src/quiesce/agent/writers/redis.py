@@ -176,14 +176,21 @@ class Server(ApplicationWriter):
 
     def _until(self, obstacle: Callable[[Info], str], deadline_ns: int) -> Info:
         """Waits until nothing stands in the way, and returns what the server then says of itself. Raises WriterError."""
+        found = ""
         while True:
-            info = self._info(deadline_ns)
+            try:
+                info = self._info(deadline_ns)
+            except TimeoutError:
+                if not found:
+                    raise
+                break  # what stood in the way says more than the answer that did not come
             found = obstacle(info)
             if not found:
                 return info
             if time.monotonic_ns() + POLL_S * 1e9 >= deadline_ns:
-                raise WriterError(f"it did not come to rest in time: {found}", Outcome.TIMEOUT)
+                break
             time.sleep(POLL_S)
+        raise WriterError(f"it did not come to rest in time: {found}", Outcome.TIMEOUT)
 
     def on_release(self) -> None:
         if self._keeps_nothing:
