@@ -25,10 +25,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import select
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -141,22 +143,23 @@ def run(writer: Writer) -> NoReturn:
     """
     turn = _Turn(writer)
     wait_s = FIRST_WAIT_S
-    while True:
-        session = _Session(writer, turn)
-        try:
-            session.serve()
-            reason = "the agent hung up"
-        except RefusedError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the agent is there to stay, whatever became of this connection
-            reason = str(error)
-        except BaseException:
-            if session.announced:
-                leave(writer)
-            raise
-        wait_s = FIRST_WAIT_S if session.registered else min(2 * wait_s, LONGEST_WAIT_S)
-        _logger.info("%s: %s; trying again in %.1f s", writer.name, reason, wait_s)
-        time.sleep(wait_s)
+    with _Alarm() as alarm:
+        while True:
+            session = _Session(writer, turn, alarm)
+            try:
+                session.serve()
+                reason = "the agent hung up"
+            except RefusedError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the agent is there to stay, whatever became of this connection
+                reason = str(error)
+            except BaseException:
+                if session.announced:
+                    leave(writer)
+                raise
+            wait_s = FIRST_WAIT_S if session.registered else min(2 * wait_s, LONGEST_WAIT_S)
+            _logger.info("%s: %s; trying again in %.1f s", writer.name, reason, wait_s)
+            alarm.wait(wait_s)
 
 
 def leave(writer: Writer) -> None:
@@ -168,25 +171,74 @@ def leave(writer: Writer) -> None:
         connection.sendall(_line({"protocol": 1, "leave": writer.name}))
 
 
+class _Alarm:
+    """Waits that a signal ends, also one that came just before: Python runs a signal's handler only when a system call
+    has returned, so that one which begins just then would wait on, and the application stay held, until the agent speaks.
+    """
+
+    def __init__(self) -> None:
+        self._signals, self._rung = socket.socketpair()
+        self._before: int | None = None
+
+    def __enter__(self) -> _Alarm:
+        self._signals.setblocking(False)
+        self._rung.setblocking(False)
+        with contextlib.suppress(ValueError):  # only the main thread may, and it alone runs handlers
+            self._before = signal.set_wakeup_fd(self._rung.fileno(), warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.set_wakeup_fd(self._before)
+        self._signals.close()
+        self._rung.close()
+
+    def wait(self, seconds: float | None, connection: socket.socket | None = None) -> None:
+        """At the longest `seconds`; until `connection` has something to read."""
+        ends = time.monotonic() + (seconds or 0)
+        waits = select.poll()  # not select: a program may have more than a thousand files open
+        for each in (self._signals, connection):
+            if each:
+                waits.register(each, select.POLLIN)
+        while True:
+            ready = waits.poll(None if seconds is None else max(0, 1000 * (ends - time.monotonic())))
+            if any(descriptor != self._signals.fileno() for descriptor, _ in ready) or not ready:
+                return
+            with contextlib.suppress(BlockingIOError):
+                self._signals.recv(4096)
+
+    def lines(self, connection: socket.socket) -> Iterator[bytes]:
+        """What `connection` says, until its end. Raises OSError."""
+        rest = b""
+        while True:
+            self.wait(None, connection)
+            said = connection.recv(65536)
+            *lines, rest = (rest + said).split(b"\n")
+            yield from lines
+            if not said:
+                return
+
+
 class _Session:
     """One connection."""
 
-    def __init__(self, writer: Writer, turn: _Turn) -> None:
+    def __init__(self, writer: Writer, turn: _Turn, alarm: _Alarm) -> None:
         self.announced = False
         """The agent may know of it, now or as soon as it comes to read."""
         self.registered = False
         self._writer = writer
         self._turn = turn
+        self._alarm = alarm
 
     def serve(self) -> None:
         """Until the agent hangs up. The application is let go when this ends, however it does. Raises RefusedError, and
         OSError and others when the connection is of no more use."""
         try:
-            with self._writer.connect() as connection, connection.makefile("rb") as lines:
+            with self._writer.connect() as connection:
                 self.announced = True
                 with contextlib.suppress(BrokenPipeError):  # then why is there to be read
                     connection.sendall(_line(_registration(self._writer)))
-                for line in lines:
+                for line in self._alarm.lines(connection):
                     message = json.loads(line)
                     if "do" in message:
                         connection.sendall(self._answer(message))

@@ -29,6 +29,7 @@ class Machine:
         self.directory = directory
         self.qemu, self.vmware = directory / "fsfreeze-hook.d", directory / "backupScripts.d"
         self.azure = directory / "VMSnapshotScriptPluginConfig.json"
+        self._seen = 0
         for each in (self.qemu, self.vmware):
             each.mkdir()
 
@@ -48,8 +49,8 @@ class Machine:
     def order(self) -> list[str]:
         """How scripts were called since the last time."""
         path = self.directory / "order"
-        lines = path.read_text().splitlines() if path.exists() else []
-        path.unlink(missing_ok=True)
+        lines = path.read_text().splitlines()[self._seen :] if path.exists() else []
+        self._seen += len(lines)
         return lines
 
 

@@ -76,7 +76,7 @@ class Agent:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
-        self._listener.settimeout(5)
+        self._listener.settimeout(30)
         self._requests = 0
         self.connection = socket.socket(socket.AF_UNIX)
         self.lines = self.connection.makefile("rb")
@@ -85,7 +85,7 @@ class Agent:
         """Takes the next connection, having hung up the one before. Returns the line it began with."""
         self.hang_up()
         self.connection, _ = self._listener.accept()
-        self.connection.settimeout(5)
+        self.connection.settimeout(30)
         self.lines = self.connection.makefile("rb")
         return self.hear()
 
@@ -536,12 +536,56 @@ def test_the_shell_example_lets_go_when_it_ends(shopctl, end):
         assert shopctl.read_text().split() == ["pause", "resume"]
 
 
+def finding_the_agent_in(directory: Path) -> dict[str, str]:
+    """The environment of a program that uses `quiesce.writer`."""
+    (directory / "sitecustomize.py").write_text(
+        f"import quiesce.writer\nquiesce.writer.Writer.socket_path = {str(directory / 'writers.sock')!r}\n"
+    )
+    return {**os.environ, "PYTHONPATH": f"{directory}:{Path(sdk.__file__).parents[1]}"}
+
+
+SIGNALLED_IN_ANOTHER_THREAD = """
+import signal, sys, threading, time
+from quiesce.writer import Writer, run
+
+class Shop(Writer):
+    name = "shop"
+
+    def hold(self, timeout_ms):
+        threading.Thread(target=self.signalled).start()
+
+    def signalled(self):
+        time.sleep(0.3)  # `run` waits for the agent again
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    def release(self):
+        print("released", flush=True)
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+run(Shop())
+"""
+
+
+def test_a_signal_that_interrupts_no_system_call_is_not_slept_through(agent, tmp_path):
+    """Broken: what is stopped just as it begins to wait would hold its application until the window ends."""
+    environment = finding_the_agent_in(tmp_path)
+    command = [sys.executable, "-c", SIGNALLED_IN_ANOTHER_THREAD]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as program:
+        try:
+            assert agent.accept()["writer"] == "shop"
+            agent.say({"registered": "external:shop"})
+            agent.ask("prepare", window_ms=60_000)
+            agent.ask("hold", timeout_ms=3000)
+            assert agent.lines.readline() == b""
+            assert program.stdout and program.stdout.readline() == b"released\n"
+            assert agent.accept() == {"protocol": 1, "leave": "shop"}
+        finally:
+            program.kill()
+
+
 def test_the_python_example_holds_and_lets_go(shopctl, agent, tmp_path):
     """Broken: whoever starts from the example would start from a mistake."""
-    (tmp_path / "sitecustomize.py").write_text(
-        f"import quiesce.writer\nquiesce.writer.Writer.socket_path = {str(tmp_path / 'writers.sock')!r}\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(sdk.__file__).parents[1]}"}
+    environment = finding_the_agent_in(tmp_path)
     with subprocess.Popen([sys.executable, EXAMPLES / "example.py"], env=environment) as example:
         try:
             assert agent.accept()["writer"] == "shop"

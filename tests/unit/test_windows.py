@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,8 @@ from quiesce.wire.messages import PORT_NAME
 from quiesce.wire.requester import AgentRefusedError
 from tests.unit.conftest import Fake
 
-HOLD_S = 0.3
+SHORT_HOLD_S = 1.0
+"""Where a test waits for the end of VSS's hold; elsewhere VSS's own limit leaves room for a busy machine."""
 HELD_TOO_LONG = "guest-fsfreeze-thaw in web1: couldn't hold writes: fsfreeze is limited up to 10 seconds"
 VOLUMES = [Volume("C:\\", "NTFS", "c"), Volume("D:\\", "NTFS", "d"), Volume("System Reserved", "NTFS", "r")]
 DVD = Volume("E:\\", "UDF", "e")
@@ -119,8 +121,8 @@ class Guest:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """VSS as it is, but for its clock."""
-    for name, seconds in (("VSS_HOLD_S", HOLD_S), ("LET_GO_S", 1.0), ("PAUSE_S", 0.01), ("ANSWER_S", 0.1)):
+    """A host that has less patience."""
+    for name, seconds in (("LET_GO_S", 5.0), ("PAUSE_S", 0.01), ("ANSWER_S", 0.1)):
         monkeypatch.setattr(windows, name, seconds)
 
 
@@ -185,13 +187,13 @@ def test_the_preparation_of_vss_is_no_part_of_the_window(host, guest):
     """Broken: a guest whose writers need longer to prepare than volumes may be held could never be checkpointed."""
 
     def slowly() -> int:
-        time.sleep(2 * HOLD_S)
+        time.sleep(2 * SHORT_HOLD_S)
         return 3
 
     guest.on_freeze = slowly
-    node = take(host, window_s=HOLD_S)
+    node = take(host, window_s=SHORT_HOLD_S)
     assert node.consistency is Consistency.APPLICATION
-    assert node.stall_us >= 2 * HOLD_S * 1e6  # an upper bound, for VSS does not tell when it began to hold
+    assert node.stall_us >= 2 * SHORT_HOLD_S * 1e6  # an upper bound, for VSS does not tell when it began to hold
 
 
 FAILURES = {
@@ -261,8 +263,9 @@ def test_a_freeze_that_comes_late_is_thawed_all_the_same(host, guest):
     assert host.warnings() == []
 
 
-def test_a_guest_that_never_answers_again_does_not_keep_us(host, guest):
+def test_a_guest_that_never_answers_again_does_not_keep_us(host, guest, monkeypatch):
     """Broken: a hung guest would hang the host's side, or its user never learn how it stands."""
+    monkeypatch.setattr(windows, "LET_GO_S", 1.0)
 
     def never() -> int:
         guest.busy_until = time.monotonic() + 3600
@@ -272,7 +275,7 @@ def test_a_guest_that_never_answers_again_does_not_keep_us(host, guest):
     begun = time.monotonic()
     with pytest.raises(ConsistencyError):
         take(host)
-    assert 1.0 <= time.monotonic() - begun < 3.0
+    assert 1.0 <= time.monotonic() - begun < 10
     (warning,) = host.warnings()
     assert "does not confirm that it has thawed" in warning
     assert "virsh domfsthaw web1" in warning
@@ -289,7 +292,7 @@ def test_a_guest_that_is_gone_is_not_waited_for(host, guest):
     begun = time.monotonic()
     with pytest.raises(ConsistencyError, match="not connected"):
         take(host)
-    assert time.monotonic() - begun < 0.9
+    assert time.monotonic() - begun < windows.LET_GO_S
 
 
 def test_a_thaw_without_an_answer_is_no_success(host, guest):
@@ -309,10 +312,11 @@ def test_a_thaw_without_an_answer_is_no_success(host, guest):
 
 def test_a_switch_that_takes_longer_than_vss_holds_is_given_up(host, guest, monkeypatch):
     """Broken: a checkpoint would be waited for that VSS has long disowned; worse, it would be kept."""
+    monkeypatch.setattr(windows, "VSS_HOLD_S", SHORT_HOLD_S)
     switch = host.vm.switch
 
     def slowly(overlays: Any) -> None:
-        time.sleep(2 * HOLD_S)
+        time.sleep(2 * SHORT_HOLD_S)
         switch(overlays)
 
     monkeypatch.setattr(host.vm, "switch", slowly)
@@ -335,16 +339,17 @@ def test_somebody_elses_freeze_is_left_alone(host, guest):
 # -- the requester by itself
 
 
-def test_a_thaw_that_was_late_is_disowned_even_if_vss_says_nothing(guest):
+def test_a_thaw_that_was_late_is_disowned_even_if_vss_says_nothing(guest, monkeypatch):
     """Broken: a host that stood still in the window would trust that VSS noticed."""
+    monkeypatch.setattr(windows, "VSS_HOLD_S", 0.1)
     vss = VssRequester("web1", guest)
     vss.prepare(10_000, True, 1)
     vss.freeze(1)
-    time.sleep(HOLD_S)
+    time.sleep(0.1)
     assert not vss.thaw(1).unbroken
     (writer,) = vss.release(Level.SYSTEM, 1).writers
     assert (writer.grade, writer.outcome) == (Grade.CRASH, Outcome.TIMEOUT)
-    assert "told to let go after 0.3 s" in writer.reason
+    assert re.search(r"told to let go after \d+\.\d s; VSS holds for 0\.1 s", writer.reason)
 
 
 def test_volumes_that_vss_leaves_out_are_named_by_number(guest):
