@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from lab import Image, Machine, SavedMachine
@@ -38,3 +40,40 @@ def test_two_servers(image: Image, ready: SavedMachine, quiesce: Quiesce) -> Non
             server.wait_for_guest()
             server.wait_for_postgresql()
             assert server.sql("SELECT x FROM t") == "1"
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(600)
+def test_a_server_that_is_not_taken(image: Image, ready: SavedMachine, quiesce: Quiesce) -> None:
+    """It is asked all the same: what it did since; as a standby, whether it could still follow."""
+    with Machine(image, start_from=ready) as db, Machine(image, start_from=ready) as other:  # clones: of one system identifier
+        quiesce("group", "create", "shop", f"{db.name}:back", f"{other.name}:external")
+
+        def asked(checkpoint: str) -> tuple[str, str]:
+            """(verdict, what is said of PostgreSQL)"""
+            (server,) = quiesce("group", "divergence", f"shop@{checkpoint}")["servers"]
+            assert server["vm"] == other.name
+            return server["verdict"], " ".join(finding["text"] for finding in server["findings"])
+
+        db.sql("CREATE TABLE t (x int)")
+        taken = quiesce("group", "checkpoint", "shop", "--name", "then", "--window", "30", timeout=300)
+        assert [node["vm_name"] for node in taken["checkpoints"]] == [db.name]
+        assert asked("then")[0] == "agrees"
+        other.sql("CREATE TABLE t AS SELECT generate_series(1, 50000)")
+        verdict, said = asked("then")
+        assert verdict == "moved"
+        assert re.search(r"PostgreSQL 17/main has moved \d+ transactions? \(LSN \S+ -> \S+\) since", said), said
+        assert said in quiesce.fails("restore", f"{db.name}@then", code=4)
+        assert said in quiesce.fails("group", "restore", "shop@then", code=4)
+        assert db.sql("SELECT count(*) FROM t") == "0", "the refused restores touched it"
+
+        other.run("runuser -u postgres -- touch /var/lib/postgresql/17/main/standby.signal; pg_ctlcluster 17 main restart")
+        other.wait_for_postgresql()
+        verdict, said = asked("then")
+        assert verdict == "moved"
+        assert re.search(r"which follows, is [\d,]+ bytes ahead of the checkpoint .*could not follow", said), said
+        db.sql("INSERT INTO t SELECT generate_series(1, 200000)")
+        quiesce("group", "checkpoint", "shop", "--name", "later", "--window", "30", timeout=300)
+        verdict, said = asked("later")
+        assert verdict == "agrees"
+        assert "can follow from there" in said
