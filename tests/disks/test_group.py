@@ -121,6 +121,11 @@ def test_a_member_that_fails_leaves_nothing_with_the_others(application: Applica
     assert [item for item in doctor(application.context, None, repair=False) if item.found] == []
 
 
+def told_by_doctor(application: Application, number: int, *, repair: bool) -> list[str]:
+    (diagnosis,) = doctor(application.context, application.vms[number].name, repair=repair)
+    return [*diagnosis.found, *diagnosis.mended]
+
+
 def test_all_members_are_restored_or_the_same_call_goes_on(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused before anything is touched where it cannot be had; interrupted, what is done is not done again."""
     taken = application.take("now")
@@ -139,6 +144,11 @@ def test_all_members_are_restored_or_the_same_call_goes_on(application: Applicat
         with pytest.raises(HypervisorError, match="not this one"):
             group_restore(application.context, "shop@now")
     assert seen == [application.vms[0].name, failing]  # the front end first
+    assert not told_by_doctor(application, 0, repair=False)
+    for number, repair in ((1, False), (2, True)):
+        found, *mended = told_by_doctor(application, number, repair=repair)
+        assert "the group restore begun at" in found
+        assert ["`quiesce group restore shop@now` goes on" in line for line in mended] == [True] * repair
     restored = group_restore(application.context, "shop@now")
     assert [item.checkpoint.vm_name for item in restored.restored] == [vm.name for vm in application.vms[1:]]
     assert not any(vm.domain.isActive() for vm in application.vms)

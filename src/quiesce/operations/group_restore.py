@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from quiesce.catalog.journal import Journal
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError, RefusedError
 from quiesce.model.events import Warned
@@ -67,12 +68,13 @@ def group_restore(
             require_agreement(context, nodes)
         tiers = _tiers(context, part)
         left = _left(context, [(vms[node.id], node) for node in nodes], starting=start)
-        restored = [
-            restore_planned(context, vms[node.id], _part(node), discard_current=discard_current)
-            for tier in reversed(START_ORDER)
-            for node in left
-            if tiers.get(node.vm_uuid, Tier.MIDDLE) is tier
-        ]
+        pending = [(node, _begun(context, vms[node.id], reference)) for node in left]  # of all, before any is touched
+        restored = []
+        for tier in reversed(START_ORDER):
+            for node, journal in pending:
+                if tiers.get(node.vm_uuid, Tier.MIDDLE) is tier:
+                    restored.append(restore_planned(context, vms[node.id], _part(node), discard_current=discard_current))
+                    journal.finish("done")
         if start:
             for tier in START_ORDER:
                 members = [node for node in nodes if tiers.get(node.vm_uuid, Tier.MIDDLE) is tier]
@@ -82,6 +84,13 @@ def group_restore(
 
 def _part(node: Checkpoint) -> CheckpointReference:
     return CheckpointReference(node.vm_uuid, node.id)
+
+
+def _begun(context: Context, vm: Vm, reference: str) -> Journal:
+    """So that it is known of each member that the others may have gone back without it."""
+    journal = Journal(context.catalog, vm.host.name, vm.uuid, "group restore")
+    journal.intend("put back", reference=reference)
+    return journal
 
 
 def _tiers(context: Context, part: GroupPart) -> dict[str, Tier]:

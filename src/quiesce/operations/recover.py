@@ -42,6 +42,8 @@ def recover(context: Context, vm: Vm) -> list[str]:
                 outcome = _restore(context, vm, operation)
             case "delete":
                 outcome = "goes on with the next deletion, or with `quiesce doctor --repair`"
+            case "group restore":
+                outcome = _group_restore(operation)
             case "export":
                 outcome = _export(vm, operation)
             case "import":
@@ -104,6 +106,13 @@ def _restore(context: Context, vm: Vm, operation: Interrupted) -> str:
                 images.write_manifest(context, vm, safety)
             return "was completed"
     return "was undone; the VM stands where it did"
+
+
+def _group_restore(operation: Interrupted) -> str:
+    """Whether to go on is its user's to say: meanwhile the members may have been started."""
+    for step in operation.details("put back"):
+        return f"may have put other servers back without this one; `quiesce group restore {step['reference']}` goes on"
+    return "had not begun"
 
 
 def _export(vm: Vm, operation: Interrupted) -> str:
