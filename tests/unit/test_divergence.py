@@ -136,6 +136,25 @@ def test_whether_a_standby_could_follow_is_not_guessed(now):
     assert found(None, [now], [postgresql()])[0] is Verdict.UNKNOWN
 
 
+@pytest.mark.parametrize("now", [{}, {"in_progress_xids": "799"}])
+def test_a_transaction_that_was_open_and_ended_is_no_agreement(now):
+    """Broken: what committed since, with a number from before, would be called the same."""
+    then = postgresql(in_progress_xids="790,799")
+    assert compared(then, postgresql(in_progress_xids="790,799")) == (Verdict.AGREES, f"PostgreSQL 17/main {STANDS}")
+    assert compared(then, postgresql(**now)) == (
+        Verdict.MOVED,
+        "PostgreSQL 17/main has ended transactions that were open then (LSN 0/100 -> 0/100)",
+    )
+
+
+def test_a_standby_is_ahead_by_what_it_has_yet_to_replay():
+    """Broken: a delayed standby would be left in service with a future that its primary no longer has."""
+    verdict, (text,) = found(None, [standby("0/50", receive_lsn="0/110")], [postgresql(lsn="0/100")])
+    assert verdict is Verdict.MOVED
+    assert "is 16 bytes ahead of the checkpoint (LSN 0/100 -> 0/110)" in text
+    assert found(None, [standby("0/100", receive_lsn="0/50")], [postgresql(lsn="0/100")])[0] is Verdict.AGREES
+
+
 def test_a_standby_of_somebody_else_is_judged_by_what_it_has_replayed():
     """Broken: it would seem to stand still, as it takes no transaction numbers of its own."""
     assert compared(standby("0/100"), standby("0/100")) == (Verdict.AGREES, f"PostgreSQL 17/main {STANDS}")

@@ -213,9 +213,17 @@ class Server:
 def test_a_running_cluster_says_where_it_stands(log):
     """Broken: nobody could tell whether it moved since a checkpoint, whose transaction numbers are written by epochs."""
     cluster = _cluster(log)
-    cluster._control = Server([["7", "1", "0/100", str((1 << 32) + 1000)]])
+    cluster._control = Server([["7", "1", "0/100", str((1 << 32) + 1000), []]])
     cluster._see_position()
     assert cluster.position == {"system_identifier": "7", "timeline": "1", "next_xid": "1:1000", "insert_lsn": "0/100"}
+
+
+def test_a_running_cluster_names_transactions_that_have_not_ended(log):
+    """Broken: one that commits later, with a number from before, would not show."""
+    cluster = _cluster(log)
+    cluster._control = Server([["7", "1", "0/100", "1000", ["990", "998"]]])
+    cluster._see_position()
+    assert cluster.position["in_progress_xids"] == "990,998"
 
 
 @pytest.fixture

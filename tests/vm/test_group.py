@@ -56,9 +56,19 @@ def test_a_server_that_is_not_taken(image: Image, ready: SavedMachine, quiesce: 
             return server["verdict"], " ".join(finding["text"] for finding in server["findings"])
 
         db.sql("CREATE TABLE t (x int)")
+        opened = "-c BEGIN -c 'SELECT pg_current_xact_id()' -c 'SELECT pg_sleep(3600)'"
+        other.spawn(f"runuser -u postgres -- psql -X -d postgres {opened}")
+        other.run(
+            "until [ $(runuser -u postgres -- psql -XAt -c 'SELECT count(backend_xid) FROM pg_stat_activity') = 1 ]; do :; done"
+        )
+        other.sql("SELECT pg_current_xact_id()")  # one that begins later, and ends
         taken = quiesce("group", "checkpoint", "shop", "--name", "then", "--window", "30", timeout=300)
         assert [node["vm_name"] for node in taken["checkpoints"]] == [db.name]
         assert asked("then")[0] == "agrees"
+        other.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_xid IS NOT NULL")
+        verdict, said = asked("then")
+        assert verdict == "moved"
+        assert "has ended transactions that were open then" in said
         other.sql("CREATE TABLE t AS SELECT generate_series(1, 50000)")
         verdict, said = asked("then")
         assert verdict == "moved"

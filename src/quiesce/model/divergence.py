@@ -128,6 +128,8 @@ def _postgresql(before: Writer, now: Writer) -> tuple[Verdict, str]:
     first, second = (_transaction_id(writer.position.get("next_xid")) for writer in (before, now))
     if first is not None and second is not None:
         where = f"LSN {before.position.get('insert_lsn', '?')} -> {now.position.get('insert_lsn', '?')}"
+        if first == second and before.position.get("in_progress_xids") != now.position.get("in_progress_xids"):
+            return Verdict.MOVED, f"has ended transactions that were open then ({where})"
         return _moved(second - first, "transaction", where)
     first, second = (lsn(writer.position.get("replay_lsn", "")) for writer in (before, now))
     if first is None or second is None:
@@ -226,10 +228,12 @@ def _standby(replica: Writer, primary: Writer) -> tuple[int, str, str] | None:
     """On another timeline the same LSN may be of another log."""
     if any(replica.position.get(key) != primary.position.get(key) for key in ("system_identifier", "timeline")):
         return None
-    replayed, end = lsn(replica.position.get("replay_lsn", "")), lsn(primary.position.get("insert_lsn", ""))
+    end = lsn(primary.position.get("insert_lsn", ""))
+    replayed, received = (lsn(replica.position.get(key, "")) for key in ("replay_lsn", "receive_lsn"))
     if not replayed or end is None:  # 0/0: none yet
         return None
-    return replayed - end, "byte", f"LSN {primary.position['insert_lsn']} -> {replica.position['replay_lsn']}"
+    key = "receive_lsn" if received and received > replayed else "replay_lsn"
+    return max(replayed, received or 0) - end, "byte", f"LSN {primary.position['insert_lsn']} -> {replica.position[key]}"
 
 
 def _replica(replica: Writer, primary: Writer) -> tuple[int, str, str] | None:

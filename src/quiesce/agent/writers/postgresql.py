@@ -63,7 +63,8 @@ FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() 
 """
 _NOW = """
 SELECT s.system_identifier::text, c.timeline_id::text, pg_current_wal_insert_lsn()::text,
-       pg_snapshot_xmax(pg_current_snapshot())::text
+       pg_snapshot_xmax(pg_current_snapshot())::text,
+       ARRAY(SELECT x::text FROM pg_snapshot_xip(pg_current_snapshot()) x)
 FROM pg_control_checkpoint() c, pg_control_system() s
 """
 _POSITION = """
@@ -138,11 +139,13 @@ class Cluster(ApplicationWriter):
 
     def _see_standby(self) -> None:
         self.role = "standby"
-        system, timeline, replayed = self._control.run(
-            "SELECT s.system_identifier::text, c.timeline_id, pg_last_wal_replay_lsn()::text"
+        system, timeline, replayed, received = self._control.run(
+            "SELECT s.system_identifier::text, c.timeline_id, pg_last_wal_replay_lsn()::text, pg_last_wal_receive_lsn()::text"
             " FROM pg_control_system() s, pg_control_checkpoint() c"
         )[0]
         self.position = {"system_identifier": system, "timeline": str(timeline), "replay_lsn": replayed or "0/0"}
+        if received:  # since it started; what it has not replayed yet, it will
+            self.position["receive_lsn"] = received
         raise WriterError(
             "a standby: it always starts with recovery, from its last restart point, and follows its primary again;"
             " checkpoint the primary for an application-consistent image",
@@ -152,7 +155,7 @@ class Cluster(ApplicationWriter):
 
     def _see_position(self) -> None:
         """Where it stands while it runs: without what only a hold can say of its log."""
-        system, timeline, insert, next_xid = self._control.run(_NOW)[0]
+        system, timeline, insert, next_xid, in_progress = self._control.run(_NOW)[0]
         epoch, xid = divmod(int(next_xid), 1 << 32)
         self.position = {
             "system_identifier": system,
@@ -160,6 +163,8 @@ class Cluster(ApplicationWriter):
             "next_xid": f"{epoch}:{xid}",  # as pg_control_checkpoint() has it
             "insert_lsn": insert,
         }
+        if in_progress:  # numbers taken before, whose changes come all the same
+            self.position["in_progress_xids"] = ",".join(in_progress)
 
     def _refuse_prepared_transactions(self) -> None:
         prepared = self._control.run(
