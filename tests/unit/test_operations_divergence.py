@@ -339,6 +339,16 @@ def test_a_restore_of_a_whole_group_is_not_told_to_restore_the_group(servers):
     assert raised.value.hint == "--accept-divergence restores it all the same"
 
 
+def test_a_group_restore_that_would_be_refused_as_well_is_not_offered(servers):
+    """Broken: an administrator would be sent from one refusal to the next."""
+    servers.start("web", "db", "mail")
+    web, _ = servers.take("web", "db", seen=(witness("mail", redis(1)),))
+    servers.says.update(db=5, mail=3)
+    with pytest.raises(DivergenceError) as raised:
+        require_agreement(servers.context, [web])
+    assert raised.value.hint == "--accept-divergence restores it all the same"
+
+
 def test_a_restore_with_which_all_agree_is_not_refused(servers):
     """Broken: --accept-divergence would become a habit."""
     servers.start("web", "db")

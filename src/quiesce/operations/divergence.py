@@ -48,8 +48,11 @@ def require_agreement(context: Context, going: Sequence[Checkpoint]) -> None:
     servers = _servers(context, going)
     disagreeing = [each for each in servers if not each.agrees]
     if disagreeing:
-        group = next((node.group for node in going if node.group and len(node.group.members) > len(going)), None)
-        together = f"restore all of them: quiesce group restore {group.group}@{group.name}; or " if group else ""
+        group = next((node.group for node in going if node.group), None)
+        parts = {part.vm_name for part in context.catalog.parts(group.id)} if group else set()
+        together = ""
+        if group and {each.vm_name for each in disagreeing} <= parts:  # or else that would be refused as well
+            together = f"restore all of them: quiesce group restore {group.group}@{group.name}; or "
         raise DivergenceError(
             f"other servers would disagree with {', '.join(f'{node.vm_name}@{node.name}' for node in going)}:\n"
             + "\n".join(f"  {each}" for each in disagreeing),
