@@ -73,8 +73,9 @@ def test_a_server_that_is_not_taken(image: Image, ready: SavedMachine, quiesce: 
         verdict, said = asked("then")
         assert verdict == "moved"
         assert re.search(r"PostgreSQL 17/main has moved \d+ transactions? \(LSN \S+ -> \S+\) since", said), said
-        assert said in quiesce.fails("restore", f"{db.name}@then", code=4)
-        assert said in quiesce.fails("group", "restore", "shop@then", code=4)
+        told = said.partition(" -> ")[0]  # its log moves by itself meanwhile
+        assert told in quiesce.fails("restore", f"{db.name}@then", code=4)
+        assert told in quiesce.fails("group", "restore", "shop@then", code=4)
         assert db.sql("SELECT count(*) FROM t") == "0", "the refused restores touched it"
 
         other.run("runuser -u postgres -- touch /var/lib/postgresql/17/main/standby.signal; pg_ctlcluster 17 main restart")
