@@ -157,7 +157,7 @@ class Machine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if error is not None:
-            print(f"--- console of {self.name} ---\n{self.console()[-3000:]}", file=sys.stderr)
+            print(self.explanation(), file=sys.stderr)
         self._stack.close()
 
     def reconnect(self) -> None:
@@ -177,6 +177,14 @@ class Machine:
     def nvram(self) -> Path:
         """The UEFI variables of a machine with firmware."""
         return self.directory / "nvram.fd"
+
+    def explanation(self) -> str:
+        """What the guest has to say when a test failed."""
+        said = f"--- console of {self.name} ---\n{self.console()[-3000:]}"
+        with contextlib.suppress(Exception):
+            log = self.run("journalctl -b -u quiesce-agent --no-pager | tail -50").stdout
+            said += f"\n--- agent log of {self.name} ---\n{log}"
+        return said
 
     def console(self) -> str:
         try:

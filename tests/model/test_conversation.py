@@ -180,7 +180,7 @@ FOLLOWS = {
     Op.POST_CHECKPOINT: {"released"},
     Op.ABORT: {"idle", "prepared", "held", "frozen", "thawed", "released"},
     Op.STATUS: {"idle", "prepared", "held", "frozen", "thawed", "released"},
-    Op.HELLO: {"idle"},
+    Op.HELLO: {"idle", "prepared", "held", "frozen", "thawed", "released"},
     Op.IDENTIFY: {"idle"},
 }
 LEADS_TO = {
@@ -191,6 +191,7 @@ LEADS_TO = {
     Op.RELEASE: "released",
     Op.POST_CHECKPOINT: "idle",
     Op.ABORT: "idle",
+    Op.HELLO: "idle",  # a host that greets has just come: whose attempt it was, is gone
 }
 _USUAL = [Op.PREPARE, Op.HOLD, Op.FREEZE, Op.THAW, Op.RELEASE, Op.POST_CHECKPOINT]
 
@@ -322,6 +323,43 @@ def test_hanging_up_releases_the_guest(upto):
         assert not thread.is_alive()
         assert Recorder.made[0].calls == [op.value for op in _USUAL[:upto]] + ["abort"]
     assert raised == []
+
+
+@pytest.mark.parametrize("step", [Op.PREPARE, Op.HOLD, Op.FREEZE])
+def test_hanging_up_in_the_middle_of_a_step_releases_the_guest(step, monkeypatch):
+    """Broken: its answer would be tried to be written for ever, with the guest as the step left it and a processor spinning."""
+    write = os.write
+    with connected() as (host, thread, raised):
+        done = _USUAL[: _USUAL.index(step)]
+        send(host, *(request(op) for op in done))
+        answers(host, len(done))
+
+        def full(descriptor: int, data: bytes) -> int:
+            """As the virtio port's driver has it: without a host there is no room, and no error either."""
+            if threading.current_thread() is thread and host.fileno() < 0:
+                raise BlockingIOError
+            return write(descriptor, data)
+
+        def hanging_up(*arguments: object) -> object:
+            host.close()
+            return real(*arguments)
+
+        real = getattr(Recorder, step.value)
+        monkeypatch.setattr(os, "write", full)
+        monkeypatch.setattr(Recorder, step.value, hanging_up)
+        send(host, request(step))
+        thread.join(10)
+        assert not thread.is_alive()
+        assert Recorder.made[0].calls == [*(op.value for op in done), step.value, "abort"]
+    assert raised == []
+
+
+def test_a_host_that_comes_when_another_hung_up_unseen_finds_the_guest_released():
+    """Broken: who was interrupted and tries again would be refused for what the first attempt left."""
+    with connected() as (host, _, _raised):
+        send(host, request(Op.PREPARE), request(Op.HELLO, ""), request(Op.PREPARE, OTHER))
+        assert [code(answer) for answer in answers(host, 3)] == [None] * 3
+        assert [attempt.live for attempt in Recorder.made] == [False, True]
 
 
 def test_the_deadline_releases_the_guest_while_the_host_is_silent():

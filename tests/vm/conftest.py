@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -73,9 +72,7 @@ def machine(image: Image, ready: SavedMachine, request: pytest.FixtureRequest) -
 def _explain(machine: Machine, request: pytest.FixtureRequest) -> None:
     """What the guest has to say of a test that failed."""
     if request.node.stash.get(FAILED, False):
-        print(f"--- console of {machine.name} ---\n{machine.console()[-3000:]}")
-        with contextlib.suppress(Exception):
-            print("--- agent log ---\n" + machine.run("journalctl -b -u quiesce-agent --no-pager | tail -50").stdout)
+        print(machine.explanation())
 
 
 @pytest.fixture

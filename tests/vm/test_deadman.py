@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from lab import Machine, ticker
+from lab import Machine, misbehaving, ticker
 from lab.ledger import Ledger
 from lab.waits import longest_wait_ms
 from quiesce.catalog.store import Catalog, operations_table
 from quiesce.hypervisor.vm import Vm
+from quiesce.model.grades import Level
+from quiesce.operations import guest
 from tests.host import Quiesce
 
 pytestmark = pytest.mark.alone
@@ -134,6 +138,26 @@ def test_host_process_killed(machine: Machine, quiesce: Quiesce, frozen: Callabl
     assert unfinished(quiesce) == 1
     assert quiesce("doctor", machine.name, "--repair")[0]["mended"]
     assert_nothing_left(machine, quiesce)
+
+
+@pytest.mark.parametrize("step", ["prepare", "hold"])
+def test_host_gone_in_the_middle_of_a_step(machine: Machine, step: str) -> None:
+    """Seen when the step ends: not at the deadline, nor only when the next host comes."""
+    misbehaving.start(machine, f"--delay {step}=3000")
+    service = machine.run("systemctl show -P MainPID quiesce-agent").stdout.strip()
+    with contextlib.closing(Vm("qemu:///system", machine.name)) as vm, guest.agent(vm) as (requester, _):
+        with ThreadPoolExecutor(1) as thread:
+            if step == "prepare":
+                asked = thread.submit(requester.prepare, 60_000, False, 60)
+            else:
+                requester.prepare(60_000, False, 60)
+                asked = thread.submit(requester.hold, Level.BACK_END, 30)
+            time.sleep(1)
+            requester.close()
+            with pytest.raises(ConnectionError):
+                asked.result()
+        assert machine.run(f"pgrep -P {service}").stdout, "the step was over before"
+        machine.run(f"while pgrep -P {service}; do sleep 0.2; done", timeout=15)
 
 
 def test_host_process_stopped(machine: Machine, quiesce: Quiesce, frozen: Callable[[], Frozen]) -> None:

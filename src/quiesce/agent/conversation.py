@@ -34,11 +34,15 @@ ALLOWED: dict[Op, tuple[State, ...]] = {
     Op.RELEASE: (State.HELD, State.THAWED),
     Op.POST_CHECKPOINT: (State.RELEASED,),
     Op.ABORT: tuple(State),
-    Op.HELLO: (State.IDLE,),
+    Op.HELLO: tuple(State),
     Op.IDENTIFY: (State.IDLE,),
     Op.STATUS: tuple(State),
 }
 """The states each request may come in."""
+
+
+class _HungUpError(Exception):
+    """Nobody waits for the answer any more."""
 
 
 class Conversation:
@@ -62,6 +66,8 @@ class Conversation:
                     return
                 for line in self._splitter.feed(data):
                     self._write(framing.encode(self.answer(line)))
+        except _HungUpError:
+            return
         finally:
             self._drop_attempt()
 
@@ -126,6 +132,8 @@ class Conversation:
         return self._attempt
 
     def _hello(self, request: Request, deadline_ns: int) -> messages.HelloReply:
+        """Whoever greets has just come: one who was here before hung up, unseen if a step took that long."""
+        self._drop_attempt()
         with open("/proc/sys/kernel/random/boot_id") as file:
             boot_id = file.read().strip()
         return messages.HelloReply(
@@ -194,8 +202,11 @@ class Conversation:
             try:
                 data = data[os.write(self._port, data) :]
             except BlockingIOError:
-                if not poll.poll(WRITE_TIMEOUT_MS):
+                events = poll.poll(WRITE_TIMEOUT_MS)
+                if not events:
                     raise TimeoutError("the host does not read its answer") from None
+                if events[0][1] & select.POLLHUP:  # the driver has no room while no host is connected, and never will
+                    raise _HungUpError from None
 
 
 def _error(request_id: int, code: ErrorCode, message: str, found: tuple[Writer, ...] = ()) -> dict[str, Any]:
