@@ -43,8 +43,8 @@ def longest_wait_ms(entries: Iterable[Acknowledged], from_ns: int, to_ns: int) -
 
 
 class Standstill:
-    """How long this host itself stood still, and every guest with it, whoever held it: disks and processors of machines that run
-    tests are not theirs alone."""
+    """How long this host itself stood still, and every guest with it, whoever held it: a machine that runs tests may share its
+    disks and processors with others."""
 
     EVERY_S = 0.05
 
