@@ -29,11 +29,11 @@ from lab.machine import left_behind
 from lab.ready import ready
 from quiesce.catalog import exported
 from quiesce.catalog.store import Catalog
+from quiesce.context import Context
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Kind
 from quiesce.operations.checkpoint import checkpoint
-from quiesce.operations.context import Context
 from quiesce.operations.delete import delete
 from quiesce.operations.doctor import doctor
 from quiesce.operations.restore import restore

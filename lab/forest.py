@@ -17,10 +17,10 @@ import libvirt_qemu
 from lab.bare import Bare
 from quiesce.catalog import manifest
 from quiesce.catalog.store import Catalog
+from quiesce.context import Context
+from quiesce.disks.survey import Survey, survey
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.tree import Tree
-from quiesce.operations.context import Context
-from quiesce.operations.survey import Survey, survey
 from quiesce.operations.tree import tree
 
 SIZE = 1024 * 1024

@@ -6,8 +6,8 @@ import contextlib
 import time
 
 from lab.machine import URI, Machine
+from quiesce.guests import linux
 from quiesce.hypervisor.vm import Vm
-from quiesce.operations import guest
 
 PROGRAM = (
     "PYTHONPATH=/usr/local/lib/quiesce/quiesce-agent.pyz exec setsid python3 -m quiesce.testing.writer --data /srv/counter"
@@ -36,5 +36,5 @@ def _wait(machine: Machine, *, known: bool) -> None:
 
 
 def _known(machine: Machine) -> bool:
-    with contextlib.closing(Vm(URI, machine.name)) as vm, guest.agent(vm) as (requester, _):
-        return any(writer.application == "test" for writer in requester.identify(guest.IDENTIFY_TIMEOUT_S).writers)
+    with contextlib.closing(Vm(URI, machine.name)) as vm, linux.agent(vm) as (requester, _):
+        return any(writer.application == "test" for writer in requester.identify(linux.IDENTIFY_TIMEOUT_S).writers)

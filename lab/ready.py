@@ -12,8 +12,8 @@ from lab.image import Image, build
 from lab.machine import Machine, SavedMachine, saved
 from lab.workloads import Load
 from quiesce.catalog.store import Catalog
-from quiesce.operations import agent_archive
-from quiesce.operations.context import Context
+from quiesce.context import Context
+from quiesce.guests import archive
 from quiesce.operations.guest_install import guest_install
 
 
@@ -24,7 +24,7 @@ def booted(image: Image) -> SavedMachine:
 
 def ready(image: Image) -> SavedMachine:
     """The same with the agent."""
-    key = hashlib.sha256(agent_archive.build()).hexdigest()[:16]
+    key = hashlib.sha256(archive.build()).hexdigest()[:16]
     return saved(f"agent-{key}", image, _install, start_from=booted(image))
 
 
@@ -37,7 +37,7 @@ def _install(machine: Machine) -> None:
 
 def running(image: Image) -> SavedMachine:
     """A guest with the agent and every application running, but for RabbitMQ: with stores of their own and no clients yet."""
-    key = hashlib.sha256(agent_archive.build() + Path(workloads.__file__).read_bytes()).hexdigest()[:16]
+    key = hashlib.sha256(archive.build() + Path(workloads.__file__).read_bytes()).hexdigest()[:16]
     return saved(f"running-{key}", image, _start_all, start_from=ready(image))
 
 

@@ -11,7 +11,7 @@ from lab import ready
 from lab.image import build
 from lab.machine import Machine, SavedMachine, saved
 from lab.network import Network, network
-from quiesce.operations import agent_archive
+from quiesce.guests import archive
 
 ITEMS, LEVEL = 20, 1_000_000
 """Of each of so many items there are so many at first."""
@@ -61,7 +61,7 @@ TIERS = {"web": "front", "db": "back", "stock": "back"}
 def prepared() -> SavedMachine:
     """A guest that can be any of the servers: everything installed and empty, nothing running."""
     image = build(applications=True)
-    parts = (agent_archive.build(), Path(__file__).read_bytes(), SERVICE.read_bytes())
+    parts = (archive.build(), Path(__file__).read_bytes(), SERVICE.read_bytes())
     key = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     return saved(f"shop-{key}", image, _prepare, start_from=ready.ready(image))
 

@@ -11,13 +11,13 @@ import pytest
 from lab import victim
 from lab.bare import Bare, directory
 from lab.forest import Forest
+from quiesce.context import Context
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import HypervisorError, NameTakenError, NotFoundError, RefusedError
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
 from quiesce.operations import group
 from quiesce.operations.checkpoint import checkpoint
-from quiesce.operations.context import Context
 from quiesce.operations.delete import delete
 from quiesce.operations.doctor import doctor
 from quiesce.operations.group_checkpoint import Taken, group_checkpoint

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from lab.bare import pool
 from lab.forest import SIZE, TARGETS, UNIT, Disks, Forest, all_read_as, check
 from quiesce.catalog import exported
+from quiesce.disks.merges import anything_to_do
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Tree
@@ -22,7 +23,6 @@ from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
 from quiesce.operations.export import export
 from quiesce.operations.import_ import import_vm
-from quiesce.operations.merges import anything_to_do
 from quiesce.operations.rename import rename
 from quiesce.operations.restore import restore
 

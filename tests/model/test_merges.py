@@ -18,16 +18,17 @@ from hypothesis import strategies as st
 
 from quiesce.catalog import journal, manifest
 from quiesce.catalog.journal import Journal
+from quiesce.disks import images, merges
+from quiesce.disks.survey import Survey, survey
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, Tree
-from quiesce.operations import images, merges, recover
+from quiesce.operations import recover
 from quiesce.operations import restore as restoring
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
 from quiesce.operations.rename import rename
 from quiesce.operations.restore import restore
-from quiesce.operations.survey import Survey, survey
 from tests.strategies import examples
 from tests.unit.fake_host import FakeContext, FakeHost, FakeVm, MemoryCatalog
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from quiesce.disks.survey import Survey, survey
 from quiesce.model.events import Event, Warned
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, Tree
-from quiesce.operations.survey import Survey, survey
 from tests.unit.fake_host import FakeContext, FakeHost, FakeVm, MemoryCatalog
 
 

@@ -15,12 +15,12 @@ import pytest
 import sqlalchemy as sa
 
 from quiesce.catalog.store import Catalog
+from quiesce.context import Context
 from quiesce.hypervisor import domain_xml, merge, volumes
 from quiesce.hypervisor.storage_xml import Volume
 from quiesce.hypervisor.vm import Facts, PowerState
 from quiesce.model.errors import BusyError, HypervisorError, NotFoundError
 from quiesce.model.tree import Tree
-from quiesce.operations.context import Context
 
 UUID = "uuid-1"
 CAPACITY = 2**30

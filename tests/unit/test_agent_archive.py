@@ -1,4 +1,4 @@
-"""operations/agent_archive.py"""
+"""guests/archive.py"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quiesce.operations import agent_archive
+from quiesce.guests import archive as agent_archive
 
 
 @pytest.fixture(scope="module")

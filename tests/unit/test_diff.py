@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from quiesce.cli.main import app
+from quiesce.disks.survey import Survey
 from quiesce.hypervisor.storage_xml import Volume
 from quiesce.model import configuration, positions
 from quiesce.model.chains import Chains
@@ -14,7 +15,6 @@ from quiesce.model.positions import Change
 from quiesce.model.reports import Filesystem, FreezeState, Writer
 from quiesce.model.tree import Checkpoint, DiskImage, Tree
 from quiesce.operations.diff import DiskSide, disks, parted, writers
-from quiesce.operations.survey import Survey
 from tests.samples import node
 
 NAMES = ("web1@a", "web1")

@@ -1,4 +1,4 @@
-"""operations/images.py: what stands between an image and its removal. The catalog is real; the VM and its directories are
+"""disks/images.py: what stands between an image and its removal. The catalog is real; the VM and its directories are
 stand-ins that answer as libvirt does."""
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import pytest
 
 from quiesce.catalog.journal import Journal
 from quiesce.catalog.store import Catalog
+from quiesce.context import Context
+from quiesce.disks import images
+from quiesce.disks.survey import survey
 from quiesce.hypervisor import volumes
 from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.storage_xml import Volume
 from quiesce.model.errors import HypervisorError, NotFoundError, RefusedError
 from quiesce.model.events import Event, Warned
 from quiesce.model.tree import DiskImage
-from quiesce.operations import images
-from quiesce.operations.context import Context
-from quiesce.operations.survey import survey
 from tests.samples import node
 
 OLD = "/i/old.qcow2"

@@ -1,12 +1,12 @@
-"""operations/machine_files.py"""
+"""disks/machine_files.py"""
 
 from __future__ import annotations
 
 import pytest
 
+from quiesce.disks import machine_files
 from quiesce.model.errors import HypervisorError, NoSpaceError, NotFoundError
 from quiesce.model.tree import Role
-from quiesce.operations import machine_files
 from tests.unit.conftest import Fake
 
 NVRAM = "<os><nvram>/n/web1.fd</nvram></os>"

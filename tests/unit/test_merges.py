@@ -1,4 +1,4 @@
-"""operations/merges.py and delete.py: what is merged, in which order and where, and what waits. That nothing is lost on the way
+"""disks/merges.py and delete.py: what is merged, in which order and where, and what waits. That nothing is lost on the way
 is for tests/model/test_merges.py."""
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from quiesce.catalog.journal import Interrupted, Journal, Step
+from quiesce.disks import merges
+from quiesce.disks.merges import Waiting
 from quiesce.model.errors import BusyError, NoSpaceError, NotFoundError
 from quiesce.model.grades import Consistency
 from quiesce.model.tree import Checkpoint, DiskImage
-from quiesce.operations import merges
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
-from quiesce.operations.merges import Waiting
 from quiesce.operations.restore import restore
 from tests.samples import node
 from tests.unit.conftest import Fake, reference

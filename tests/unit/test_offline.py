@@ -1,4 +1,4 @@
-"""operations/offline.py: what the disks of a VM that is off are worth."""
+"""taking/offline.py: what the disks of a VM that is off are worth."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pytest
 from quiesce.model.errors import ConsistencyError
 from quiesce.model.grades import Consistency, Grade, Level
 from quiesce.model.reports import Writer
-from quiesce.operations import offline
-from quiesce.operations.attempt import Verdict
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
 from quiesce.operations.restore import restore
+from quiesce.taking import offline
+from quiesce.taking.part import Verdict
 from tests.unit.conftest import Fake, reference
 from tests.unit.test_survey import at
 

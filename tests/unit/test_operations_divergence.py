@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from quiesce import context as operations_context
 from quiesce.catalog.store import Catalog, New
+from quiesce.context import Context
 from quiesce.model.divergence import Verdict
 from quiesce.model.errors import AgentError, DivergenceError, NotFoundError, QuiesceError
 from quiesce.model.events import Event, PhaseStarted
@@ -16,9 +18,7 @@ from quiesce.model.groups import Group, Member, Tier
 from quiesce.model.names import CheckpointReference
 from quiesce.model.reports import Filesystem, FreezeState, Writer
 from quiesce.model.tree import Checkpoint, GroupPart, Witness
-from quiesce.operations import context as operations_context
 from quiesce.operations import divergence as operation
-from quiesce.operations.context import Context
 from quiesce.operations.divergence import divergence, group_divergence, require_agreement, witnesses
 from quiesce.operations.restore import restore
 from quiesce.operations.writers import GuestReport

@@ -1,4 +1,4 @@
-"""operations/plan.py"""
+"""taking/plan.py"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quiesce.model.chains import Chains
 from quiesce.model.errors import BusyError, RefusedError, UsageError
 from quiesce.model.events import Event, Warned
 from quiesce.model.grades import Consistency
-from quiesce.operations import plan
+from quiesce.taking import plan
 
 GOOD = Disk("vda", "disk", "file", "/i/a.qcow2", "qcow2", read_only=False, shareable=False, mirrored=False, chain=())
 CDROM = Disk("sda", "cdrom", "file", None, "raw", read_only=True, shareable=False, mirrored=False, chain=())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quiesce.agent.precompile import precompile
-from quiesce.operations import agent_archive
+from quiesce.guests import archive as agent_archive
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from typer.testing import CliRunner, Result
 
 from quiesce.catalog.store import Catalog
 from quiesce.cli.main import app
+from quiesce.context import Context
 from quiesce.model.grades import Consistency
 from quiesce.model.settings import Settings, Type
-from quiesce.operations.context import Context
 from quiesce.operations.settings import settings
 
 HOST = """

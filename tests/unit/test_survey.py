@@ -1,4 +1,4 @@
-"""operations/survey.py: what is concluded from images, and how they are found."""
+"""disks/survey.py: what is concluded from images, and how they are found."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from quiesce.disks.survey import Survey, survey
 from quiesce.hypervisor.storage_xml import Volume
 from quiesce.model.chains import Chains
 from quiesce.model.errors import HypervisorError, NotFoundError, RefusedError
 from quiesce.model.tree import Checkpoint, DiskImage, MachineFile, Role, Tree
-from quiesce.operations.survey import Survey, survey
 from tests.samples import node
 from tests.unit.conftest import Fake
 

@@ -1,4 +1,4 @@
-"""operations/watch.py and hypervisor/events.py: what is done about VMs that start or stop. libvirt is its own mock driver."""
+"""server/watch.py and hypervisor/events.py: what is done about VMs that start or stop. libvirt is its own mock driver."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import libvirt
 import pytest
 
 from quiesce.catalog.store import Catalog
+from quiesce.context import Context
+from quiesce.disks.merges import Waiting
 from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.domain_xml import Channel
 from quiesce.hypervisor.events import Change, LifecycleEvents
@@ -24,11 +26,9 @@ from quiesce.model.events import Progress, Warned
 from quiesce.model.grades import Consistency
 from quiesce.model.settings import Settings, Type
 from quiesce.model.tree import Kind
-from quiesce.operations import watch as module
-from quiesce.operations.context import Context
 from quiesce.operations.delete import Deleted
-from quiesce.operations.merges import Waiting
-from quiesce.operations.watch import Said, Severity, Step, next_step, outlived, wanted, watch
+from quiesce.server import watch as module
+from quiesce.server.watch import Said, Severity, Step, next_step, outlived, watch
 from quiesce.wire.messages import PORT_NAME
 from tests.samples import node
 
@@ -71,9 +71,9 @@ def test_when_a_checkpoint_of_a_vm_that_started_can_be_had(found, settings, step
 
 def test_what_is_wanted():
     """Broken: somebody who forbade checkpoints would get one."""
-    assert wanted(Settings(automatic=True))
-    assert not wanted(Settings())
-    assert not wanted(Settings(automatic=True, type=Type.DISABLED))
+    assert Settings(automatic=True).wants_automatic
+    assert not Settings().wants_automatic
+    assert not Settings(automatic=True, type=Type.DISABLED).wants_automatic
 
 
 def test_only_automatic_checkpoints_of_the_run_that_ended_are_removed():

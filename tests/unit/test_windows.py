@@ -1,4 +1,4 @@
-"""operations/windows.py and the VSS part of hypervisor/qemu_agent.py, with a qemu-guest-agent that follows a script."""
+"""guests/vss.py and the VSS part of hypervisor/qemu_agent.py, with a qemu-guest-agent that follows a script."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import libvirt
 import libvirt_qemu
 import pytest
 
+from quiesce.guests import vss as vss_module
+from quiesce.guests.vss import VssRequester
 from quiesce.hypervisor import qemu_agent
 from quiesce.hypervisor.domain_xml import QEMU_AGENT_PORT, Channel
 from quiesce.hypervisor.qemu_agent import QemuAgent, Volume
 from quiesce.model.errors import AgentError, ConsistencyError, HypervisorError, QuiesceError
 from quiesce.model.grades import Consistency, Grade, Level
 from quiesce.model.reports import FreezeState, Outcome
-from quiesce.operations import windows
 from quiesce.operations.checkpoint import checkpoint
-from quiesce.operations.windows import VssRequester
 from quiesce.operations.writers import writers
 from quiesce.wire.messages import PORT_NAME
 from quiesce.wire.requester import AgentRefusedError
@@ -92,7 +92,7 @@ class Guest:
         return self.listed[:most]
 
     def fsfreeze(self, timeout: float) -> int:
-        assert 0 < timeout <= windows.VSS_PREPARE_S
+        assert 0 < timeout <= vss_module.VSS_PREPARE_S
         self.diary.append("freeze")
         self.held = self.counts_as_frozen = True
         try:
@@ -123,7 +123,7 @@ class Guest:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that has less patience."""
     for name, seconds in (("LET_GO_S", 5.0), ("PAUSE_S", 0.01), ("ANSWER_S", 0.1)):
-        monkeypatch.setattr(windows, name, seconds)
+        monkeypatch.setattr(vss_module, name, seconds)
 
 
 @pytest.fixture
@@ -145,8 +145,8 @@ def host(fake: Fake, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> Fake:
     monkeypatch.setattr(fake.vm, "facts", lambda: replace(facts(), channels=port))
     monkeypatch.setattr(fake.vm, "switch", noted)
     monkeypatch.setattr(fake.host, "uri", "fake:///", raising=False)
-    monkeypatch.setattr(windows, "QemuAgent", lambda _vm: guest)
-    monkeypatch.setattr(windows, "Vm", lambda _uri, _name: SimpleNamespace(name="web1", close=lambda: None))
+    monkeypatch.setattr(vss_module, "QemuAgent", lambda _vm: guest)
+    monkeypatch.setattr(vss_module, "Vm", lambda _uri, _name: SimpleNamespace(name="web1", close=lambda: None))
     return fake
 
 
@@ -265,7 +265,7 @@ def test_a_freeze_that_comes_late_is_thawed_all_the_same(host, guest):
 
 def test_a_guest_that_never_answers_again_does_not_keep_us(host, guest, monkeypatch):
     """Broken: a hung guest would hang the host's side, or its user never learn how it stands."""
-    monkeypatch.setattr(windows, "LET_GO_S", 1.0)
+    monkeypatch.setattr(vss_module, "LET_GO_S", 1.0)
 
     def never() -> int:
         guest.busy_until = time.monotonic() + 3600
@@ -292,7 +292,7 @@ def test_a_guest_that_is_gone_is_not_waited_for(host, guest):
     begun = time.monotonic()
     with pytest.raises(ConsistencyError, match="not connected"):
         take(host)
-    assert time.monotonic() - begun < windows.LET_GO_S
+    assert time.monotonic() - begun < vss_module.LET_GO_S
 
 
 def test_a_thaw_without_an_answer_is_no_success(host, guest):
@@ -312,7 +312,7 @@ def test_a_thaw_without_an_answer_is_no_success(host, guest):
 
 def test_a_switch_that_takes_longer_than_vss_holds_is_given_up(host, guest, monkeypatch):
     """Broken: a checkpoint would be waited for that VSS has long disowned; worse, it would be kept."""
-    monkeypatch.setattr(windows, "VSS_HOLD_S", SHORT_HOLD_S)
+    monkeypatch.setattr(vss_module, "VSS_HOLD_S", SHORT_HOLD_S)
     switch = host.vm.switch
 
     def slowly(overlays: Any) -> None:
@@ -341,7 +341,7 @@ def test_somebody_elses_freeze_is_left_alone(host, guest):
 
 def test_a_thaw_that_was_late_is_disowned_even_if_vss_says_nothing(guest, monkeypatch):
     """Broken: a host that stood still in the window would trust that VSS noticed."""
-    monkeypatch.setattr(windows, "VSS_HOLD_S", 0.1)
+    monkeypatch.setattr(vss_module, "VSS_HOLD_S", 0.1)
     vss = VssRequester("web1", guest)
     vss.prepare(10_000, True, 1)
     vss.freeze(1)
@@ -403,7 +403,7 @@ def test_vss_is_for_windows_guests_without_our_agent(os, ports, expected, host, 
     """Broken: a Linux guest would be frozen by qemu-ga, which keeps no deadline; or our own agent would be passed by."""
     guest.os = os
     facts = replace(host.vm.facts(), channels={name: Channel(name, connected) for name, connected in ports.items()})
-    assert windows.is_windows(host.vm, facts) is expected
+    assert vss_module.is_windows(host.vm, facts) is expected
 
 
 def test_a_linux_guest_with_qemu_ga_alone_is_refused_as_ever(host, guest):

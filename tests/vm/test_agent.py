@@ -114,9 +114,9 @@ def test_a_crash_image_can_be_had_of_any_guest(machine: Machine, quiesce: Quiesc
 def test_thaw_of_somebody_else(machine: Machine, quiesce: Quiesce, monkeypatch: pytest.MonkeyPatch) -> None:
     """A freeze that somebody broke during the window is not called consistent, and nothing of the attempt is kept."""
     from quiesce.catalog.store import Catalog
+    from quiesce.context import Context
     from quiesce.model.errors import ConsistencyError
     from quiesce.operations.checkpoint import checkpoint
-    from quiesce.operations.context import Context
 
     machine.run("fsfreeze --version")  # in the page cache before the freeze
     real = Vm.switch

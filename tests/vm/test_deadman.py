@@ -19,9 +19,9 @@ from lab import Machine, misbehaving, ticker
 from lab.ledger import Ledger
 from lab.waits import longest_wait_ms
 from quiesce.catalog.store import Catalog, operations_table
+from quiesce.guests import linux
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.grades import Level
-from quiesce.operations import guest
 from tests.host import Quiesce
 
 pytestmark = pytest.mark.alone
@@ -145,7 +145,7 @@ def test_host_gone_in_the_middle_of_a_step(machine: Machine, step: str) -> None:
     """Seen when the step ends: not at the deadline, nor only when the next host comes."""
     misbehaving.start(machine, f"--delay {step}=3000")
     service = machine.run("systemctl show -P MainPID quiesce-agent").stdout.strip()
-    with contextlib.closing(Vm("qemu:///system", machine.name)) as vm, guest.agent(vm) as (requester, _):
+    with contextlib.closing(Vm("qemu:///system", machine.name)) as vm, linux.agent(vm) as (requester, _):
         with ThreadPoolExecutor(1) as thread:
             if step == "prepare":
                 asked = thread.submit(requester.prepare, 60_000, False, 60)
@@ -174,9 +174,9 @@ def test_host_process_stopped(machine: Machine, quiesce: Quiesce, frozen: Callab
 
 def test_switch_that_hangs_is_a_failure(machine: Machine, quiesce: Quiesce, monkeypatch: pytest.MonkeyPatch) -> None:
     """libvirt returns after the deadline: the guest was released long before, the attempt failed, nothing is left."""
+    from quiesce.context import Context
     from quiesce.model.errors import ConsistencyError
     from quiesce.operations.checkpoint import checkpoint
-    from quiesce.operations.context import Context
 
     real = Vm.switch
 

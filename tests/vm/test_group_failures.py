@@ -36,8 +36,8 @@ LONG = (
 CHECKPOINT_THAT_HALTS = """
 import sys, threading
 from quiesce.cli import main
-from quiesce.operations.participant import Participant
-from quiesce.operations.production import Guest
+from quiesce.taking.participant import Participant
+from quiesce.taking.production import Guest
 
 halt_at, victim = sys.argv[1:3]
 go_on = threading.Event()

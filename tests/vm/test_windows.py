@@ -14,10 +14,10 @@ import pytest
 from lab import Image, Machine, SavedMachine, ticker
 from lab.windows import windows
 from quiesce.catalog.store import Catalog
+from quiesce.context import Context
+from quiesce.guests import vss as vss_module
 from quiesce.model.errors import ConsistencyError
-from quiesce.operations import windows as vss
 from quiesce.operations.checkpoint import checkpoint
-from quiesce.operations.context import Context
 from tests.host import Quiesce
 from tests.vm.test_deadman import CHECKPOINT_WITH_A_HANGING_SWITCH
 
@@ -112,7 +112,7 @@ def test_what_vss_disowns_is_not_kept(plain: Machine, quiesce: Quiesce, scenario
 
 def test_a_freeze_that_answers_too_late_is_thawed(plain: Machine, quiesce: Quiesce, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host has given up on it, the guest is frozen all the same: it must not stay so, nor its agent count as frozen."""
-    monkeypatch.setattr(vss, "VSS_PREPARE_S", 3.0)
+    monkeypatch.setattr(vss_module, "VSS_PREPARE_S", 3.0)
     catalog = Catalog(f"sqlite:///{quiesce.environment['QUIESCE_CATALOG']}")
     warnings: list[object] = []
     with windows(plain, "freeze-hangs") as guest:

@@ -11,11 +11,11 @@ from rich.table import Table
 
 from quiesce.cli import render, session
 from quiesce.cli.options import CatalogUrl, Connect, Json, Reference
+from quiesce.context import Context
 from quiesce.model.errors import UsageError
 from quiesce.model.names import CheckpointReference, parse_reference
 from quiesce.model.positions import Change, WriterChange
 from quiesce.model.tree import Checkpoint
-from quiesce.operations.context import Context
 from quiesce.operations.diff import Difference, DiskDifference, DiskSide, diff
 from quiesce.wire.schema import to_wire
 

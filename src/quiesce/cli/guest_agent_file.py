@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from quiesce.cli import session
 from quiesce.cli.options import CatalogUrl, Connect, Json
-from quiesce.operations.agent_archive import write
+from quiesce.guests.archive import write
 
 
 def command(

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from quiesce.catalog.store import Catalog
+from quiesce.context import default_uri
 from quiesce.hypervisor.connection import Host
 from quiesce.model.errors import QuiesceError
-from quiesce.operations.context import default_uri
 
 
 def _complete_vm(incomplete: str) -> list[str]:

@@ -16,9 +16,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from quiesce.cli import options
+from quiesce.context import Context, default_uri
 from quiesce.model import events
 from quiesce.model.errors import QuiesceError
-from quiesce.operations.context import Context, default_uri
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""

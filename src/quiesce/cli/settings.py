@@ -9,10 +9,10 @@ from rich.markup import escape
 
 from quiesce.cli import render, session
 from quiesce.cli.options import CatalogUrl, Connect, Json, Vm
+from quiesce.context import Context
 from quiesce.model.errors import UsageError
 from quiesce.model.grades import Consistency
 from quiesce.model.settings import Settings, Type
-from quiesce.operations.context import Context
 from quiesce.operations.settings import settings
 from quiesce.wire.schema import to_wire
 

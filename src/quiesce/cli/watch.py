@@ -11,9 +11,9 @@ from rich.text import Text
 
 from quiesce.cli import options, session
 from quiesce.cli.options import CatalogUrl, Connect
+from quiesce.context import Context, default_uri
 from quiesce.model.errors import QuiesceError
-from quiesce.operations.context import Context, default_uri
-from quiesce.operations.watch import Said, Severity, watch
+from quiesce.server.watch import Said, Severity, watch
 
 PRIORITIES = {Severity.INFO: 6, Severity.WARNING: 4, Severity.ERROR: 3}
 """syslog's, which journald reads from the beginning of a line: sd-daemon(3)."""

@@ -40,3 +40,7 @@ def check_checkpoint_name(name: str) -> str:
 
 def default_checkpoint_name(now: datetime) -> str:
     return now.strftime("%Y-%m-%dT%H.%M.%SZ")
+
+
+def automatic_name(now: datetime) -> str:
+    return f"automatic {default_checkpoint_name(now)}"

@@ -24,3 +24,7 @@ class Settings:
     """A checkpoint is taken when the VM starts with none, and removed when it has shut down cleanly."""
     exclude: tuple[str, ...] = ()
     """Disks to leave out, by their targets."""
+
+    @property
+    def wants_automatic(self) -> bool:
+        return self.automatic and self.type is not Type.DISABLED

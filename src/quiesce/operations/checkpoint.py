@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from quiesce.context import Context
+from quiesce.disks import images
+from quiesce.disks.survey import survey
 from quiesce.hypervisor.vm import Facts, PowerState, Vm
 from quiesce.model.errors import NameTakenError, QuiesceError, RefusedError, UsageError
 from quiesce.model.events import Warned
@@ -14,11 +17,9 @@ from quiesce.model.grades import Consistency
 from quiesce.model.names import check_checkpoint_name, default_checkpoint_name
 from quiesce.model.settings import Settings, Type
 from quiesce.model.tree import Checkpoint, GroupPart, Kind
-from quiesce.operations import images, offline, plan, production, standard
-from quiesce.operations.attempt import Attempt, Verdict, record
-from quiesce.operations.context import Context
 from quiesce.operations.recover import recover
-from quiesce.operations.survey import survey
+from quiesce.taking import offline, plan, production, standard
+from quiesce.taking.part import Attempt, Verdict, record
 
 DEFAULT_WINDOW_S = 10.0
 """VSS's own limit for holding writes."""

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from quiesce.catalog.journal import Journal
+from quiesce.context import Context
+from quiesce.disks import images
+from quiesce.disks.merges import Waiting, merge_hidden
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import RefusedError
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, Tree
-from quiesce.operations import images, plan
-from quiesce.operations.context import Context
-from quiesce.operations.merges import Waiting, merge_hidden
 from quiesce.operations.recover import recover
+from quiesce.taking import plan
 
 
 @dataclass(frozen=True)

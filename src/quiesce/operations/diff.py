@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from quiesce.context import Context
+from quiesce.disks.survey import Survey, survey
 from quiesce.model import configuration, positions
 from quiesce.model.names import CheckpointReference
 from quiesce.model.positions import WriterChange
 from quiesce.model.tree import Checkpoint, Tree
-from quiesce.operations.context import Context
-from quiesce.operations.survey import Survey, survey
 
 
 @dataclass(frozen=True)

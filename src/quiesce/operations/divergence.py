@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from quiesce.context import Context
+from quiesce.disks.standing import head, stands_at
 from quiesce.hypervisor.vm import PowerState, Vm
 from quiesce.model.divergence import Server, Verdict, describe, judge
 from quiesce.model.errors import DivergenceError, QuiesceError
@@ -13,9 +15,7 @@ from quiesce.model.groups import Member, Tier
 from quiesce.model.names import CheckpointReference
 from quiesce.model.reports import Writer
 from quiesce.model.tree import Checkpoint, Witness
-from quiesce.operations.context import Context
 from quiesce.operations.group import members_of, parts_of
-from quiesce.operations.standing import head, stands_at
 from quiesce.operations.writers import writers
 
 AT_ONCE = 8

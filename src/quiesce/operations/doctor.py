@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from quiesce.catalog import journal, manifest
+from quiesce.context import Context
+from quiesce.disks import images, machine_files, merges
+from quiesce.disks.survey import Survey, survey
 from quiesce.hypervisor import volumes
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError
 from quiesce.model.tree import Checkpoint
-from quiesce.operations import images, lost, machine_files, merges
-from quiesce.operations.context import Context
 from quiesce.operations.recover import recover
-from quiesce.operations.survey import Survey, survey
+from quiesce.repair import lost
 
 
 @dataclass(frozen=True)

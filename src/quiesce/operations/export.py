@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from quiesce.catalog import exported
 from quiesce.catalog.exported import Export, ExportedDisk, ExportedFile
 from quiesce.catalog.journal import Journal
+from quiesce.context import Context
+from quiesce.disks import machine_files
+from quiesce.disks.survey import Survey, survey
 from quiesce.hypervisor import domain_xml, merge, volumes
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError, RefusedError, UsageError
 from quiesce.model.events import Warned
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, Role
-from quiesce.operations import machine_files
-from quiesce.operations.context import Context
 from quiesce.operations.recover import recover
-from quiesce.operations.survey import Survey, survey
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from quiesce.context import Context
 from quiesce.model.errors import NotFoundError, RefusedError
 from quiesce.model.groups import Group, Member, all_members, check_group_name, parse_member
 from quiesce.model.names import CheckpointReference, parse_reference
 from quiesce.model.tree import Checkpoint, GroupPart
-from quiesce.operations.context import Context
 from quiesce.operations.delete import Deleted, delete
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from quiesce.context import Context
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import RefusedError
 from quiesce.model.events import Warned
@@ -16,12 +17,11 @@ from quiesce.model.groups import Member, Tier
 from quiesce.model.names import check_checkpoint_name, default_checkpoint_name
 from quiesce.model.settings import Type
 from quiesce.model.tree import Checkpoint, GroupPart, Witness
-from quiesce.operations import production
-from quiesce.operations.attempt import Verdict, record
 from quiesce.operations.checkpoint import DEFAULT_WINDOW_S, Taking, settings_of
-from quiesce.operations.context import Context
 from quiesce.operations.divergence import witnesses
 from quiesce.operations.group import members_of
+from quiesce.taking import production
+from quiesce.taking.part import Verdict, record
 
 
 @dataclass(frozen=True)

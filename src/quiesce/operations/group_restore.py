@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from quiesce.catalog.journal import Journal
+from quiesce.context import Context
+from quiesce.disks.standing import head, stands_at
+from quiesce.guests import linux
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError, RefusedError
 from quiesce.model.events import Warned
 from quiesce.model.groups import START_ORDER, Tier
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, GroupPart
-from quiesce.operations import guest
-from quiesce.operations.context import Context
 from quiesce.operations.divergence import require_agreement
 from quiesce.operations.group import members_of, parts_of
 from quiesce.operations.restore import Restored, require_restorable, restore_planned
-from quiesce.operations.standing import head, stands_at
 from quiesce.wire.messages import PORT_NAME
 
 READY_TIMEOUT_S = 300.0
@@ -129,9 +129,9 @@ def _wait_until_ready(context: Context, vm: Vm, node: Checkpoint, deadline: floa
     missing = expected if PORT_NAME in vm.facts().channels else set()
     while missing and time.monotonic() < deadline:
         with contextlib.suppress(QuiesceError):
-            guest.require_agent_port(vm.facts())
-            with guest.agent(vm) as (requester, _), guest.translated(vm.name):
-                found = requester.identify(guest.IDENTIFY_TIMEOUT_S)
+            linux.require_agent_port(vm.facts())
+            with linux.agent(vm) as (requester, _), linux.translated(vm.name):
+                found = requester.identify(linux.IDENTIFY_TIMEOUT_S)
             missing = expected - {writer.id for writer in found.writers if writer.grade.vouched}
         if missing:
             time.sleep(1)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from quiesce.context import Context
+from quiesce.guests import archive, linux, vss
 from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.qemu_agent import QemuAgent
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import AgentError, HypervisorError
-from quiesce.operations import agent_archive, guest, plan, windows
-from quiesce.operations.context import Context
+from quiesce.taking import plan
 from quiesce.wire.messages import PORT_NAME, QEMU_AGENT_RESTART
 
 MIN_PYTHON = (3, 9)
@@ -45,16 +46,16 @@ def guest_install(context: Context, vm_name: str) -> Installed:
                     f"{vm.name} has no qemu-guest-agent, which the installation goes through",
                     hint="add its channel (virsh attach-device) and install the package qemu-guest-agent in the guest",
                 )
-            if windows.is_windows(vm, facts):
+            if vss.is_windows(vm, facts):
                 raise AgentError(
                     f"{vm.name} runs Windows, which needs no agent of quiesce's: its checkpoints go through its own VSS",
                     hint=f"quiesce checkpoint {vm.name}",
                 )
             qemu_agent = QemuAgent(vm)
             _require_python_and_systemd(vm, qemu_agent)
-        archive = agent_archive.build()
+        content = archive.build()
         with context.phase("copy"):
-            qemu_agent.write_file(COPY, archive)
+            qemu_agent.write_file(COPY, content)
         with context.phase("install"):
             notes = _run(vm, qemu_agent, "/usr/bin/python3", "-I", "-S", COPY, "--install")
             _run(vm, qemu_agent, "/bin/rm", COPY)
@@ -64,7 +65,7 @@ def guest_install(context: Context, vm_name: str) -> Installed:
             version = _wait_for_agent(vm)
         with context.phase("restart"):
             _wait_for_qemu_agent(vm, qemu_agent)
-        return Installed(version, len(archive), notes.strip())
+        return Installed(version, len(content), notes.strip())
 
 
 def _require_python_and_systemd(vm: Vm, qemu_agent: QemuAgent) -> None:
@@ -94,8 +95,8 @@ def _wait_for_agent(vm: Vm) -> str:
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
-            guest.require_agent_port(vm.facts())
-            with guest.agent(vm) as (_requester, greeting):
+            linux.require_agent_port(vm.facts())
+            with linux.agent(vm) as (_requester, greeting):
                 return greeting.software
         except AgentError:
             if time.monotonic() > deadline:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from quiesce.catalog import exported
 from quiesce.catalog.exported import Export
 from quiesce.catalog.journal import Journal, interrupted
+from quiesce.context import Context
+from quiesce.disks import machine_files
 from quiesce.hypervisor import domain_xml, merge, volumes
 from quiesce.hypervisor.connection import Host
 from quiesce.model.errors import NameTakenError, NotFoundError, QuiesceError, RefusedError, UsageError
 from quiesce.model.events import Warned
-from quiesce.operations import machine_files
-from quiesce.operations.context import Context
-from quiesce.operations.recover import undo_import
+from quiesce.repair.imports import undo_import
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 from quiesce.catalog import manifest
 from quiesce.catalog.manifest import Manifest
+from quiesce.context import Context
+from quiesce.disks import images
+from quiesce.disks.survey import chains_of, look, survey
 from quiesce.hypervisor import domain_xml, volumes
 from quiesce.hypervisor.connection import Host
 from quiesce.model.errors import NotFoundError, QuiesceError
 from quiesce.model.events import Warned
 from quiesce.model.tree import Checkpoint
-from quiesce.operations import images
-from quiesce.operations.context import Context
-from quiesce.operations.survey import chains_of, look, survey
 
 
 @dataclass(frozen=True)

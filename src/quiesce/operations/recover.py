@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from quiesce.catalog import exported, journal
 from quiesce.catalog.journal import Interrupted
+from quiesce.context import Context
+from quiesce.disks import images, machine_files, merges
+from quiesce.disks.survey import survey
 from quiesce.hypervisor import domain_xml, volumes
-from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import HypervisorError
 from quiesce.model.events import Warned
 from quiesce.model.tree import Checkpoint
-from quiesce.operations import images, machine_files, merges
-from quiesce.operations.context import Context
-from quiesce.operations.survey import survey
+from quiesce.repair.imports import undo_import
 from quiesce.wire.schema import from_wire
 
 
@@ -124,14 +124,4 @@ def _export(vm: Vm, operation: Interrupted) -> str:
         except HypervisorError:
             continue  # the directory is gone, with all that was in it
         machine_files.remove(vm.host, step["directory"], step["files"])
-    return "was undone"
-
-
-def undo_import(host: Host, vm_uuid: str, operation: Interrupted) -> str:
-    """Removes the files of an import that had not defined its VM; leaves them to the VM where it had."""
-    if host.has(vm_uuid):
-        return "was complete"
-    for step in operation.details("copy"):
-        with volumes.beside(host, step["path"]) as (pool, name):
-            pool.delete(name)
     return "was undone"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from quiesce.catalog.journal import Journal
+from quiesce.context import Context
+from quiesce.disks import images
 from quiesce.model.errors import NameTakenError
 from quiesce.model.names import CheckpointReference, check_checkpoint_name
 from quiesce.model.tree import Checkpoint
-from quiesce.operations import images
-from quiesce.operations.context import Context
 from quiesce.operations.recover import recover
 
 

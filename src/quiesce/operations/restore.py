@@ -8,6 +8,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from quiesce.catalog.journal import Journal
+from quiesce.context import Context
+from quiesce.disks import images, machine_files, merges
+from quiesce.disks.survey import Survey, survey
+from quiesce.guests import linux
 from quiesce.hypervisor import domain_xml, volumes
 from quiesce.hypervisor.vm import Facts, PowerState, Vm
 from quiesce.model.errors import NotFoundError, QuiesceError, RefusedError
@@ -15,11 +19,9 @@ from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, DiskImage, Kind, MachineFile, Role, Tree
-from quiesce.operations import guest, images, machine_files, merges, plan
-from quiesce.operations.context import Context
 from quiesce.operations.divergence import require_agreement
 from quiesce.operations.recover import recover
-from quiesce.operations.survey import Survey, survey
+from quiesce.taking import plan
 from quiesce.wire.schema import to_wire
 
 FLUSH_TIMEOUT_S = 30.0
@@ -312,8 +314,8 @@ def _flush(context: Context, vm: Vm, facts: Facts) -> None:
     """Has the guest write out what it can, as in any preparation, so that powering it off loses least. It may well be the
     guest's ruin that is the reason for the restore, so no failure of it is one of ours."""
     try:
-        guest.require_agent_port(facts)
-        with guest.agent(vm) as (requester, _), guest.translated(vm.name):
+        linux.require_agent_port(facts)
+        with linux.agent(vm) as (requester, _), linux.translated(vm.name):
             requester.prepare(1000, False, FLUSH_TIMEOUT_S)
     except QuiesceError as error:
         context.emit(Warned(f"the guest was not flushed before it was powered off: {error.message}"))

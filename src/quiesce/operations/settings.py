@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from quiesce.catalog import lock
+from quiesce.context import Context
 from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency
 from quiesce.model.settings import Settings, Type
-from quiesce.operations import plan
-from quiesce.operations.context import Context
+from quiesce.taking import plan
 
 
 def settings(

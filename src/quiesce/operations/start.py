@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
+from quiesce.context import Context
 from quiesce.hypervisor.vm import PowerState, Vm
 from quiesce.model.errors import ConsistencyError, RefusedError
 from quiesce.model.events import Warned
+from quiesce.model.names import automatic_name
 from quiesce.model.settings import Type
 from quiesce.model.tree import Checkpoint
 from quiesce.operations.checkpoint import checkpoint
-from quiesce.operations.context import Context
 from quiesce.operations.recover import recover
-from quiesce.operations.watch import automatic_name, wanted
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,13 @@ def start(context: Context, vm_name: str) -> Started:
 def _checkpoint(context: Context, vm: Vm) -> Checkpoint | None:
     _require_off(vm)
     catalog, host = context.catalog, vm.host.name
-    if not wanted(catalog.settings(host, vm.uuid)) or catalog.tree(host, vm.uuid).checkpoints:
+    if not catalog.settings(host, vm.uuid).wants_automatic or catalog.tree(host, vm.uuid).checkpoints:
         return None
     if vm.facts().managed_save:
         context.emit(Warned(f"{vm.name} goes on with its saved memory, so no automatic checkpoint is taken"))
         return None
     try:
-        return checkpoint(context, vm.uuid, name=automatic_name(), type=Type.PRODUCTION, automatic=True)
+        return checkpoint(context, vm.uuid, name=automatic_name(datetime.now(UTC)), type=Type.PRODUCTION, automatic=True)
     except ConsistencyError as error:
         context.emit(Warned(f"no automatic checkpoint: {error.message}"))
         return None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from quiesce.context import Context
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, Tree
-from quiesce.operations.context import Context
 
 
 def tree(context: Context, vm_name: str) -> Tree:

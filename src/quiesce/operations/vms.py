@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
+from quiesce.context import Context
 from quiesce.hypervisor.connection import HELPER_PREFIX
 from quiesce.hypervisor.vm import PowerState
 from quiesce.model.errors import NotFoundError
-from quiesce.operations.context import Context
 from quiesce.wire.messages import PORT_NAME
 
 

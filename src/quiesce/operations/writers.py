@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quiesce.context import Context
+from quiesce.guests import linux, vss
 from quiesce.model.grades import Consistency, judge
 from quiesce.model.reports import Filesystem, Writer, required_grades
-from quiesce.operations import guest, plan, windows
-from quiesce.operations.context import Context
+from quiesce.taking import plan
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,12 @@ def writers(context: Context, vm_name: str) -> GuestReport:
     with context.vm(vm_name) as vm:
         facts = vm.facts()
         plan.require_running(facts)
-        if windows.is_windows(vm, facts):
-            with context.phase("identify"), windows.vss(vm) as vss:
-                software, inventory = vss.software(), vss.identify(guest.IDENTIFY_TIMEOUT_S)
+        if vss.is_windows(vm, facts):
+            with context.phase("identify"), vss.vss(vm) as own:
+                software, inventory = own.software(), own.identify(linux.IDENTIFY_TIMEOUT_S)
         else:
-            guest.require_agent_port(facts)
-            with context.phase("identify"), guest.agent(vm) as (requester, greeting), guest.translated(vm.name):
-                software, inventory = greeting.software, requester.identify(guest.IDENTIFY_TIMEOUT_S)
+            linux.require_agent_port(facts)
+            with context.phase("identify"), linux.agent(vm) as (requester, greeting), linux.translated(vm.name):
+                software, inventory = greeting.software, requester.identify(linux.IDENTIFY_TIMEOUT_S)
     expected = judge(frozen_unbroken=True, writer_grades=required_grades(inventory.writers))
     return GuestReport(software, inventory.writers, inventory.filesystems, expected)

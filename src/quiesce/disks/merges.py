@@ -19,14 +19,14 @@ from typing import TypeVar
 
 from quiesce.catalog.journal import Interrupted, Journal
 from quiesce.catalog.store import WORTH
+from quiesce.context import Context
+from quiesce.disks import images
+from quiesce.disks.survey import Survey, survey
 from quiesce.hypervisor import merge, volumes
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import BusyError
 from quiesce.model.grades import Consistency
 from quiesce.model.tree import Checkpoint
-from quiesce.operations import images
-from quiesce.operations.context import Context
-from quiesce.operations.survey import Survey, survey
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from quiesce.catalog.journal import Journal
+from quiesce.context import Context
+from quiesce.disks import images
 from quiesce.hypervisor import domain_xml, volumes
 from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import HypervisorError, NotFoundError
 from quiesce.model.tree import Role
-from quiesce.operations import images
-from quiesce.operations.context import Context
 
 
 def read(vm: Vm) -> dict[Role, bytes]:

@@ -10,10 +10,10 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from quiesce.guests.vss import AnyRequester
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import HypervisorError
 from quiesce.model.grades import Level
-from quiesce.operations.windows import AnyRequester
 from quiesce.window.driver import WindowExpiredError
 from quiesce.window.machine import Action, Step
 

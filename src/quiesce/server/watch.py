@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 
+from quiesce.context import Context
 from quiesce.hypervisor.events import Change, Lifecycle, LifecycleEvents
 from quiesce.hypervisor.vm import Facts, PowerState
 from quiesce.model.errors import AgentError, BusyError, ConsistencyError, HypervisorError, QuiesceError
 from quiesce.model.events import Event, Progress, Warned
 from quiesce.model.grades import Consistency
-from quiesce.model.names import CheckpointReference, default_checkpoint_name
+from quiesce.model.names import CheckpointReference, automatic_name
 from quiesce.model.settings import Settings, Type
 from quiesce.model.tree import Checkpoint, Kind, Tree
 from quiesce.operations.checkpoint import checkpoint
-from quiesce.operations.context import Context
 from quiesce.operations.delete import delete
 from quiesce.wire.messages import PORT_NAME
 
@@ -60,14 +60,6 @@ class Step(Enum):
     TAKE = "take"
     WAIT = "wait"
     GIVE_UP = "give up"
-
-
-def automatic_name() -> str:
-    return f"automatic {default_checkpoint_name(datetime.now(UTC))}"
-
-
-def wanted(settings: Settings) -> bool:
-    return settings.automatic and settings.type is not Type.DISABLED
 
 
 def next_step(facts: Facts, settings: Settings) -> Step:
@@ -228,7 +220,7 @@ class _Handler:
 
     def _take(self, facts: Facts, last: bool) -> float:
         settings = self._settings()
-        if not wanted(settings) or self._tree().checkpoints:
+        if not settings.wants_automatic or self._tree().checkpoints:
             return 0
         step = next_step(facts, settings)
         if step is Step.WAIT and not last:
@@ -238,7 +230,7 @@ class _Handler:
             return 0
         with self._window:
             if not self._stop.is_set():
-                node = checkpoint(self._context, self._event.uuid, name=automatic_name(), automatic=True)
+                node = checkpoint(self._context, self._event.uuid, name=automatic_name(datetime.now(UTC)), automatic=True)
                 self._said(Severity.INFO, f"{node.name!r} was taken: {node.consistency.value}-consistent")
         return 0
 

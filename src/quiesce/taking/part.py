@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 
 from quiesce.catalog.journal import Journal
 from quiesce.catalog.store import Catalog, New
+from quiesce.context import Context
+from quiesce.disks import images, machine_files
 from quiesce.hypervisor.domain_xml import Disk
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import HypervisorError, QuiesceError
@@ -16,8 +18,6 @@ from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency
 from quiesce.model.reports import Filesystem, Writer
 from quiesce.model.tree import Checkpoint, DiskImage, GroupPart, Kind, MachineFile, Role
-from quiesce.operations import images, machine_files
-from quiesce.operations.context import Context
 
 
 @dataclass

@@ -10,16 +10,16 @@ from dataclasses import replace
 
 import anyio
 
+from quiesce.context import Context
+from quiesce.guests import linux, vss
+from quiesce.guests.vss import AnyRequester, VssRequester
 from quiesce.hypervisor.vm import Facts, Vm
 from quiesce.model.errors import ConsistencyError, HypervisorError, QuiesceError
 from quiesce.model.events import Warned
 from quiesce.model.grades import LEVELS, Consistency, Grade, judge
 from quiesce.model.reports import FreezeState, Writer, required_grades
-from quiesce.operations import guest, windows
-from quiesce.operations.attempt import Attempt, Verdict
-from quiesce.operations.context import Context
-from quiesce.operations.participant import Participant
-from quiesce.operations.windows import AnyRequester, VssRequester
+from quiesce.taking.part import Attempt, Verdict
+from quiesce.taking.participant import Participant
 from quiesce.window.driver import ABORT_TIMEOUT_S, WindowReport, drive
 from quiesce.window.machine import Action, Member, Step
 from quiesce.wire.messages import Frozen, Held, Inventory, Released, Thawed
@@ -36,10 +36,10 @@ def open_agent(
     """The agent, or VSS in its place, or None where the user is content with a crash-consistent checkpoint and there is
     neither."""
     try:
-        if windows.is_windows(vm, facts):
-            return stack.enter_context(windows.vss(vm))
-        guest.require_agent_port(facts)
-        return stack.enter_context(guest.agent(vm))[0]
+        if vss.is_windows(vm, facts):
+            return stack.enter_context(vss.vss(vm))
+        linux.require_agent_port(facts)
+        return stack.enter_context(linux.agent(vm))[0]
     except QuiesceError as error:
         if required is not Consistency.CRASH:
             raise
@@ -79,7 +79,7 @@ def _drive(context: Context, guests: Sequence[Guest], window_s: float) -> Window
     """One window. Raises HypervisorError if it is not known of a VM whether it was switched."""
     joined = {each.key: each.join(window_s) for each in guests}
     # VSS's freeze has all of its preparation in it, and its thaw its completion. Between them volumes are held.
-    more_s = windows.VSS_PREPARE_S + windows.VSS_COMPLETE_S if any(each.in_windows for each in guests) else 0
+    more_s = vss.VSS_PREPARE_S + vss.VSS_COMPLETE_S if any(each.in_windows for each in guests) else 0
     members = [member for member, _ in joined.values()]
     participants = {key: participant for key, (_, participant) in joined.items()}
     try:
@@ -136,7 +136,7 @@ class Guest:
         """How it ended, to those that held. The checkpoint does not depend on it."""
         if self._requester and self._completed:
             try:
-                with guest.translated(self._vm.name):
+                with linux.translated(self._vm.name):
                     self._requester.post_checkpoint(kept, POST_CHECKPOINT_TIMEOUT_S)
             except QuiesceError as error:
                 self._context.emit(Warned(f"the writers could not be told how it ended: {error.message}"))
@@ -149,7 +149,7 @@ class Guest:
             return
         insist = self._required is Consistency.APPLICATION
         try:
-            with guest.translated(self._vm.name):
+            with linux.translated(self._vm.name):
                 try:
                     if before:  # a window that failed because of another may not have come to this one
                         requester.abort(ABORT_TIMEOUT_S)
@@ -176,7 +176,7 @@ class Guest:
         """What takes part in the window."""
         levels = frozenset(writer.level for writer in self._inventory.writers) if self._inventory else frozenset()
         member = Member(self.key, levels, quiesced=self._inventory is not None, early=self.in_windows)
-        hold_s = min(window_s, windows.VSS_HOLD_S) if self.in_windows else math.inf
+        hold_s = min(window_s, vss.VSS_HOLD_S) if self.in_windows else math.inf
         requester = self._requester if self._inventory else None
         self._participant = Participant(self._vm, requester, self._attempt.overlays, self._attempt.excluded, hold_s)
         self._attempt.known = False

@@ -8,15 +8,15 @@ from functools import partial
 
 from quiesce.catalog import journal
 from quiesce.catalog.journal import Interrupted, Journal
+from quiesce.context import Context
+from quiesce.disks import images, machine_files
+from quiesce.disks.survey import chains_of, look, survey
 from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import RefusedError
 from quiesce.model.tree import Role, Tree
-from quiesce.operations import images, machine_files
-from quiesce.operations.context import Context
-from quiesce.operations.recover import undo_import
-from quiesce.operations.survey import chains_of, look, survey
+from quiesce.repair.imports import undo_import
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+from quiesce.context import Context
 from quiesce.hypervisor import volumes
 from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.storage_xml import Volume
@@ -13,7 +14,6 @@ from quiesce.hypervisor.vm import Vm
 from quiesce.model.chains import Chains
 from quiesce.model.errors import HypervisorError, NotFoundError, RefusedError
 from quiesce.model.tree import Checkpoint, Tree
-from quiesce.operations.context import Context
 
 
 @dataclass(frozen=True)

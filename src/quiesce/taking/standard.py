@@ -6,12 +6,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from quiesce.context import Context
 from quiesce.hypervisor import volumes
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.grades import Consistency
 from quiesce.model.tree import Kind, MachineFile, Role
-from quiesce.operations.attempt import Attempt, Verdict
-from quiesce.operations.context import Context
+from quiesce.taking.part import Attempt, Verdict
 
 PHASE = "save memory"
 _NOTE = (

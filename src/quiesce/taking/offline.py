@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from quiesce.catalog.store import WORTH
+from quiesce.context import Context
+from quiesce.disks.survey import survey
 from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import ConsistencyError, RefusedError
 from quiesce.model.grades import Consistency
-from quiesce.operations.attempt import Attempt, Verdict
-from quiesce.operations.context import Context
-from quiesce.operations.survey import survey
+from quiesce.taking.part import Attempt, Verdict
 
 
 def take(context: Context, vm: Vm, attempt: Attempt) -> Verdict:

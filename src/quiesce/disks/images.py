@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from quiesce.catalog import manifest
 from quiesce.catalog.journal import Journal
 from quiesce.catalog.manifest import Manifest
+from quiesce.context import Context
+from quiesce.disks.survey import Survey, survey
 from quiesce.hypervisor import domain_xml, volumes
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError, RefusedError
 from quiesce.model.events import Warned
 from quiesce.model.tree import Checkpoint
-from quiesce.operations.context import Context
-from quiesce.operations.survey import Survey, survey
 
 NEARLY_FULL = 0.9
 """Share of a filesystem in use from which on a checkpoint warns."""

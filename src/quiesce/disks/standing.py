@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from quiesce.catalog.store import WORTH
+from quiesce.context import Context
+from quiesce.disks import images
 from quiesce.hypervisor.vm import PowerState, Vm
 from quiesce.model.errors import NotFoundError
 from quiesce.model.tree import Checkpoint
-from quiesce.operations import images
-from quiesce.operations.context import Context
 
 
 def head(context: Context, vm: Vm) -> str | None:

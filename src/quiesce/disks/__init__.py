@@ -1,0 +1,1 @@
+"""What lies beside a VM's disks: whose each image is, how images are made, merged and removed."""
