@@ -6,23 +6,23 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from quiesce.model.grades import Level
-from quiesce.window.machine import Action, Answer, Member, Outcome, Step, window
+from quiesce.window.machine import Action, StepAnswer, WindowMember, WindowOutcome, WindowStep, window
 from tests.strategies import examples
 
 EARLY = "early freeze"
 LEVEL_ORDER = [Level.FRONT_END, Level.BACK_END, Level.SYSTEM]
 
 _MEMBERS = st.lists(
-    st.builds(Member, st.sampled_from("abcde"), st.frozensets(st.sampled_from(Level)), st.booleans(), st.booleans()),
+    st.builds(WindowMember, st.sampled_from("abcde"), st.frozensets(st.sampled_from(Level)), st.booleans(), st.booleans()),
     max_size=4,
     unique_by=lambda member: member.name,
 )
 _FAILURES = st.lists(st.tuples(st.sampled_from(Action), st.sampled_from("abcde"), st.sampled_from([*Level, None])), max_size=4)
 
 
-def run(members: list[Member], failing: list[tuple]) -> tuple[list[dict[Step, Answer]], Outcome]:
+def run(members: list[WindowMember], failing: list[tuple]) -> tuple[list[dict[WindowStep, StepAnswer]], WindowOutcome]:
     """Every batch with the answers it got, and the outcome. A failing entry without a level fails at every level."""
-    history: list[dict[Step, Answer]] = []
+    history: list[dict[WindowStep, StepAnswer]] = []
     machine = window(members)
     try:
         batch = next(machine)
@@ -31,14 +31,14 @@ def run(members: list[Member], failing: list[tuple]) -> tuple[list[dict[Step, An
             answers = {}
             for step in batch:
                 fails = {(step.action, step.member, step.level), (step.action, step.member, None)} & set(failing)
-                answers[step] = Answer(failure=RuntimeError(repr(step))) if fails else Answer(value=repr(step))
+                answers[step] = StepAnswer(failure=RuntimeError(repr(step))) if fails else StepAnswer(value=repr(step))
             history.append(answers)
             batch = machine.send(answers)
     except StopIteration as finished:
         return history, finished.value
 
 
-def failed(batch: dict[Step, Answer]) -> list[Step]:
+def failed(batch: dict[WindowStep, StepAnswer]) -> list[WindowStep]:
     return [step for step, answer in batch.items() if answer.failure]
 
 
@@ -84,13 +84,13 @@ def test_the_window_keeps_its_promises(members, failing):
             assert taking_part == set(everybody)
 
     # No member is switched before every member is held and frozen; none is thawed or released before all were switched.
-    done: set[Step] = set()
+    done: set[WindowStep] = set()
     for (action, _), batch in zip(kinds, history, strict=True):
         if action is Action.SWITCH:
-            assert {Step(Action.FREEZE, name) for name in quiesced} <= done
-            assert {Step(Action.HOLD, name, level) for name in quiesced for level in levels[name]} <= done
+            assert {WindowStep(Action.FREEZE, name) for name in quiesced} <= done
+            assert {WindowStep(Action.HOLD, name, level) for name in quiesced for level in levels[name]} <= done
         if action in (Action.THAW, Action.RELEASE):
-            assert {Step(Action.SWITCH, name) for name in everybody} <= done
+            assert {WindowStep(Action.SWITCH, name) for name in everybody} <= done
         done |= {step for step, answer in batch.items() if not answer.failure}
 
     # A failure ends the way forward; exactly those touched are aborted, at once.
@@ -108,27 +108,29 @@ def test_the_window_keeps_its_promises(members, failing):
     else:
         assert aborted == set()
         assert outcome.failure is outcome.failed_step is None
-        assert {Step(Action.SWITCH, name) for name in everybody} <= done
+        assert {WindowStep(Action.SWITCH, name) for name in everybody} <= done
     event("completed" if not bad else f"failed to {outcome.failed_step.action.value}")
 
     # Nobody is left: whoever was touched was thawed and released at every level it held, or aborted.
     for name in touched:
-        released = Step(Action.THAW, name) in done and all(
-            Step(Action.RELEASE, name, level) in done for level in levels[name] if Step(Action.HOLD, name, level) in done
+        released = WindowStep(Action.THAW, name) in done and all(
+            WindowStep(Action.RELEASE, name, level) in done
+            for level in levels[name]
+            if WindowStep(Action.HOLD, name, level) in done
         )
         assert released or name in aborted
 
     # The outcome is the answers, nothing else.
     assert dict(outcome.answers) == {step: answer for batch in history for step, answer in batch.items()}
-    switched = {name for name in everybody if Step(Action.SWITCH, name) in done}
+    switched = {name for name in everybody if WindowStep(Action.SWITCH, name) in done}
     assert outcome.all_switched == (bool(members) and switched == set(everybody))
 
 
 def test_the_whole_way_of_two_members():
     """Broken: tiers would be held in the wrong order, or a VM without an agent would be asked something."""
-    front = Member("front", frozenset({Level.FRONT_END}))
-    back = Member("back", frozenset({Level.BACK_END, Level.SYSTEM}))
-    silent = Member("silent", frozenset(Level), quiesced=False)
+    front = WindowMember("front", frozenset({Level.FRONT_END}))
+    back = WindowMember("back", frozenset({Level.BACK_END, Level.SYSTEM}))
+    silent = WindowMember("silent", frozenset(Level), quiesced=False)
     history, outcome = run([front, back, silent], [])
     assert [[(step.action.value, step.member) for step in batch] for batch in history] == [
         [("hold", "front")],
@@ -142,14 +144,14 @@ def test_the_whole_way_of_two_members():
         [("release", "front")],
     ]
     assert outcome.all_switched
-    assert outcome.value(Action.RELEASE, "front", Level.FRONT_END) == repr(Step(Action.RELEASE, "front", Level.FRONT_END))
+    assert outcome.value(Action.RELEASE, "front", Level.FRONT_END) == repr(WindowStep(Action.RELEASE, "front", Level.FRONT_END))
     assert outcome.value(Action.ABORT, "front") is None
 
 
 def test_a_failed_switch_thaws_everybody_and_says_so():
     """Broken: after a failed switch the group would stay frozen, or be taken for switched."""
-    history, outcome = run([Member("a"), Member("b")], [(Action.SWITCH, "b", None), (Action.ABORT, "a", None)])
+    history, outcome = run([WindowMember("a"), WindowMember("b")], [(Action.SWITCH, "b", None), (Action.ABORT, "a", None)])
     assert [sorted(step.member for step in batch) for batch in history][-1] == ["a", "b"]
-    assert outcome.failed_step == Step(Action.SWITCH, "b")
+    assert outcome.failed_step == WindowStep(Action.SWITCH, "b")
     assert not outcome.all_switched
     assert outcome.value(Action.SWITCH, "a") is not None

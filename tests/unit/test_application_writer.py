@@ -15,7 +15,7 @@ from quiesce.agent import memory, writers
 from quiesce.agent.deadman import Undo
 from quiesce.agent.writers import ApplicationWriter, WriterError, declared, left_s, scripts
 from quiesce.model.grades import Grade, Level
-from quiesce.model.reports import Outcome, Writer
+from quiesce.model.reports import Outcome, WriterReport
 from quiesce.wire.schema import from_wire, to_wire
 
 NEVER = 2**63
@@ -69,7 +69,7 @@ class Sample(ApplicationWriter):
         self.remembered += 1
 
 
-def attempt(writer: ApplicationWriter) -> Writer:
+def attempt(writer: ApplicationWriter) -> WriterReport:
     """All of it, by one who does not insist."""
     writer.prepare(NEVER, 1000)
     with contextlib.suppress(WriterError):
@@ -99,7 +99,7 @@ def test_a_good_attempt_asks_for_each_phase_once_and_in_order():
     assert (report.grade, report.reason, report.outcome, report.last_error) == (Grade.NIL_REDO, None, Outcome.STABLE, None)
     assert (report.position, report.required, report.data_directory) == ({"lsn": "1"}, True, "/srv/a")
     assert writer.paths() == ["/srv/a", "/srv/b"]
-    assert from_wire(Writer, to_wire(report)) == report
+    assert from_wire(WriterReport, to_wire(report)) == report
 
 
 # -- how a phase ended

@@ -12,7 +12,7 @@ from quiesce.model import configuration, positions
 from quiesce.model.chains import Chains
 from quiesce.model.grades import Grade, Level
 from quiesce.model.positions import Change
-from quiesce.model.reports import Filesystem, FreezeState, Writer
+from quiesce.model.reports import Filesystem, FreezeState, WriterReport
 from quiesce.model.tree import Checkpoint, DiskImage, Tree
 from quiesce.operations.diff import DiskSide, disks, parted, writers
 from tests.samples import node
@@ -176,8 +176,8 @@ def test_no_password_is_shown():
     assert "hidden1" not in lines
 
 
-def postgresql(version: str = "17.2", **position: str) -> Writer:
-    return Writer("postgresql:17/main", "postgresql", version, Level.BACK_END, Grade.NIL_REDO, position=position)
+def postgresql(version: str = "17.2", **position: str) -> WriterReport:
+    return WriterReport("postgresql:17/main", "postgresql", version, Level.BACK_END, Grade.NIL_REDO, position=position)
 
 
 def test_how_far_a_database_got():
@@ -215,7 +215,7 @@ def test_a_stopped_databases_position_has_no_timeline():
 
 def test_applications_that_came_went_stayed_or_were_upgraded():
     """Broken: an application that a restore would take away would not be named."""
-    others = [Writer(name, name, "1", Level.BACK_END, Grade.CRASH) for name in ("mysqld", "redis", "mongod")]
+    others = [WriterReport(name, name, "1", Level.BACK_END, Grade.CRASH) for name in ("mysqld", "redis", "mongod")]
     found = positions.compare(
         [postgresql("17.1"), others[0], others[2]], [others[1], postgresql("17.2"), others[2]], one_line=True
     )

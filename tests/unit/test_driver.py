@@ -12,20 +12,20 @@ import pytest
 from quiesce.model.events import Event, PhaseFinished, PhaseStarted
 from quiesce.model.grades import Level
 from quiesce.window.driver import ABORT_TIMEOUT_S, WindowExpiredError, WindowReport, drive
-from quiesce.window.machine import Action, Member, Step
+from quiesce.window.machine import Action, WindowMember, WindowStep
 
-Behaviour = Callable[[Step], float]
+Behaviour = Callable[[WindowStep], float]
 
 
 class Fake:
     """A member that takes as long for each step as it is told (seconds; a negative time fails) and keeps a diary."""
 
-    def __init__(self, diary: list[tuple[str, Step]], behaviour: Behaviour = lambda _: 0.0) -> None:
+    def __init__(self, diary: list[tuple[str, WindowStep]], behaviour: Behaviour = lambda _: 0.0) -> None:
         self.diary = diary
         self.behaviour = behaviour
-        self.timeouts: dict[Step, float] = {}
+        self.timeouts: dict[WindowStep, float] = {}
 
-    async def perform(self, step: Step, timeout: float) -> str:
+    async def perform(self, step: WindowStep, timeout: float) -> str:
         self.timeouts[step] = timeout
         self.diary.append(("start", step))
         seconds = self.behaviour(step)
@@ -36,18 +36,18 @@ class Fake:
         return f"{step.action.value} {step.member}"
 
 
-A, B = Member("a", frozenset({Level.FRONT_END})), Member("b", frozenset({Level.BACK_END}))
+A, B = WindowMember("a", frozenset({Level.FRONT_END})), WindowMember("b", frozenset({Level.BACK_END}))
 
 
 def go(
     behaviour: Behaviour = lambda _: 0.0,
     *,
-    members: tuple[Member, ...] = (A, B),
+    members: tuple[WindowMember, ...] = (A, B),
     window_s: float = 5.0,
     cancel_s: float | None = None,
     emit: Callable[[Event], None] = lambda _: None,
-) -> tuple[WindowReport | None, list[tuple[str, Step]], dict[str, Fake]]:
-    diary: list[tuple[str, Step]] = []
+) -> tuple[WindowReport | None, list[tuple[str, WindowStep]], dict[str, Fake]]:
+    diary: list[tuple[str, WindowStep]] = []
     fakes = {member.name: Fake(diary, behaviour) for member in members}
 
     async def main() -> WindowReport | None:
@@ -58,11 +58,11 @@ def go(
     return anyio.run(main), diary, fakes
 
 
-def started(diary: list[tuple[str, Step]]) -> list[str]:
+def started(diary: list[tuple[str, WindowStep]]) -> list[str]:
     return [f"{step.action.value} {step.member}" for what, step in diary if what == "start"]
 
 
-def ended(diary: list[tuple[str, Step]], action: Action) -> set[str]:
+def ended(diary: list[tuple[str, WindowStep]], action: Action) -> set[str]:
     return {step.member for what, step in diary if what == "end" and step.action is action}
 
 
@@ -91,7 +91,11 @@ def test_each_step_is_given_what_is_left_of_the_window():
     report, _, fakes = go(lambda _: 0.01, window_s=5.0)
     times = [
         fakes["b"].timeouts[step]
-        for step in (Step(Action.HOLD, "b", Level.BACK_END), Step(Action.FREEZE, "b"), Step(Action.SWITCH, "b"))
+        for step in (
+            WindowStep(Action.HOLD, "b", Level.BACK_END),
+            WindowStep(Action.FREEZE, "b"),
+            WindowStep(Action.SWITCH, "b"),
+        )
     ]
     assert 5.0 >= times[0] > times[1] > times[2] > 3.0
     assert report.outcome.all_switched
@@ -107,12 +111,12 @@ def test_no_step_begins_after_the_window_and_everybody_is_told(slow):
     if slow is not Action.HOLD:
         assert f"{late.value} a" not in started(diary)
     assert ended(diary, Action.ABORT) == {"a", "b"}
-    assert {fakes[name].timeouts[Step(Action.ABORT, name)] for name in "ab"} == {ABORT_TIMEOUT_S}
+    assert {fakes[name].timeouts[WindowStep(Action.ABORT, name)] for name in "ab"} == {ABORT_TIMEOUT_S}
 
 
 def test_a_failure_aborts_everybody_touched_and_is_reported():
     """Broken: the others of a group would stay frozen because one of them failed."""
-    report, diary, _ = go(lambda step: -0.001 if step == Step(Action.FREEZE, "b") else 0.0)
+    report, diary, _ = go(lambda step: -0.001 if step == WindowStep(Action.FREEZE, "b") else 0.0)
     assert str(report.outcome.failure) == "b cannot freeze"
     assert ended(diary, Action.ABORT) == {"a", "b"}
     assert "switch a" not in started(diary)
@@ -122,7 +126,7 @@ def test_one_member_that_cannot_be_aborted_does_not_keep_the_other():
     """Broken: one dead guest would leave the rest of its group standing."""
     report, diary, _ = go(lambda step: -0.001 if step.member == "a" and step.action in (Action.SWITCH, Action.ABORT) else 0.0)
     assert ended(diary, Action.ABORT) == {"b"}
-    assert report.outcome.failed_step == Step(Action.SWITCH, "a")
+    assert report.outcome.failed_step == WindowStep(Action.SWITCH, "a")
 
 
 @pytest.mark.parametrize("stuck", [Action.FREEZE, Action.SWITCH, Action.THAW])
@@ -148,7 +152,7 @@ def test_a_listener_that_fails_does_not_leave_guests_frozen():
         if isinstance(event, PhaseStarted) and event.phase == "switch":
             raise ValueError("no terminal")
 
-    diary: list[tuple[str, Step]] = []
+    diary: list[tuple[str, WindowStep]] = []
     fakes = {"a": Fake(diary), "b": Fake(diary)}
     with pytest.raises(ValueError, match="no terminal"):
         anyio.run(drive, (A, B), fakes, 5.0, emit)
@@ -172,7 +176,7 @@ def test_phases_are_timed_and_told_as_they_pass():
 
 def test_a_vm_without_an_agent_is_only_switched():
     """Broken: `--require crash` would fail for want of an agent."""
-    report, diary, _ = go(members=(Member("a", quiesced=False),))
+    report, diary, _ = go(members=(WindowMember("a", quiesced=False),))
     assert started(diary) == ["switch a"]
     assert report.outcome.all_switched
 

@@ -21,7 +21,7 @@ from quiesce.agent.programs import Programs
 from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns, external
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome
-from quiesce.model.reports import Writer as Reported
+from quiesce.model.reports import WriterReport as Reported
 from quiesce.wire import framing
 from quiesce.wire.schema import from_wire, to_wire
 from tests.strategies import JSON, NASTY, almost, examples

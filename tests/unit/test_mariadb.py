@@ -18,7 +18,7 @@ from quiesce.agent.processes import Process
 from quiesce.agent.writers import WriterError, deadline_in_ns, mariadb
 from quiesce.agent.writers.mariadb import Database
 from quiesce.model.grades import Grade, Level
-from quiesce.model.reports import Outcome, Writer
+from quiesce.model.reports import Outcome, WriterReport
 from quiesce.wire.schema import from_wire, to_wire
 
 FTWRL = "FLUSH TABLES WITH READ LOCK"
@@ -198,7 +198,7 @@ def test_it_says_what_it_is_and_what_can_be_expected(server):
         "binlog_file": "bin.000003",
         "binlog_position": "4711",
     }
-    assert from_wire(Writer, to_wire(found)) == found
+    assert from_wire(WriterReport, to_wire(found)) == found
 
 
 def test_servers_are_called_by_their_program_and_where_they_keep_data(monkeypatch):

@@ -6,17 +6,17 @@ import pytest
 
 from quiesce.model.errors import ConsistencyError
 from quiesce.model.grades import Consistency, Grade, Level
-from quiesce.model.reports import Writer
+from quiesce.model.reports import WriterReport
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
 from quiesce.operations.restore import restore
 from quiesce.taking import offline
-from quiesce.taking.part import Verdict
+from quiesce.taking.part import Evidence
 from tests.unit.conftest import Fake, reference
 from tests.unit.test_survey import at
 
 APPLICATION, FILESYSTEM, CRASH = Consistency.APPLICATION, Consistency.FILESYSTEM, Consistency.CRASH
-WRITER = Writer("postgresql:17/main", "postgresql", "17.2", Level.BACK_END, Grade.NIL_REDO)
+WRITER = WriterReport("postgresql:17/main", "postgresql", "17.2", Level.BACK_END, Grade.NIL_REDO)
 NOW = {"/i/now"}
 
 
@@ -35,7 +35,7 @@ def test_what_a_guest_left_that_shut_itself_down_is_consistent(clean, expected, 
     """Broken: a VM that was powered off or crashed would be called application-consistent, or a clean one never be."""
     fake.vm.clean = clean
     verdict = offline.judge(fake.context, fake.vm, {"/i/vda.qcow2"})
-    assert verdict == Verdict(expected, off=True)
+    assert verdict == Evidence(expected, off=True)
 
 
 @pytest.mark.parametrize("clean", [True, False])
@@ -56,7 +56,7 @@ def test_what_was_written_since_is_judged_by_how_it_ended(clean, expected, fake)
     fake.vm.start()
     fake.vm.write("vda", 0, "x")
     fake.vm.power_off(clean=clean)
-    assert offline.judge(fake.context, fake.vm, NOW) == Verdict(expected, off=True)
+    assert offline.judge(fake.context, fake.vm, NOW) == Evidence(expected, off=True)
 
 
 def test_what_became_of_what_was_restored_must_be_known(fake):
@@ -91,10 +91,10 @@ def test_less_than_what_is_required_is_refused_with_what_to_do():
         name = "web1"
 
     with pytest.raises(ConsistencyError, match="only be crash-consistent, application is required") as refusal:
-        offline.require(Named(), Verdict(CRASH, off=True), APPLICATION)
+        offline.require(Named(), Evidence(CRASH, off=True), APPLICATION)
     assert "--require crash" in refusal.value.hint
     for verdict, required in ((CRASH, CRASH), (APPLICATION, APPLICATION), (APPLICATION, FILESYSTEM)):
-        offline.require(Named(), Verdict(verdict, off=True), required)
+        offline.require(Named(), Evidence(verdict, off=True), required)
 
 
 # -- over whole operations

@@ -10,13 +10,13 @@ import pytest
 from quiesce import context as operations_context
 from quiesce.catalog.store import Catalog, New
 from quiesce.context import Context
-from quiesce.model.divergence import Verdict
+from quiesce.model.divergence import Agreement
 from quiesce.model.errors import AgentError, DivergenceError, NotFoundError, QuiesceError
 from quiesce.model.events import Event, PhaseStarted
 from quiesce.model.grades import Consistency, Grade, Level
 from quiesce.model.groups import Group, Member, Tier
 from quiesce.model.names import CheckpointReference
-from quiesce.model.reports import Filesystem, FreezeState, Writer
+from quiesce.model.reports import Filesystem, FreezeState, WriterReport
 from quiesce.model.tree import Checkpoint, GroupPart, Witness
 from quiesce.operations import divergence as operation
 from quiesce.operations.divergence import divergence, group_divergence, require_agreement, witnesses
@@ -28,8 +28,8 @@ from tests.unit.fake_host import FakeHost, FakeVm
 ROOT = (Filesystem("/", "ext4", "/dev/vda", FreezeState.THAWED),)
 
 
-def redis(keys: int) -> Writer:
-    return Writer("redis:6379", "redis", "7", Level.BACK_END, Grade.CLEAN, role="primary", position={"keys": str(keys)})
+def redis(keys: int) -> WriterReport:
+    return WriterReport("redis:6379", "redis", "7", Level.BACK_END, Grade.CLEAN, role="primary", position={"keys": str(keys)})
 
 
 class Servers:
@@ -86,12 +86,12 @@ class Servers:
         found = tuple(Member("host1", f"uuid-{member}", member, tier) for member, tier in tiers.items())
         self.catalog.set_group(Group(name, found, groups), new=True)
 
-    def verdicts(self, name: str) -> dict[str, Verdict]:
+    def verdicts(self, name: str) -> dict[str, Agreement]:
         """Of all others, if this one alone were put back."""
         found = divergence(self.context, CheckpointReference(name, "now"))
         return {server.vm_name: server.verdict for server in found.servers}
 
-    def said_of_db(self) -> tuple[Verdict, str]:
+    def said_of_db(self) -> tuple[Agreement, str]:
         """If `web` alone were put back."""
         (server,) = divergence(self.context, CheckpointReference("web", "now")).servers
         (finding,) = server.findings
@@ -99,7 +99,7 @@ class Servers:
         return server.verdict, finding.text
 
 
-def witness(name: str, *writers: Writer, reason: str | None = None) -> Witness:
+def witness(name: str, *writers: WriterReport, reason: str | None = None) -> Witness:
     return Witness("host1", f"uuid-{name}", name, writers, reason)
 
 
@@ -118,7 +118,7 @@ def test_of_a_groups_checkpoint_the_other_parts_are_asked(servers):
     servers.start("web", "db", "stock", "stranger")
     servers.take("web", "db", "stock")
     servers.says["stock"] = 5
-    assert servers.verdicts("web") == {"db": Verdict.AGREES, "stock": Verdict.MOVED}
+    assert servers.verdicts("web") == {"db": Agreement.AGREES, "stock": Agreement.MOVED}
     assert sorted(servers.asked) == ["db", "stock"]
 
 
@@ -127,7 +127,7 @@ def test_a_part_is_asked_though_it_left_the_group(servers):
     servers.start("web", "db")
     servers.group("shop", "web")
     servers.take("web", "db")
-    assert servers.verdicts("web") == {"db": Verdict.AGREES}
+    assert servers.verdicts("web") == {"db": Agreement.AGREES}
 
 
 def test_who_joined_the_group_later_is_asked_and_unknown(servers):
@@ -135,7 +135,7 @@ def test_who_joined_the_group_later_is_asked_and_unknown(servers):
     servers.start("web", "db", "new")
     servers.take("web", "db")
     servers.group("shop", "web", "db", "new")
-    assert servers.verdicts("web") == {"db": Verdict.AGREES, "new": Verdict.UNKNOWN}
+    assert servers.verdicts("web") == {"db": Agreement.AGREES, "new": Agreement.UNKNOWN}
 
 
 def test_of_a_checkpoint_that_is_no_groups_all_in_a_group_with_it_are_asked(servers):
@@ -146,7 +146,7 @@ def test_of_a_checkpoint_that_is_no_groups_all_in_a_group_with_it_are_asked(serv
     servers.group("shop", "web", "db")
     servers.group("logging", "web", external=("log",))
     servers.group("else", "stranger")
-    assert servers.verdicts("web") == {"db": Verdict.UNKNOWN, "log": Verdict.UNKNOWN}
+    assert servers.verdicts("web") == {"db": Agreement.UNKNOWN, "log": Agreement.UNKNOWN}
 
 
 def test_a_vm_in_no_group_has_nobody_to_disagree_with(servers):
@@ -176,7 +176,7 @@ def test_external_servers_are_compared_with_what_they_said_then(servers):
     seen = (witness("payments", redis(1)), witness("mail", redis(1)), witness("late", reason="it is off"))
     parts = servers.take("web", seen=seen)
     servers.says["mail"] = 3
-    expected = {"payments": Verdict.AGREES, "mail": Verdict.MOVED, "late": Verdict.UNKNOWN}
+    expected = {"payments": Agreement.AGREES, "mail": Agreement.MOVED, "late": Agreement.UNKNOWN}
     assert servers.verdicts("web") == expected
     found = group_divergence(servers.context, "shop@now")
     assert found.checkpoints == tuple(parts)
@@ -217,7 +217,7 @@ def test_a_server_that_cannot_be_asked_is_unknown_and_says_why(servers):
         "stock: Redis 6379 stands where it stood",
         "lost: it cannot be asked: no VM named 'uuid-lost'",
     ]
-    assert [server.verdict for server in found] == [Verdict.UNKNOWN, Verdict.AGREES, Verdict.UNKNOWN]
+    assert [server.verdict for server in found] == [Agreement.UNKNOWN, Agreement.AGREES, Agreement.UNKNOWN]
 
 
 def test_a_server_that_was_put_back_elsewhere_has_moved(servers):
@@ -229,7 +229,7 @@ def test_a_server_that_was_put_back_elsewhere_has_moved(servers):
         "<domain/>",
         head_parent="n-old",
     )
-    assert servers.said_of_db() == (Verdict.MOVED, "it was put back to another checkpoint since")
+    assert servers.said_of_db() == (Agreement.MOVED, "it was put back to another checkpoint since")
     assert servers.asked == []
 
 
@@ -239,7 +239,7 @@ def test_a_server_that_has_later_checkpoints_is_asked(servers):
     servers.take("web", "db")
     later = node("n-later", vm_uuid="uuid-db", vm_name="db", parent="n-db")
     servers.catalog.add(later, "<domain/>", head_parent=later.id)
-    assert servers.said_of_db() == (Verdict.AGREES, "Redis 6379 stands where it stood")
+    assert servers.said_of_db() == (Agreement.AGREES, "Redis 6379 stands where it stood")
 
 
 def stand_at_part(servers: Servers) -> None:
@@ -255,7 +255,7 @@ def test_a_server_that_is_off_and_stands_at_its_part_agrees(servers):
     servers.start("web", "db")
     servers.take("web", "db")
     stand_at_part(servers)
-    assert servers.said_of_db() == (Verdict.AGREES, "it is off, and stands at its part of that checkpoint")
+    assert servers.said_of_db() == (Agreement.AGREES, "it is off, and stands at its part of that checkpoint")
     assert servers.asked == []
 
 
@@ -265,7 +265,7 @@ def test_a_server_that_is_off_and_was_written_since_is_unknown(servers):
     servers.take("web", "db")
     stand_at_part(servers)
     servers.host.touch(servers.vms["db"].file_disks()["vda"])
-    assert servers.said_of_db() == (Verdict.UNKNOWN, "it is off; only a guest that runs can say where it stands")
+    assert servers.said_of_db() == (Agreement.UNKNOWN, "it is off; only a guest that runs can say where it stands")
 
 
 @pytest.mark.parametrize("others", [{"off": True}, {"consistency": Consistency.CRASH}], ids=["off", "without its guest"])
@@ -273,14 +273,14 @@ def test_a_part_whose_guest_was_not_asked_says_nothing_of_its_applications(other
     """Broken: a database that was there all the time would be said to be new."""
     servers.start("web", "db")
     servers.take("web", "db", writers=(), filesystems=(), **others)
-    assert servers.said_of_db() == (Verdict.UNKNOWN, "where Redis 6379 stood at that instant is not known")
+    assert servers.said_of_db() == (Agreement.UNKNOWN, "where Redis 6379 stood at that instant is not known")
 
 
 def test_a_part_whose_guest_had_no_applications_is_known_to_have_had_none(servers):
     """Broken: a database that came since would be unknown, though it was seen not to be there."""
     servers.start("web", "db")
     servers.take("web", "db", writers=())
-    assert servers.said_of_db() == (Verdict.MOVED, "Redis 6379 was not there then")
+    assert servers.said_of_db() == (Agreement.MOVED, "Redis 6379 was not there then")
 
 
 def test_phases_of_many_guests_at_once_are_not_told(servers):

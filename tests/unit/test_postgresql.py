@@ -16,7 +16,7 @@ from quiesce.agent.writers.postgresql_files import Postmaster, cluster_id, data_
 from quiesce.agent.writers.postgresql_stopped import Stopped, _format_lsn
 from quiesce.agent.writers.wal import parse_lsn
 from quiesce.model.grades import Grade, Level
-from quiesce.model.reports import Writer
+from quiesce.model.reports import WriterReport
 from quiesce.wire.schema import from_wire, to_wire
 from tests.unit.wal_files import CHECKPOINT_ONLINE, CHECKPOINT_REDO, INSERT, RUNNING_XACTS, Log
 
@@ -293,7 +293,7 @@ def test_a_log_that_moved_by_very_many_records_is_still_reported(held, log):
     held._control = Server([[_format_lsn(log.position)]])
     held.release()
     found = held.report()
-    assert from_wire(Writer, to_wire(found)) == found
+    assert from_wire(WriterReport, to_wire(found)) == found
     assert "and 595 more" in str(found.reason)
 
 

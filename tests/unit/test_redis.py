@@ -19,7 +19,7 @@ from quiesce.agent.writers import WriterError, deadline_in_ns, redis, resp
 from quiesce.agent.writers.redis import Server
 from quiesce.agent.writers.resp import Client, RespError
 from quiesce.model.grades import Grade, Level
-from quiesce.model.reports import Outcome, Writer
+from quiesce.model.reports import Outcome, WriterReport
 from quiesce.wire.schema import from_wire, to_wire
 
 INFO = {
@@ -173,7 +173,7 @@ def test_it_says_what_it_is_and_what_can_be_expected(fake):
     }
     assert found.data_directory == str(Path(fake.path).parent)
     assert writer.paths() == [found.data_directory]
-    assert from_wire(Writer, to_wire(found)) == found
+    assert from_wire(WriterReport, to_wire(found)) == found
     writer.abort()
     assert not fake.count("CLIENT")
 

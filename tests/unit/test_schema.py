@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quiesce.model.reports import Filesystem, Writer
+from quiesce.model.reports import Filesystem, WriterReport
 from quiesce.model.tree import Checkpoint
 from quiesce.wire import messages
 from quiesce.wire.framing import ProtocolError
 from quiesce.wire.schema import MAX_INT, MAX_ITEMS, MAX_STRING, from_wire, printable, to_wire
 from tests.strategies import JSON, NASTY, PRINTABLE, almost, examples, of
 
-CLASSES = [*{*messages.ARGUMENTS.values(), *messages.RESULTS.values()}, messages.Error, Writer, Filesystem, Checkpoint]
+CLASSES = [*{*messages.ARGUMENTS.values(), *messages.RESULTS.values()}, messages.Error, WriterReport, Filesystem, Checkpoint]
 CLASSES.sort(key=lambda cls: cls.__name__)
 
 
@@ -80,7 +80,7 @@ def _strings(value: Any):
             yield from _strings(getattr(value, field.name))
 
 
-@given(st.sampled_from([Writer, Filesystem, messages.HelloReply, messages.Error, messages.Status]), st.data())
+@given(st.sampled_from([WriterReport, Filesystem, messages.HelloReply, messages.Error, messages.Status]), st.data())
 def test_nothing_a_guest_says_can_control_a_terminal(cls, data):
     """Broken: a guest could move the administrator's cursor, hide text or fake a line of our output."""
     message = from_wire(cls, to_wire(data.draw(of(cls, NASTY))))

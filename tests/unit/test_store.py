@@ -17,12 +17,12 @@ from quiesce.catalog.journal import Journal, interrupted
 from quiesce.catalog.store import SCHEMA_VERSION, Catalog, default_url
 from quiesce.model.errors import NameTakenError, QuiesceError
 from quiesce.model.grades import Consistency, Grade, Level
-from quiesce.model.reports import Filesystem, FreezeState, Writer
+from quiesce.model.reports import Filesystem, FreezeState, WriterReport
 from quiesce.model.settings import Settings, Type
 from quiesce.model.tree import DiskImage, MachineFile, Role, Tree
 from tests.samples import node
 
-WRITER = Writer(
+WRITER = WriterReport(
     "postgresql:17/main",
     "postgresql",
     "17.2",

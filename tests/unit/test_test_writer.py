@@ -19,7 +19,7 @@ from quiesce.agent.programs import Programs
 from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns, external
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome
-from quiesce.model.reports import Writer as Reported
+from quiesce.model.reports import WriterReport as Reported
 from quiesce.testing import writer as module
 from tests.unit.test_programs import attend, ids, listening
 

@@ -19,7 +19,7 @@ from quiesce.context import Context
 from quiesce.disks.merges import Waiting
 from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.domain_xml import Channel
-from quiesce.hypervisor.events import Change, LifecycleEvents
+from quiesce.hypervisor.events import LifecycleEvents, PowerChange
 from quiesce.hypervisor.vm import Facts, PowerState, Vm
 from quiesce.model.errors import AgentError, BusyError, HypervisorError, RefusedError
 from quiesce.model.events import Progress, Warned
@@ -28,7 +28,7 @@ from quiesce.model.settings import Settings, Type
 from quiesce.model.tree import Kind
 from quiesce.operations.delete import Deleted
 from quiesce.server import watch as module
-from quiesce.server.watch import Said, Severity, Step, next_step, outlived, watch
+from quiesce.server.watch import Decision, Said, Severity, next_step, outlived, watch
 from quiesce.wire.messages import PORT_NAME
 from tests.samples import node
 
@@ -49,19 +49,19 @@ STANDARD = Settings(type=Type.STANDARD)
 @pytest.mark.parametrize(
     ("found", "settings", "step"),
     [
-        (facts(port=True), Settings(), Step.TAKE),
-        (facts(port=False), Settings(), Step.WAIT),
-        (facts(port=None), Settings(), Step.WAIT),
-        (facts(port=None), Settings(require=Consistency.FILESYSTEM), Step.WAIT),
-        (facts(port=None), CRASH, Step.TAKE),
-        (facts(port=False), CRASH, Step.WAIT),
-        (facts(port=None), STANDARD, Step.TAKE),
-        (facts(PowerState.PAUSED, port=True), Settings(), Step.WAIT),
-        (facts(PowerState.PAUSED), CRASH, Step.TAKE),
-        (facts(PowerState.PAUSED), replace(STANDARD, require=Consistency.CRASH), Step.WAIT),
-        (facts(PowerState.OTHER, port=True), CRASH, Step.WAIT),
-        (facts(PowerState.OFF), Settings(), Step.GIVE_UP),
-        (facts(PowerState.OFF), CRASH, Step.GIVE_UP),
+        (facts(port=True), Settings(), Decision.TAKE),
+        (facts(port=False), Settings(), Decision.WAIT),
+        (facts(port=None), Settings(), Decision.WAIT),
+        (facts(port=None), Settings(require=Consistency.FILESYSTEM), Decision.WAIT),
+        (facts(port=None), CRASH, Decision.TAKE),
+        (facts(port=False), CRASH, Decision.WAIT),
+        (facts(port=None), STANDARD, Decision.TAKE),
+        (facts(PowerState.PAUSED, port=True), Settings(), Decision.WAIT),
+        (facts(PowerState.PAUSED), CRASH, Decision.TAKE),
+        (facts(PowerState.PAUSED), replace(STANDARD, require=Consistency.CRASH), Decision.WAIT),
+        (facts(PowerState.OTHER, port=True), CRASH, Decision.WAIT),
+        (facts(PowerState.OFF), Settings(), Decision.GIVE_UP),
+        (facts(PowerState.OFF), CRASH, Decision.GIVE_UP),
     ],
 )
 def test_when_a_checkpoint_of_a_vm_that_started_can_be_had(found, settings, step):
@@ -183,10 +183,10 @@ def test_events_of_a_vm(service: Service) -> None:
     """Broken: starts or shutdowns would be missed, or a VM that was powered off be taken for one that was shut down."""
     events = LifecycleEvents(URI)
     (present,) = events.present()
-    assert (present.name, present.change) == ("test", Change.STARTED)
+    assert (present.name, present.change) == ("test", PowerChange.STARTED)
     service.domain.shutdown()
     (present,) = events.present()
-    assert present.change is Change.SHUT_DOWN
+    assert present.change is PowerChange.SHUT_DOWN
     service.domain.create()
     service.domain.destroy()
     assert events.present() == []
@@ -194,7 +194,7 @@ def test_events_of_a_vm(service: Service) -> None:
     service.domain.suspend()
     service.domain.resume()
     found = [events.next(5) for _ in range(3)]
-    assert [event and event.change for event in found] == [Change.SHUT_DOWN, Change.STARTED, Change.STARTED]
+    assert [event and event.change for event in found] == [PowerChange.SHUT_DOWN, PowerChange.STARTED, PowerChange.STARTED]
     assert all(event and (event.name, event.uuid) == ("test", service.key[1]) for event in found)
     assert events.next(0.05) is None
     events.close()

@@ -18,7 +18,7 @@ from quiesce.guests import vss as vss_module
 from quiesce.guests.vss import VssRequester
 from quiesce.hypervisor import qemu_agent
 from quiesce.hypervisor.domain_xml import QEMU_AGENT_PORT, Channel
-from quiesce.hypervisor.qemu_agent import QemuAgent, Volume
+from quiesce.hypervisor.qemu_agent import GuestVolume, QemuAgent
 from quiesce.model.errors import AgentError, ConsistencyError, HypervisorError, QuiesceError
 from quiesce.model.grades import Consistency, Grade, Level
 from quiesce.model.reports import FreezeState, Outcome
@@ -31,8 +31,8 @@ from tests.unit.conftest import Fake
 SHORT_HOLD_S = 1.0
 """Where a test waits for the end of VSS's hold; elsewhere VSS's own limit leaves room for a busy machine."""
 HELD_TOO_LONG = "guest-fsfreeze-thaw in web1: couldn't hold writes: fsfreeze is limited up to 10 seconds"
-VOLUMES = [Volume("C:\\", "NTFS", "c"), Volume("D:\\", "NTFS", "d"), Volume("System Reserved", "NTFS", "r")]
-DVD = Volume("E:\\", "UDF", "e")
+VOLUMES = [GuestVolume("C:\\", "NTFS", "c"), GuestVolume("D:\\", "NTFS", "d"), GuestVolume("System Reserved", "NTFS", "r")]
+DVD = GuestVolume("E:\\", "UDF", "e")
 
 
 def answer(value: int) -> Callable[[], int]:
@@ -66,7 +66,7 @@ class Guest:
     """Until then it answers nothing."""
     here: bool = True
     vss: bool = True
-    listed: list[Volume] = field(default_factory=lambda: [*VOLUMES, DVD])
+    listed: list[GuestVolume] = field(default_factory=lambda: [*VOLUMES, DVD])
     diary: list[str] = field(default_factory=list)
 
     def connected(self) -> bool:
@@ -86,7 +86,7 @@ class Guest:
     def os_name(self) -> str:
         return "Windows Server 2022 Standard"
 
-    def volumes(self, most: int) -> list[Volume]:
+    def volumes(self, most: int) -> list[GuestVolume]:
         if not self.listed:
             raise AgentError("guest-get-fsinfo in web1: no")
         return self.listed[:most]

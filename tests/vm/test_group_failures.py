@@ -36,7 +36,7 @@ LONG = (
 CHECKPOINT_THAT_HALTS = """
 import sys, threading
 from quiesce.cli import main
-from quiesce.taking.participant import Participant
+from quiesce.taking.participant import VmParticipant
 from quiesce.taking.production import Guest
 
 halt_at, victim = sys.argv[1:3]
@@ -58,8 +58,8 @@ def halting(real, phase):
     return step
 
 Guest.prepare = halting(Guest.prepare, lambda *_: "prepare")
-Participant._ask = halting(Participant._ask, lambda step, _: step.action.value)
-Participant._switch = halting(Participant._switch, lambda: "switch")
+VmParticipant._ask = halting(VmParticipant._ask, lambda step, _: step.action.value)
+VmParticipant._switch = halting(VmParticipant._switch, lambda: "switch")
 sys.argv = ["quiesce", *sys.argv[3:]]
 main.main()
 """

@@ -15,7 +15,7 @@ from lab.workloads import Load
 from quiesce.hypervisor.channel import ChannelTransport
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.grades import LEVELS, Grade
-from quiesce.model.reports import Outcome, Writer
+from quiesce.model.reports import Outcome, WriterReport
 from quiesce.wire.requester import Requester
 from tests.host import Quiesce
 
@@ -35,18 +35,18 @@ def talking(machine: Machine) -> Iterator[Requester]:
             requester.close()
 
 
-def by_id(writers: tuple[Writer, ...]) -> dict[str, Writer]:
+def by_id(writers: tuple[WriterReport, ...]) -> dict[str, WriterReport]:
     return {writer.id: writer for writer in writers}
 
 
-def hold_all(requester: Requester, window_ms: int = WINDOW_MS) -> dict[str, Writer]:
+def hold_all(requester: Requester, window_ms: int = WINDOW_MS) -> dict[str, WriterReport]:
     """Every writer holds that can; those that cannot are passed over."""
     found = requester.prepare(window_ms, False, TIMEOUT).writers
     held = [requester.hold(level, TIMEOUT) for level in LEVELS if any(writer.level is level for writer in found)]
     return by_id(found) | by_id(tuple(writer for answer in held for writer in answer.writers))
 
 
-def release_all(requester: Requester, held: dict[str, Writer]) -> dict[str, Writer]:
+def release_all(requester: Requester, held: dict[str, WriterReport]) -> dict[str, WriterReport]:
     levels = [level for level in reversed(LEVELS) if any(writer.level is level for writer in held.values())]
     return by_id(tuple(writer for level in levels for writer in requester.release(level, TIMEOUT).writers))
 
@@ -183,9 +183,8 @@ def test_programs_scripts_and_declared_writers(bare_server: Machine, quiesce: Qu
     azure += '"postScriptLocation": "/usr/local/sbin/post.sh", "timeoutInSeconds": 20}'
     write_file(machine, "/etc/azure/VMSnapshotScriptPluginConfig.json", azure, "600")
     write_file(machine, "/usr/local/sbin/declared", f"#!/bin/sh\necho declared $1 >>{log}\necho 42\n", "755")
-    declared = (
-        "[Writer]\nName=batch\nLevel=system\nHold=/usr/local/sbin/declared hold\nRelease=/usr/local/sbin/declared release\n"
-    )
+    declared = "[Writer]\nName=batch\nLevel=system\nHold=/usr/local/sbin/declared hold\n"
+    declared += "Release=/usr/local/sbin/declared release\n"
     write_file(machine, "/etc/quiesce/writers.d/batch.conf", declared + "Position=/usr/local/sbin/declared position\n")
     machine.spawn(f"{PROGRAMS} --name front --level front-end --data /root/front --log /run/front.log")
     machine.spawn(f"{PROGRAMS} --name back --log /run/back.log")

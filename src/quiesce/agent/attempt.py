@@ -13,7 +13,7 @@ from quiesce.agent import commands, filesystems, memory, writers
 from quiesce.agent.deadman import UNDO_TIMEOUT_S, DeadMan, DeadManError, Undo
 from quiesce.agent.writers import ApplicationWriter
 from quiesce.model.grades import LEVELS, Level
-from quiesce.model.reports import Writer
+from quiesce.model.reports import WriterReport
 from quiesce.wire.messages import (
     ErrorCode,
     Frozen,
@@ -33,7 +33,7 @@ class AttemptError(Exception):
     """A step that failed or was refused. The attempt is over and everything is released when this reaches the host,
     unless the code is wrong-token or wrong-state."""
 
-    def __init__(self, code: ErrorCode, message: str, found: tuple[Writer, ...] = ()) -> None:
+    def __init__(self, code: ErrorCode, message: str, found: tuple[WriterReport, ...] = ()) -> None:
         super().__init__(message)
         self.code = code
         self.writers = found
@@ -250,7 +250,7 @@ class Attempt:
     def _at(self, level: Level) -> list[ApplicationWriter]:
         return [writer for writer in self._writers if writer.level is level]
 
-    def _report(self) -> tuple[Writer, ...]:
+    def _report(self) -> tuple[WriterReport, ...]:
         found = [writer.report() for writer in self._writers]
         return tuple(sorted(found, key=lambda writer: LEVELS.index(writer.level)))
 

@@ -14,7 +14,7 @@ from quiesce import __version__
 from quiesce.agent import deadman, filesystems
 from quiesce.agent.attempt import Attempt, AttemptError
 from quiesce.agent.writers import ApplicationWriter
-from quiesce.model.reports import Writer
+from quiesce.model.reports import WriterReport
 from quiesce.wire import framing, messages
 from quiesce.wire.framing import ProtocolError
 from quiesce.wire.messages import ErrorCode, Op, Request, State
@@ -209,7 +209,7 @@ class Conversation:
                     raise _HungUpError from None
 
 
-def _error(request_id: int, code: ErrorCode, message: str, found: tuple[Writer, ...] = ()) -> dict[str, Any]:
+def _error(request_id: int, code: ErrorCode, message: str, found: tuple[WriterReport, ...] = ()) -> dict[str, Any]:
     return {"id": request_id, "error": to_wire(messages.Error(code, message[:1000], found))}
 
 

@@ -9,11 +9,11 @@ from rich.table import Table
 
 from quiesce.cli import session
 from quiesce.cli.options import CatalogUrl, Connect, Json, Reference
-from quiesce.model.divergence import NOTHING_KNOWN, Verdict, describe
+from quiesce.model.divergence import NOTHING_KNOWN, Agreement, describe
 from quiesce.model.names import parse_reference
 from quiesce.operations.divergence import Divergence, divergence
 
-COLOURS = {Verdict.AGREES: "green", Verdict.SILENT: "dim", Verdict.UNKNOWN: "yellow", Verdict.MOVED: "red"}
+COLOURS = {Agreement.AGREES: "green", Agreement.SILENT: "dim", Agreement.UNKNOWN: "yellow", Agreement.MOVED: "red"}
 
 
 def command(checkpoint: Reference, as_json: Json = False, connect: Connect = None, catalog: CatalogUrl = None) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quiesce.model.grades import Consistency, Grade
-from quiesce.model.reports import Filesystem, FreezeState, Outcome, Writer
+from quiesce.model.reports import Filesystem, FreezeState, Outcome, WriterReport
 from quiesce.model.tree import Checkpoint, Kind
 from quiesce.wire.schema import to_wire
 
@@ -34,7 +34,7 @@ def label(consistency: Consistency) -> str:
     return f"[{COLOURS[consistency]}]{consistency.value}[/]"
 
 
-def grade(writer: Writer) -> str:
+def grade(writer: WriterReport) -> str:
     return f"[{GRADE_COLOURS[writer.grade]}]{writer.grade.value}[/]"
 
 
@@ -42,7 +42,7 @@ def local_time(created: str) -> str:
     return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def writers_table(writers: tuple[Writer, ...]) -> Table:
+def writers_table(writers: tuple[WriterReport, ...]) -> Table:
     table = Table("writer", "version", "role", "state", "grade", "position", box=None, pad_edge=False, header_style="bold")
     for writer in writers:
         state = "[green]stable[/]" if writer.outcome is Outcome.STABLE else f"[red]{writer.outcome.value}[/]"
@@ -65,7 +65,7 @@ POSTGRESQL_POSITION = ("timeline", "checkpoint_lsn", "redo_lsn", "insert_lsn", "
 """What of a cluster's position is shown where there is one line for it."""
 
 
-def position(writer: Writer) -> str:
+def position(writer: WriterReport) -> str:
     keys = POSTGRESQL_POSITION if writer.application == "postgresql" else tuple(writer.position)
     return " ".join(f"{key.removesuffix('_lsn')} {writer.position[key]}" for key in keys if key in writer.position) or "-"
 

@@ -19,7 +19,7 @@ from quiesce.hypervisor.qemu_agent import QemuAgent
 from quiesce.hypervisor.vm import Facts, Vm
 from quiesce.model.errors import AgentError, QuiesceError
 from quiesce.model.grades import Grade, Level
-from quiesce.model.reports import Filesystem, FreezeState, Outcome, Writer
+from quiesce.model.reports import Filesystem, FreezeState, Outcome, WriterReport
 from quiesce.wire.messages import (
     PORT_NAME,
     Error,
@@ -102,7 +102,7 @@ class VssRequester:
     def __init__(self, vm_name: str, agent: QemuAgent) -> None:
         self._vm_name = vm_name
         self._agent = agent
-        self._writer = Writer("vss", "VSS (Windows)", "", Level.SYSTEM, Grade.HELD)
+        self._writer = WriterReport("vss", "VSS (Windows)", "", Level.SYSTEM, Grade.HELD)
         self._filesystems: tuple[Filesystem, ...] = ()
         self._may_be_frozen = False
         """By us."""

@@ -15,7 +15,7 @@ from quiesce.hypervisor.connection import HELPER_PREFIX, Host, translated
 from quiesce.model.errors import HypervisorError
 
 
-class Change(Enum):
+class PowerChange(Enum):
     STARTED = "started"
     """Booted: neither resumed from saved memory nor migrated to this host."""
     SHUT_DOWN = "shut down"
@@ -26,14 +26,14 @@ class Change(Enum):
 class Lifecycle:
     uuid: str
     name: str
-    change: Change
+    change: PowerChange
     at: datetime
     """When we learnt of it, UTC."""
 
 
 _CHANGES = {
-    (libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_STARTED_BOOTED): Change.STARTED,
-    (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN): Change.SHUT_DOWN,
+    (libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_STARTED_BOOTED): PowerChange.STARTED,
+    (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN): PowerChange.SHUT_DOWN,
 }
 
 
@@ -67,9 +67,9 @@ class LifecycleEvents:
             with suppress(libvirt.libvirtError):  # it was undefined meanwhile
                 state, reason = domain.state()
                 if domain.isActive():
-                    found.append((domain, Change.STARTED))
+                    found.append((domain, PowerChange.STARTED))
                 elif (state, reason) == (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN):
-                    found.append((domain, Change.SHUT_DOWN))
+                    found.append((domain, PowerChange.SHUT_DOWN))
         return [event for domain, change in found if (event := _lifecycle(domain, change))]
 
     def next(self, timeout: float) -> Lifecycle | None:
@@ -107,7 +107,7 @@ class LifecycleEvents:
             self._received.put(found)
 
 
-def _lifecycle(domain: libvirt.virDomain, change: Change) -> Lifecycle | None:
+def _lifecycle(domain: libvirt.virDomain, change: PowerChange) -> Lifecycle | None:
     """None for the helpers that merges are done in. Asks libvirt nothing: a domain object knows both names."""
     name = str(domain.name())
     if name.startswith(HELPER_PREFIX):

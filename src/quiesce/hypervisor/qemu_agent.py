@@ -36,7 +36,7 @@ _GUESTS_OWN = re.compile(r"unable to execute QEMU agent command '[^']*': (.*)")
 
 
 @dataclass(frozen=True)
-class Volume:
+class GuestVolume:
     """A mounted filesystem as the guest names it."""
 
     mountpoint: str
@@ -99,11 +99,11 @@ class QemuAgent:
         """As `Windows Server 2022 Standard`."""
         return _text(self._object("guest-get-osinfo").get("pretty-name"))
 
-    def volumes(self, most: int) -> list[Volume]:
+    def volumes(self, most: int) -> list[GuestVolume]:
         """Mounted filesystems, the first `most` of them."""
         found = self._call("guest-get-fsinfo")
         listed = [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
-        return [Volume(*(_text(item.get(key)) for key in ("mountpoint", "type", "name"))) for item in listed[:most]]
+        return [GuestVolume(*(_text(item.get(key)) for key in ("mountpoint", "type", "name"))) for item in listed[:most]]
 
     # -- freezing: these raise AgentError, in the guest's own words, if it refuses or there is none, and TimeoutError if it
     #    has not answered in time. Then nobody knows: it may still do it.

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from quiesce.model.reports import Writer
+from quiesce.model.reports import WriterReport
 
 _LSN = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
 
@@ -24,13 +24,13 @@ class Change(str, Enum):
 class WriterChange:
     id: str
     change: Change
-    before: Writer | None
-    after: Writer | None
+    before: WriterReport | None
+    after: WriterReport | None
     log_bytes: dict[str, int] = field(default_factory=dict)
     """Bytes of PostgreSQL's log from one to the other, by position; less than 0 if it is further at the first."""
 
 
-def compare(before: Iterable[Writer], after: Iterable[Writer], *, one_line: bool) -> tuple[WriterChange, ...]:
+def compare(before: Iterable[WriterReport], after: Iterable[WriterReport], *, one_line: bool) -> tuple[WriterChange, ...]:
     """One entry for each writer of either, by id. `one_line`: one of the two is based on the other. Where both only have an
     ancestor in common, each went on from there on its own: equal log positions then name different content, and no distance
     between them means anything."""
@@ -38,7 +38,7 @@ def compare(before: Iterable[Writer], after: Iterable[Writer], *, one_line: bool
     return tuple(_compare(id, first.get(id), second.get(id), one_line) for id in sorted(first.keys() | second.keys()))
 
 
-def _compare(id: str, before: Writer | None, after: Writer | None, one_line: bool) -> WriterChange:
+def _compare(id: str, before: WriterReport | None, after: WriterReport | None, one_line: bool) -> WriterChange:
     if before is None or after is None:
         return WriterChange(id, Change.ADDED if before is None else Change.REMOVED, before, after)
     same = (before.version, before.position) == (after.version, after.position)

@@ -48,7 +48,7 @@ class Outcome(str, Enum):
 
 
 @dataclass(frozen=True)
-class Writer:
+class WriterReport:
     """One application as its writer sees it."""
 
     id: str
@@ -74,6 +74,6 @@ class Writer:
     """What went wrong the last time since the guest booted, until it goes right again: phase, outcome, text."""
 
 
-def required_grades(writers: Iterable[Writer]) -> list[Grade]:
+def required_grades(writers: Iterable[WriterReport]) -> list[Grade]:
     """Those that the label of the whole depends on."""
     return [writer.grade for writer in writers if writer.required]

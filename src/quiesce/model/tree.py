@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from quiesce.model.errors import NotFoundError
 from quiesce.model.grades import Consistency
-from quiesce.model.reports import Filesystem, Writer
+from quiesce.model.reports import Filesystem, WriterReport
 
 
 class Kind(str, Enum):
@@ -55,7 +55,7 @@ class Witness:
     host: str
     vm_uuid: str
     vm_name: str
-    writers: tuple[Writer, ...]
+    writers: tuple[WriterReport, ...]
     reason: str | None = None
     """Why it could not be asked."""
 
@@ -102,7 +102,7 @@ class Checkpoint:
     files: tuple[MachineFile, ...] = ()
     stall_us: int = 0
     """Longest that any write in the guest can have waited, as the guest's own clock saw it, in microseconds."""
-    writers: tuple[Writer, ...] = ()
+    writers: tuple[WriterReport, ...] = ()
     filesystems: tuple[Filesystem, ...] = ()
     phases_us: dict[str, int] = field(default_factory=dict)
     guest_clock_ns: dict[str, int] = field(default_factory=dict)

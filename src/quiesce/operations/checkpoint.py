@@ -19,7 +19,7 @@ from quiesce.model.settings import Settings, Type
 from quiesce.model.tree import Checkpoint, GroupPart, Kind
 from quiesce.operations.recover import recover
 from quiesce.taking import offline, plan, production, standard
-from quiesce.taking.part import Attempt, Verdict, record
+from quiesce.taking.part import Evidence, Part, record
 
 DEFAULT_WINDOW_S = 10.0
 """VSS's own limit for holding writes."""
@@ -103,7 +103,7 @@ class Taking:
             )
         in_window = settings.type is Type.PRODUCTION and not self._off
         requester = production.open_agent(context, vm, facts, settings.require, stack) if in_window else None
-        self.attempt = Attempt(context, vm, disks, tuple(dict.fromkeys(excluded)))
+        self.attempt = Part(context, vm, disks, tuple(dict.fromkeys(excluded)))
         self.guest: production.Guest | None = None
         """Who takes part in a window; None where there is none: the VM is off, or the checkpoint a standard one."""
         if in_window:
@@ -133,7 +133,7 @@ class Taking:
     def make_overlays(self) -> None:
         self.attempt.make_overlays()
 
-    def take_alone(self) -> Verdict:
+    def take_alone(self) -> Evidence:
         """Where there is no window."""
         if not self._off:
             return standard.take(self._context, self._vm, self.attempt)
@@ -146,7 +146,7 @@ class Taking:
         if self._off and self._vm.active():
             raise RefusedError(f"{self._vm.name} was started by somebody else meanwhile", hint="try again")
 
-    def describe(self, verdict: Verdict, group: GroupPart | None = None) -> Checkpoint:
+    def describe(self, verdict: Evidence, group: GroupPart | None = None) -> Checkpoint:
         return self.attempt.describe(verdict, self._name, self._settings.require, self._parent, group)
 
 

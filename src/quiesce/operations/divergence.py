@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from quiesce.context import Context
 from quiesce.disks.standing import head, stands_at
 from quiesce.hypervisor.vm import PowerState, Vm
-from quiesce.model.divergence import Server, Verdict, describe, judge
+from quiesce.model.divergence import Agreement, Server, describe, judge
 from quiesce.model.errors import DivergenceError, QuiesceError
 from quiesce.model.groups import Member, Tier
 from quiesce.model.names import CheckpointReference
-from quiesce.model.reports import Writer
+from quiesce.model.reports import WriterReport
 from quiesce.model.tree import Checkpoint, Witness
 from quiesce.operations.group import members_of, parts_of
 from quiesce.operations.writers import writers
@@ -120,28 +120,28 @@ def _others(context: Context, going: Sequence[Checkpoint]) -> list[_Other]:
     return [other for key, other in found.items() if key not in restored]
 
 
-def _judge(context: Context, other: _Other, going: Sequence[Writer]) -> Server:
+def _judge(context: Context, other: _Other, going: Sequence[WriterReport]) -> Server:
     try:
         with context.vm(other.vm_uuid) as vm:
             return _judge_vm(context, vm, other, going)
     except QuiesceError as error:
-        return Server.whole(other.vm_name, Verdict.UNKNOWN, f"it cannot be asked: {error.message}")
+        return Server.whole(other.vm_name, Agreement.UNKNOWN, f"it cannot be asked: {error.message}")
 
 
-def _judge_vm(context: Context, vm: Vm, other: _Other, going: Sequence[Writer]) -> Server:
+def _judge_vm(context: Context, vm: Vm, other: _Other, going: Sequence[WriterReport]) -> Server:
     part = other.part
     if part and stands_at(context, vm, part):
-        return Server.whole(vm.name, Verdict.AGREES, "it is off, and stands at its part of that checkpoint")
+        return Server.whole(vm.name, Agreement.AGREES, "it is off, and stands at its part of that checkpoint")
     if vm.facts().power is PowerState.OFF:
-        return Server.whole(vm.name, Verdict.UNKNOWN, "it is off; only a guest that runs can say where it stands")
+        return Server.whole(vm.name, Agreement.UNKNOWN, "it is off; only a guest that runs can say where it stands")
     if part and part.id not in {node.id for node in context.catalog.tree(vm.host.name, vm.uuid).ancestors(head(context, vm))}:
-        return Server.whole(vm.name, Verdict.MOVED, "it was put back to another checkpoint since")
+        return Server.whole(vm.name, Agreement.MOVED, "it was put back to another checkpoint since")
     if other.witness and other.witness.reason:
-        return Server.whole(vm.name, Verdict.UNKNOWN, f"it could not be asked at that instant: {other.witness.reason}")
+        return Server.whole(vm.name, Agreement.UNKNOWN, f"it could not be asked at that instant: {other.witness.reason}")
     return judge(vm.name, _writers_then(other), writers(context, vm.uuid).writers, going)
 
 
-def _writers_then(other: _Other) -> tuple[Writer, ...] | None:
+def _writers_then(other: _Other) -> tuple[WriterReport, ...] | None:
     """None if they were not asked: of a part taken off, or without its guest, neither writers nor filesystems are known."""
     if other.part:
         return other.part.writers if other.part.writers or other.part.filesystems else None

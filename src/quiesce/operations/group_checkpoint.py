@@ -21,7 +21,7 @@ from quiesce.operations.checkpoint import DEFAULT_WINDOW_S, Taking, settings_of
 from quiesce.operations.divergence import witnesses
 from quiesce.operations.group import members_of
 from quiesce.taking import production
-from quiesce.taking.part import Verdict, record
+from quiesce.taking.part import Evidence, record
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _witnesses(context: Context, external: Sequence[Member]) -> tuple[Witness, .
     return found
 
 
-def _take(context: Context, takings: Sequence[Taking], window_s: float) -> list[Verdict]:
+def _take(context: Context, takings: Sequence[Taking], window_s: float) -> list[Evidence]:
     """Those that are off first: nothing of them changes any more."""
     verdicts = {taking.attempt.id: taking.take_alone() for taking in takings if not taking.guest}
     running = [(taking, taking.guest) for taking in takings if taking.guest]
@@ -111,6 +111,6 @@ def _take(context: Context, takings: Sequence[Taking], window_s: float) -> list[
     return [verdicts[taking.attempt.id] for taking in takings]
 
 
-def _skew_us(verdicts: Sequence[Verdict]) -> int:
+def _skew_us(verdicts: Sequence[Evidence]) -> int:
     switched = [verdict.switched_ns for verdict in verdicts if verdict.switched_ns]
     return (max(switched) - min(switched)) // 1000 if switched else 0

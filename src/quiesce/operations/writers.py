@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from quiesce.context import Context
 from quiesce.guests import linux, vss
 from quiesce.model.grades import Consistency, judge
-from quiesce.model.reports import Filesystem, Writer, required_grades
+from quiesce.model.reports import Filesystem, WriterReport, required_grades
 from quiesce.taking import plan
 
 
 @dataclass(frozen=True)
 class GuestReport:
     agent_version: str
-    writers: tuple[Writer, ...]
+    writers: tuple[WriterReport, ...]
     filesystems: tuple[Filesystem, ...]
     expected: Consistency
     """The label a checkpoint could have now."""

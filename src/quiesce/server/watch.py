@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from enum import Enum
 
 from quiesce.context import Context
-from quiesce.hypervisor.events import Change, Lifecycle, LifecycleEvents
+from quiesce.hypervisor.events import Lifecycle, LifecycleEvents, PowerChange
 from quiesce.hypervisor.vm import Facts, PowerState
 from quiesce.model.errors import AgentError, BusyError, ConsistencyError, HypervisorError, QuiesceError
 from quiesce.model.events import Event, Progress, Warned
@@ -54,7 +54,7 @@ Say = Callable[[Said], None]
 """Called from any thread."""
 
 
-class Step(Enum):
+class Decision(Enum):
     """What to do about a VM that was started."""
 
     TAKE = "take"
@@ -62,19 +62,19 @@ class Step(Enum):
     GIVE_UP = "give up"
 
 
-def next_step(facts: Facts, settings: Settings) -> Step:
+def next_step(facts: Facts, settings: Settings) -> Decision:
     """Whether a checkpoint can be had of a VM that was started. A guest without the agent's port, which could only be switched
     as it is, need not be waited for if that is enough."""
     crash_will_do = settings.require is Consistency.CRASH and settings.type is Type.PRODUCTION
     if facts.power is PowerState.OFF:
-        return Step.GIVE_UP
+        return Decision.GIVE_UP
     if facts.power is not PowerState.RUNNING and not (facts.power is PowerState.PAUSED and crash_will_do):
-        return Step.WAIT
+        return Decision.WAIT
     if settings.type is Type.STANDARD:
-        return Step.TAKE
+        return Decision.TAKE
     port = facts.channels.get(PORT_NAME)
     ready = port.connected if port else crash_will_do
-    return Step.TAKE if ready else Step.WAIT
+    return Decision.TAKE if ready else Decision.WAIT
 
 
 def outlived(node: Checkpoint, shut_down: datetime) -> bool:
@@ -191,7 +191,7 @@ class _Handler:
         try:
             if not self._settings().automatic:
                 return
-            if self._event.change is Change.STARTED:
+            if self._event.change is PowerChange.STARTED:
                 with self._context.vm(self._event.uuid) as vm:
                     self._patiently(lambda last: self._take(vm.facts(), last))
             else:
@@ -223,10 +223,10 @@ class _Handler:
         if not settings.wants_automatic or self._tree().checkpoints:
             return 0
         step = next_step(facts, settings)
-        if step is Step.WAIT and not last:
+        if step is Decision.WAIT and not last:
             self._note("waiting for its guest")
             return POLL_S
-        if step is Step.GIVE_UP:
+        if step is Decision.GIVE_UP:
             return 0
         with self._window:
             if not self._stop.is_set():
@@ -253,7 +253,7 @@ class _Handler:
     def _emit(self, event: Event) -> None:
         if isinstance(event, Warned):
             self._said(Severity.WARNING, event.message)
-        elif isinstance(event, Progress) and self._event.change is Change.SHUT_DOWN and self._stop.is_set():
+        elif isinstance(event, Progress) and self._event.change is PowerChange.SHUT_DOWN and self._stop.is_set():
             raise _StoppedError  # of a merge, which may take hours, and can be interrupted anywhere
 
     def _note(self, text: str) -> None:

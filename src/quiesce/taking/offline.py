@@ -9,10 +9,10 @@ from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import ConsistencyError, RefusedError
 from quiesce.model.grades import Consistency
-from quiesce.taking.part import Attempt, Verdict
+from quiesce.taking.part import Evidence, Part
 
 
-def take(context: Context, vm: Vm, attempt: Attempt) -> Verdict:
+def take(context: Context, vm: Vm, attempt: Part) -> Evidence:
     """Has the VM start on the attempt's overlays the next time. Raises RefusedError if somebody starts it meanwhile."""
     verdict = judge(context, vm, attempt.paths)
     with attempt.machine_state():
@@ -25,7 +25,7 @@ def take(context: Context, vm: Vm, attempt: Attempt) -> Verdict:
     return verdict
 
 
-def judge(context: Context, vm: Vm, paths: set[str]) -> Verdict:
+def judge(context: Context, vm: Vm, paths: set[str]) -> Evidence:
     """What these disks of the VM, which is off, are worth.
 
     Not started since a restore: what the restored checkpoint is worth, if they are all of it. Else application-consistent if
@@ -38,19 +38,19 @@ def judge(context: Context, vm: Vm, paths: set[str]) -> Verdict:
         tree, now = catalog.tree(host, vm.uuid), survey(context, vm).volumes
         parent, known = tree.get(tree.head_parent), untouched.keys() - {WORTH}
         if not known <= now.keys():
-            return Verdict(Consistency.CRASH, off=True)  # whatever became of what was restored
+            return Evidence(Consistency.CRASH, off=True)  # whatever became of what was restored
         if all(now[path].written == untouched[path] for path in known):
             worth = untouched.get(WORTH) or (parent.consistency.value if parent else None)
             if worth is None or not paths <= known:
-                return Verdict(Consistency.CRASH, off=True)  # nobody vouches for it, or not for all of it
+                return Evidence(Consistency.CRASH, off=True)  # nobody vouches for it, or not for all of it
             same = parent if WORTH not in untouched else None
             note = f"nothing was written since {repr(same.name) if same else 'a restore'}"
-            return Verdict(Consistency(worth), off=True, writers=same.writers if same else (), warnings=[note])
+            return Evidence(Consistency(worth), off=True, writers=same.writers if same else (), warnings=[note])
     clean = vm.shut_itself_down()
-    return Verdict(Consistency.APPLICATION if clean else Consistency.CRASH, off=True)
+    return Evidence(Consistency.APPLICATION if clean else Consistency.CRASH, off=True)
 
 
-def require(vm: Vm, verdict: Verdict, required: Consistency) -> None:
+def require(vm: Vm, verdict: Evidence, required: Consistency) -> None:
     """Raises ConsistencyError if the disks are worth less than is required."""
     if not verdict.consistency.satisfies(required):
         raise ConsistencyError(

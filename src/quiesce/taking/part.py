@@ -16,19 +16,19 @@ from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import HypervisorError, QuiesceError
 from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency
-from quiesce.model.reports import Filesystem, Writer
+from quiesce.model.reports import Filesystem, WriterReport
 from quiesce.model.tree import Checkpoint, DiskImage, GroupPart, Kind, MachineFile, Role
 
 
 @dataclass
-class Verdict:
+class Evidence:
     """What the checkpoint is worth, and the evidence."""
 
     consistency: Consistency
     kind: Kind = Kind.PRODUCTION
     off: bool = False
     stall_us: int = 0
-    writers: tuple[Writer, ...] = ()
+    writers: tuple[WriterReport, ...] = ()
     filesystems: tuple[Filesystem, ...] = ()
     phases_us: dict[str, int] = field(default_factory=dict)
     guest_clock_ns: dict[str, int] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Verdict:
     """When the switch returned, by this host's CLOCK_MONOTONIC."""
 
 
-def record(catalog: Catalog, taken: Sequence[tuple[Attempt, Checkpoint]]) -> None:
+def record(catalog: Catalog, taken: Sequence[tuple[Part, Checkpoint]]) -> None:
     """The checkpoints, from now on in the catalog: all of them or none, whatever dies when."""
     with ExitStack() as steps:
         new = [attempt.new(node) for attempt, node in taken]
@@ -49,7 +49,7 @@ def record(catalog: Catalog, taken: Sequence[tuple[Attempt, Checkpoint]]) -> Non
         attempt.write_manifest(node)
 
 
-class Attempt:
+class Part:
     """One attempt and what must be undone if it fails."""
 
     def __init__(self, context: Context, vm: Vm, disks: tuple[Disk, ...], excluded: tuple[str, ...]) -> None:
@@ -116,7 +116,7 @@ class Attempt:
         return images.note_new(self._context, self._vm, self._beside, "machine", role.value)
 
     def describe(
-        self, verdict: Verdict, name: str, required: Consistency, parent: str | None, group: GroupPart | None = None
+        self, verdict: Evidence, name: str, required: Consistency, parent: str | None, group: GroupPart | None = None
     ) -> Checkpoint:
         """The checkpoint, to be recorded; what of the machine is no disk is written beside its disks."""
         node = Checkpoint(

@@ -15,13 +15,13 @@ from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import HypervisorError
 from quiesce.model.grades import Level
 from quiesce.window.driver import WindowExpiredError
-from quiesce.window.machine import Action, Step
+from quiesce.window.machine import Action, WindowStep
 
 SETTLE_TIMEOUT_S = 60.0
 """Longest wait for a switch that libvirt did not return from in the window, in seconds; the guest was released long before."""
 
 
-class Participant:
+class VmParticipant:
     """One VM in the window."""
 
     def __init__(
@@ -48,7 +48,7 @@ class Participant:
         self.whole = False
         """It has no disk that was neither switched nor excluded, as one plugged in during the attempt."""
 
-    async def perform(self, step: Step, timeout: float) -> Any:
+    async def perform(self, step: WindowStep, timeout: float) -> Any:
         if step.action is Action.SWITCH:
             return await self._perform_switch(min(timeout, self._held_until - time.monotonic()))
         value = await anyio.to_thread.run_sync(self._ask, step, timeout)
@@ -56,19 +56,19 @@ class Participant:
             self._held_until = time.monotonic() + self._hold_s
         return value
 
-    def _ask(self, step: Step, timeout: float) -> Any:
+    def _ask(self, step: WindowStep, timeout: float) -> Any:
         requester = self._requester
         assert requester is not None
         match step:
-            case Step(Action.HOLD, _, Level() as level):
+            case WindowStep(Action.HOLD, _, Level() as level):
                 return requester.hold(level, timeout)
-            case Step(Action.FREEZE):
+            case WindowStep(Action.FREEZE):
                 return requester.freeze(timeout)
-            case Step(Action.THAW):
+            case WindowStep(Action.THAW):
                 return requester.thaw(timeout)
-            case Step(Action.RELEASE, _, Level() as level):
+            case WindowStep(Action.RELEASE, _, Level() as level):
                 return requester.release(level, timeout)
-            case Step(Action.ABORT):
+            case WindowStep(Action.ABORT):
                 return requester.abort(timeout)
         raise AssertionError(step)
 

@@ -17,11 +17,11 @@ from quiesce.hypervisor.vm import Facts, Vm
 from quiesce.model.errors import ConsistencyError, HypervisorError, QuiesceError
 from quiesce.model.events import Warned
 from quiesce.model.grades import LEVELS, Consistency, Grade, judge
-from quiesce.model.reports import FreezeState, Writer, required_grades
-from quiesce.taking.part import Attempt, Verdict
-from quiesce.taking.participant import Participant
+from quiesce.model.reports import FreezeState, WriterReport, required_grades
+from quiesce.taking.part import Evidence, Part
+from quiesce.taking.participant import VmParticipant
 from quiesce.window.driver import ABORT_TIMEOUT_S, WindowReport, drive
-from quiesce.window.machine import Action, Member, Step
+from quiesce.window.machine import Action, WindowMember, WindowStep
 from quiesce.wire.messages import Frozen, Held, Inventory, Released, Thawed
 from quiesce.wire.requester import AgentRefusedError
 
@@ -47,7 +47,7 @@ def open_agent(
         return None
 
 
-def take(context: Context, guests: Sequence[Guest], window_s: float) -> list[Verdict]:
+def take(context: Context, guests: Sequence[Guest], window_s: float) -> list[Evidence]:
     """Switches all these VMs to their attempts' overlays at one instant: all of them come to rest first. Returns what each
     checkpoint is worth. Raises QuiesceError if the label of one would be less than what is required of it."""
     _prepare(context, guests, window_s)
@@ -93,7 +93,7 @@ def _drive(context: Context, guests: Sequence[Guest], window_s: float) -> Window
     return report
 
 
-def _verdicts(guests: Sequence[Guest], report: WindowReport) -> list[Verdict]:
+def _verdicts(guests: Sequence[Guest], report: WindowReport) -> list[Evidence]:
     """One for each. Raises QuiesceError: what stopped the window, else what the first falls short in."""
     for each in guests:
         each.conclude(report)
@@ -108,9 +108,7 @@ def _verdicts(guests: Sequence[Guest], report: WindowReport) -> list[Verdict]:
 class Guest:
     """The guest of one attempt: a member of a window, alone or with others."""
 
-    def __init__(
-        self, context: Context, vm: Vm, attempt: Attempt, required: Consistency, requester: AnyRequester | None
-    ) -> None:
+    def __init__(self, context: Context, vm: Vm, attempt: Part, required: Consistency, requester: AnyRequester | None) -> None:
         """`required`: the least label to accept. Without `requester` the VM is only switched."""
         self._context = context
         self._vm = vm
@@ -118,7 +116,7 @@ class Guest:
         self._required = required
         self._requester = requester
         self._inventory: Inventory | None = None
-        self._participant: Participant | None = None
+        self._participant: VmParticipant | None = None
         self._switch_number = -1
         self._completed = False
         """The window came to its end, so that the writers wait to be told."""
@@ -172,13 +170,13 @@ class Guest:
             self._switch_number = self._attempt.journal.intend("switch", overlays=self._attempt.overlays)
             yield
 
-    def join(self, window_s: float) -> tuple[Member, Participant]:
+    def join(self, window_s: float) -> tuple[WindowMember, VmParticipant]:
         """What takes part in the window."""
         levels = frozenset(writer.level for writer in self._inventory.writers) if self._inventory else frozenset()
-        member = Member(self.key, levels, quiesced=self._inventory is not None, early=self.in_windows)
+        member = WindowMember(self.key, levels, quiesced=self._inventory is not None, early=self.in_windows)
         hold_s = min(window_s, vss.VSS_HOLD_S) if self.in_windows else math.inf
         requester = self._requester if self._inventory else None
-        self._participant = Participant(self._vm, requester, self._attempt.overlays, self._attempt.excluded, hold_s)
+        self._participant = VmParticipant(self._vm, requester, self._attempt.overlays, self._attempt.excluded, hold_s)
         self._attempt.known = False
         return member, self._participant
 
@@ -208,11 +206,11 @@ class Guest:
 
     def tell_of_abort(self, report: WindowReport) -> None:
         """Warns of a guest that does not confirm that it has let go."""
-        aborted = report.outcome.answers.get(Step(Action.ABORT, self.key))
+        aborted = report.outcome.answers.get(WindowStep(Action.ABORT, self.key))
         if aborted and isinstance(aborted.failure, QuiesceError):
             self._context.emit(Warned(aborted.failure.message))
 
-    def verdict(self, report: WindowReport) -> Verdict:
+    def verdict(self, report: WindowReport) -> Evidence:
         """What the attempt is worth. Raises QuiesceError if that is less than what is required."""
         assert self._participant is not None
         verdict = self._judge(report, self._inventory, self._participant)
@@ -223,9 +221,9 @@ class Guest:
             raise self._fell_short(report, verdict)
         return verdict
 
-    def _judge(self, report: WindowReport, inventory: Inventory | None, participant: Participant) -> Verdict:
+    def _judge(self, report: WindowReport, inventory: Inventory | None, participant: VmParticipant) -> Evidence:
         outcome, name = report.outcome, self.key
-        verdict = Verdict(Consistency.CRASH, phases_us=dict(report.phases_us), switched_ns=participant.switched_ns)
+        verdict = Evidence(Consistency.CRASH, phases_us=dict(report.phases_us), switched_ns=participant.switched_ns)
         frozen: Frozen | None = outcome.value(Action.FREEZE, name)
         thawed: Thawed | None = outcome.value(Action.THAW, name)
         released: list[Released] = [
@@ -279,7 +277,7 @@ class Guest:
             details={"writers": [_brief(writer) for writer in refusal.error.writers]},
         )
 
-    def _fell_short(self, report: WindowReport, verdict: Verdict) -> ConsistencyError:
+    def _fell_short(self, report: WindowReport, verdict: Evidence) -> ConsistencyError:
         reasons = [f"{writer.id}: {writer.reason}" for writer in verdict.writers if not writer.grade.vouched]
         step, failure = report.outcome.failed_step, report.outcome.failure
         if step and failure:
@@ -295,9 +293,9 @@ class Guest:
         )
 
 
-def _as_crash(writer: Writer) -> Writer:
+def _as_crash(writer: WriterReport) -> WriterReport:
     return replace(writer, grade=Grade.CRASH, reason=writer.reason or "the window was not completed")
 
 
-def _brief(writer: Writer) -> dict[str, str | None]:
+def _brief(writer: WriterReport) -> dict[str, str | None]:
     return {"id": writer.id, "grade": writer.grade.value, "reason": writer.reason}

@@ -11,7 +11,7 @@ from quiesce.hypervisor import volumes
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.grades import Consistency
 from quiesce.model.tree import Kind, MachineFile, Role
-from quiesce.taking.part import Attempt, Verdict
+from quiesce.taking.part import Evidence, Part
 
 PHASE = "save memory"
 _NOTE = (
@@ -20,7 +20,7 @@ _NOTE = (
 )
 
 
-def take(context: Context, vm: Vm, attempt: Attempt) -> Verdict:
+def take(context: Context, vm: Vm, attempt: Part) -> Evidence:
     """Switches the VM to the attempt's overlays with its memory saved. The guest runs on while it is, and stands still for the
     last of it."""
     path = attempt.new_file(Role.MEMORY)
@@ -38,7 +38,7 @@ def take(context: Context, vm: Vm, attempt: Attempt) -> Verdict:
             finally:
                 vm.end_saving()
                 attempt.known = True
-    return Verdict(
+    return Evidence(
         Consistency.CRASH,
         kind=Kind.STANDARD,
         stall_us=vm.last_downtime_us(),

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import anyio
 
 from quiesce.model.events import Emit, PhaseFinished, PhaseStarted
-from quiesce.window.machine import Action, Answer, Answers, Batch, Member, Outcome, Step, window
+from quiesce.window.machine import Action, Answers, Batch, StepAnswer, WindowMember, WindowOutcome, WindowStep, window
 
 ABORT_TIMEOUT_S = 5.0
 """Longest wait for the answer to an abort, in seconds. The guest's own deadline does not depend on it."""
@@ -26,19 +26,19 @@ class WindowExpiredError(Exception):
 class Participant(Protocol):
     """A member as the driver sees it."""
 
-    async def perform(self, step: Step, timeout: float) -> Any:
+    async def perform(self, step: WindowStep, timeout: float) -> Any:
         """Does the step and returns its value. Raises on failure, within `timeout` seconds or soon after."""
 
 
 @dataclass(frozen=True)
 class WindowReport:
-    outcome: Outcome
+    outcome: WindowOutcome
     phases_us: Mapping[str, int]
     """How long each batch took on this host, in microseconds, by its action (and level)."""
 
 
 async def drive(
-    members: Sequence[Member], participants: Mapping[str, Participant], window_s: float, emit: Emit
+    members: Sequence[WindowMember], participants: Mapping[str, Participant], window_s: float, emit: Emit
 ) -> WindowReport:
     """Runs one window of at most `window_s` seconds.
 
@@ -65,22 +65,22 @@ async def drive(
         return WindowReport(finished.value, phases)
     except BaseException:
         with anyio.CancelScope(shield=True):
-            await _run(tuple(Step(Action.ABORT, name) for name in sorted(touched)), participants, deadline)
+            await _run(tuple(WindowStep(Action.ABORT, name) for name in sorted(touched)), participants, deadline)
         raise
 
 
 async def _run(batch: Batch, participants: Mapping[str, Participant], deadline: float) -> Answers:
-    answers: dict[Step, Answer] = {}
+    answers: dict[WindowStep, StepAnswer] = {}
 
-    async def one(step: Step) -> None:
+    async def one(step: WindowStep) -> None:
         left = ABORT_TIMEOUT_S if step.action is Action.ABORT else deadline - time.monotonic()
         if left <= 0:
-            answers[step] = Answer(failure=WindowExpiredError(f"no time was left to {step.action.value}"))
+            answers[step] = StepAnswer(failure=WindowExpiredError(f"no time was left to {step.action.value}"))
             return
         try:
-            answers[step] = Answer(await participants[step.member].perform(step, left))
+            answers[step] = StepAnswer(await participants[step.member].perform(step, left))
         except Exception as error:  # noqa: BLE001 - a failure is an answer; the machine decides
-            answers[step] = Answer(failure=error)
+            answers[step] = StepAnswer(failure=error)
 
     async with anyio.create_task_group() as group:
         for step in batch:
@@ -88,5 +88,5 @@ async def _run(batch: Batch, participants: Mapping[str, Participant], deadline: 
     return answers
 
 
-def _label(step: Step) -> str:
+def _label(step: WindowStep) -> str:
     return f"{step.action.value} {step.level.value}" if step.level else step.action.value

@@ -35,14 +35,14 @@ class Action(Enum):
 
 
 @dataclass(frozen=True)
-class Step:
+class WindowStep:
     action: Action
     member: str
     level: Level | None = None
 
 
 @dataclass(frozen=True)
-class Answer:
+class StepAnswer:
     """What came of a step: a value, or what went wrong."""
 
     value: Any = None
@@ -50,7 +50,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Member:
+class WindowMember:
     """A VM in the window. `quiesced` false: it has no agent to ask, so it is only switched. `early`: it freezes first."""
 
     name: str
@@ -59,19 +59,19 @@ class Member:
     early: bool = False
 
 
-Batch = tuple[Step, ...]
-Answers = Mapping[Step, Answer]
+Batch = tuple[WindowStep, ...]
+Answers = Mapping[WindowStep, StepAnswer]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    answers: Mapping[Step, Answer]
+class WindowOutcome:
+    answers: Mapping[WindowStep, StepAnswer]
     failure: Exception | None
     """What stopped the way forward, the first in member order; None if the window was completed."""
-    failed_step: Step | None
+    failed_step: WindowStep | None
 
     def value(self, action: Action, member: str, level: Level | None = None) -> Any:
-        answer = self.answers.get(Step(action, member, level))
+        answer = self.answers.get(WindowStep(action, member, level))
         return answer.value if answer else None
 
     @property
@@ -81,17 +81,17 @@ class Outcome:
 
 
 class _WayForwardEndedError(Exception):
-    def __init__(self, step: Step, failure: Exception) -> None:
+    def __init__(self, step: WindowStep, failure: Exception) -> None:
         self.step = step
         self.failure = failure
 
 
-def window(members: Sequence[Member]) -> Generator[Batch, Answers, Outcome]:
+def window(members: Sequence[WindowMember]) -> Generator[Batch, Answers, WindowOutcome]:
     """The window over `members`: yields batches, is sent their answers, returns the outcome."""
-    answers: dict[Step, Answer] = {}
+    answers: dict[WindowStep, StepAnswer] = {}
     touched: list[str] = []
 
-    def run(*steps: Step) -> Generator[Batch, Answers, None]:
+    def run(*steps: WindowStep) -> Generator[Batch, Answers, None]:
         if not steps:
             return
         touched.extend(step.member for step in steps if step.action in (Action.HOLD, Action.FREEZE))
@@ -103,17 +103,17 @@ def window(members: Sequence[Member]) -> Generator[Batch, Answers, Outcome]:
 
     quiesced = [member for member in members if member.quiesced]
     try:
-        yield from run(*(Step(Action.FREEZE, member.name) for member in quiesced if member.early))
+        yield from run(*(WindowStep(Action.FREEZE, member.name) for member in quiesced if member.early))
         for level in LEVELS:
-            yield from run(*(Step(Action.HOLD, member.name, level) for member in quiesced if level in member.levels))
-        yield from run(*(Step(Action.FREEZE, member.name) for member in quiesced if not member.early))
-        yield from run(*(Step(Action.SWITCH, member.name) for member in members))
-        yield from run(*(Step(Action.THAW, member.name) for member in quiesced))
+            yield from run(*(WindowStep(Action.HOLD, member.name, level) for member in quiesced if level in member.levels))
+        yield from run(*(WindowStep(Action.FREEZE, member.name) for member in quiesced if not member.early))
+        yield from run(*(WindowStep(Action.SWITCH, member.name) for member in members))
+        yield from run(*(WindowStep(Action.THAW, member.name) for member in quiesced))
         for level in reversed(LEVELS):
-            yield from run(*(Step(Action.RELEASE, member.name, level) for member in quiesced if level in member.levels))
+            yield from run(*(WindowStep(Action.RELEASE, member.name, level) for member in quiesced if level in member.levels))
     except _WayForwardEndedError as ended:
-        aborts = tuple(Step(Action.ABORT, name) for name in dict.fromkeys(touched))
+        aborts = tuple(WindowStep(Action.ABORT, name) for name in dict.fromkeys(touched))
         if aborts:
             answers.update((yield aborts))
-        return Outcome(answers, ended.failure, ended.step)
-    return Outcome(answers, None, None)
+        return WindowOutcome(answers, ended.failure, ended.step)
+    return WindowOutcome(answers, None, None)

@@ -17,7 +17,7 @@ from enum import Enum
 from typing import Any, Optional
 
 from quiesce.model.grades import Level
-from quiesce.model.reports import Filesystem, Writer
+from quiesce.model.reports import Filesystem, WriterReport
 from quiesce.wire.framing import ProtocolError
 from quiesce.wire.schema import from_wire
 
@@ -99,7 +99,7 @@ class Nothing:
 class Inventory:
     """Reply to identify and prepare: everything found, in the order it would be held and frozen."""
 
-    writers: tuple[Writer, ...]
+    writers: tuple[WriterReport, ...]
     filesystems: tuple[Filesystem, ...]
 
 
@@ -118,7 +118,7 @@ class AtLevel:
 
 @dataclass(frozen=True)
 class Held:
-    writers: tuple[Writer, ...]
+    writers: tuple[WriterReport, ...]
     monotonic_ns: int
     """The guest's CLOCK_MONOTONIC when the last writer of this level held."""
 
@@ -141,7 +141,7 @@ class Thawed:
 
 @dataclass(frozen=True)
 class Released:
-    writers: tuple[Writer, ...]
+    writers: tuple[WriterReport, ...]
     monotonic_ns: int
     """The guest's CLOCK_MONOTONIC just before the first writer of this level was released."""
     window_us: int
@@ -167,7 +167,7 @@ class Status:
 class Error:
     code: ErrorCode
     message: str
-    writers: tuple[Writer, ...] = ()
+    writers: tuple[WriterReport, ...] = ()
 
 
 @dataclass(frozen=True)

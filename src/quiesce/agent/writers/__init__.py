@@ -13,7 +13,7 @@ from typing import Optional
 from quiesce.agent import memory
 from quiesce.agent.deadman import Undo
 from quiesce.model.grades import Grade, Level
-from quiesce.model.reports import Outcome, Writer
+from quiesce.model.reports import Outcome, WriterReport
 
 IDENTIFY_TIMEOUT_S = 10.0
 """Longest that one application is waited for before an attempt, in seconds."""
@@ -197,8 +197,8 @@ class ApplicationWriter:
         except Exception as error:  # noqa: BLE001 - the checkpoint is there, or not, whatever comes after it
             self.warnings.append(f"post-checkpoint: {self._words(error)}")
 
-    def report(self) -> Writer:
-        return Writer(
+    def report(self) -> WriterReport:
+        return WriterReport(
             id=self.id,
             application=self.application,
             version=self.version,
