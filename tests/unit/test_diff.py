@@ -1,20 +1,20 @@
-"""operations/diff.py, model/configuration.py and model/positions.py: what two points of a VM have not in common."""
+"""operations/diff.py, model/configuration.py and applications/changes.py: what differs between two points of a VM."""
 
 from __future__ import annotations
 
 import pytest
 from typer.testing import CliRunner
 
+from quiesce.applications.changes import ChangeKind, compare_writers
 from quiesce.cli.main import app
 from quiesce.disks.survey import Survey
 from quiesce.hypervisor.storage_xml import Volume
-from quiesce.model import configuration, positions
+from quiesce.model import configuration
 from quiesce.model.chains import Chains
 from quiesce.model.grades import Grade, Level
-from quiesce.model.positions import Change
 from quiesce.model.reports import Filesystem, FreezeState, WriterReport
 from quiesce.model.tree import Checkpoint, DiskImage, Tree
-from quiesce.operations.diff import DiskSide, disks, parted, writers
+from quiesce.operations.diff import DiskSide, disk_differences, parted, writer_changes
 from tests.samples import node
 
 NAMES = ("web1@a", "web1")
@@ -63,7 +63,7 @@ def at(key: str, image: str, **others: object) -> Checkpoint:
 
 
 def written(found: Survey, first: Checkpoint, second: Checkpoint | None) -> tuple[int | None, int | None]:
-    (disk,) = disks(found, first, second)
+    (disk,) = disk_differences(found, first, second)
     assert disk.first
     assert disk.second
     return disk.first.written, disk.second.written
@@ -99,24 +99,24 @@ def test_a_deleted_checkpoint_between_is_counted_until_it_is_merged_and_after():
 def test_another_disk_under_the_same_name_has_nothing_in_common():
     """Broken: a disk that was exchanged would look like one on which nothing was written."""
     found = survey({"vda": "other"}, a=(30, None), other=(900, None))
-    (disk,) = disks(found, at("a", "a"), None)
+    (disk,) = disk_differences(found, at("a", "a"), None)
     assert (disk.common_image, disk.first, disk.second) == (None, DiskSide("a", 1000, 30), DiskSide("other", 1000, 900))
 
 
 def test_what_cannot_be_read_is_not_known_and_not_nothing():
     """Broken: a lost image would count as 0 bytes."""
     found = survey({"vda": "now"}, now=(7, "lost"))
-    (disk,) = disks(found, at("a", "elsewhere"), None)
+    (disk,) = disk_differences(found, at("a", "elsewhere"), None)
     assert (disk.first, disk.second) == (DiskSide("elsewhere", None, None), DiskSide("now", 1000, None))
 
 
 def test_disks_that_only_one_side_has():
     """Broken: a disk that was left out of a checkpoint would be taken for one that was not there, or not be named at all."""
     found = survey({"vda": "now", "vdb": "data"}, a=(30, None), now=(7, "a"), data=(9, None))
-    by_name = {disk.disk: disk for disk in disks(found, at("a", "a", excluded=("vdb",)), None)}
+    by_name = {disk.disk: disk for disk in disk_differences(found, at("a", "a", excluded=("vdb",)), None)}
     assert (by_name["vdb"].first, by_name["vdb"].second) == (None, DiskSide("data", 1000, 9))
     assert (by_name["vdb"].left_out, by_name["vda"].left_out) == (("first",), ())
-    by_name = {disk.disk: disk for disk in disks(found, at("a", "a"), at("b", "now"))}
+    by_name = {disk.disk: disk for disk in disk_differences(found, at("a", "a"), at("b", "now"))}
     assert by_name.keys() == {"vda"}
 
 
@@ -180,50 +180,17 @@ def postgresql(version: str = "17.2", **position: str) -> WriterReport:
     return WriterReport("postgresql:17/main", "postgresql", version, Level.BACK_END, Grade.NIL_REDO, position=position)
 
 
-def test_how_far_a_database_got():
-    """Broken: nobody could tell how much would be lost by a restore."""
-    first = postgresql(system_identifier="7", timeline="1", insert_lsn="0/FFFFFF00", redo_lsn="0/10", next_xid="5")
-    second = postgresql(system_identifier="7", timeline="1", insert_lsn="1/100", redo_lsn="0/8", next_xid="9")
-    (change,) = positions.compare([first], [second], one_line=True)
-    assert (change.change, change.log_bytes) == (Change.CHANGED, {"insert_lsn": 0x200, "redo_lsn": -8})
-
-
-@pytest.mark.parametrize(
-    ("one_line", "changed"),
-    [
-        (False, {}),
-        (True, {"timeline": "2"}),
-        (True, {"system_identifier": "8"}),
-        (True, {"insert_lsn": "nonsense"}),
-        (True, {"insert_lsn": "1/2/3"}),
-    ],
-    ids=["two branches", "another timeline", "another cluster", "no LSN", "no LSN either"],
-)
-def test_where_a_distance_would_mean_nothing_there_is_none(one_line, changed):
-    """Broken: a number would be believed."""
-    position = {"system_identifier": "7", "timeline": "1", "insert_lsn": "0/10"}
-    second = postgresql(**{**position, "insert_lsn": "0/20", **changed})
-    (change,) = positions.compare([postgresql(**position)], [second], one_line=one_line)
-    assert (change.change, change.log_bytes) == (Change.CHANGED, {})
-
-
-def test_a_stopped_databases_position_has_no_timeline():
-    """Broken: a cluster whose timeline nobody knows would be compared as if it were known."""
-    (change,) = positions.compare([postgresql(redo_lsn="0/10")], [postgresql(redo_lsn="0/20")], one_line=True)
-    assert change.log_bytes == {}
-
-
 def test_applications_that_came_went_stayed_or_were_upgraded():
     """Broken: an application that a restore would take away would not be named."""
     others = [WriterReport(name, name, "1", Level.BACK_END, Grade.CRASH) for name in ("mysqld", "redis", "mongod")]
-    found = positions.compare(
+    found = compare_writers(
         [postgresql("17.1"), others[0], others[2]], [others[1], postgresql("17.2"), others[2]], one_line=True
     )
-    assert [(change.id, change.change) for change in found] == [
-        ("mongod", Change.SAME),
-        ("mysqld", Change.REMOVED),
-        ("postgresql:17/main", Change.CHANGED),
-        ("redis", Change.ADDED),
+    assert [(change.id, change.kind) for change in found] == [
+        ("mongod", ChangeKind.SAME),
+        ("mysqld", ChangeKind.REMOVED),
+        ("postgresql:17/main", ChangeKind.CHANGED),
+        ("redis", ChangeKind.ADDED),
     ]
 
 
@@ -231,10 +198,10 @@ def test_a_guest_that_was_not_asked_is_not_one_without_applications():
     """Broken: a crash-consistent checkpoint would make every database look removed."""
     asked = node("a", filesystems=(Filesystem("/", "ext4", "/dev/vda", FreezeState.THAWED),))
     with_database = node("b", writers=(postgresql(),))
-    assert writers(asked, node("silent"), one_line=True) is None
-    assert writers(asked, None, one_line=True) is None
-    (change,) = writers(asked, with_database, one_line=True) or ()
-    assert change.change is Change.ADDED
+    assert writer_changes(asked, node("silent"), one_line=True) is None
+    assert writer_changes(asked, None, one_line=True) is None
+    (change,) = writer_changes(asked, with_database, one_line=True) or ()
+    assert change.kind is ChangeKind.ADDED
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_a_server_that_cannot_be_asked_is_unknown_and_says_why(servers):
     found = divergence(servers.context, CheckpointReference("web", "now")).servers
     assert list(map(str, found)) == [
         "db: it cannot be asked: db has no agent",
-        "stock: Redis 6379 stands where it stood",
+        "stock: Redis 6379 has not moved since the checkpoint",
         "lost: it cannot be asked: no VM named 'uuid-lost'",
     ]
     assert [server.verdict for server in found] == [Agreement.UNKNOWN, Agreement.AGREES, Agreement.UNKNOWN]
@@ -239,7 +239,7 @@ def test_a_server_that_has_later_checkpoints_is_asked(servers):
     servers.take("web", "db")
     later = node("n-later", vm_uuid="uuid-db", vm_name="db", parent="n-db")
     servers.catalog.add(later, "<domain/>", head_parent=later.id)
-    assert servers.said_of_db() == (Agreement.AGREES, "Redis 6379 stands where it stood")
+    assert servers.said_of_db() == (Agreement.AGREES, "Redis 6379 has not moved since the checkpoint")
 
 
 def stand_at_part(servers: Servers) -> None:
@@ -273,14 +273,14 @@ def test_a_part_whose_guest_was_not_asked_says_nothing_of_its_applications(other
     """Broken: a database that was there all the time would be said to be new."""
     servers.start("web", "db")
     servers.take("web", "db", writers=(), filesystems=(), **others)
-    assert servers.said_of_db() == (Agreement.UNKNOWN, "where Redis 6379 stood at that instant is not known")
+    assert servers.said_of_db() == (Agreement.UNKNOWN, "the position of Redis 6379 at the checkpoint is not known")
 
 
 def test_a_part_whose_guest_had_no_applications_is_known_to_have_had_none(servers):
     """Broken: a database that came since would be unknown, though it was seen not to be there."""
     servers.start("web", "db")
     servers.take("web", "db", writers=())
-    assert servers.said_of_db() == (Agreement.MOVED, "Redis 6379 was not there then")
+    assert servers.said_of_db() == (Agreement.MOVED, "Redis 6379 was not there at the checkpoint")
 
 
 def test_phases_of_many_guests_at_once_are_not_told(servers):
@@ -316,7 +316,7 @@ def test_a_restore_of_one_server_is_refused_and_says_how_to_restore_all(servers)
     error = raised.value
     assert error.message.splitlines() == [
         "other servers would disagree with web@now:",
-        "  db: Redis 6379 has moved (keys 1 -> 5) since",
+        "  db: Redis 6379 has moved since the checkpoint (keys 1 -> 5)",
         "  late: it cannot be asked: late has no agent",
     ]
     assert error.hint == (

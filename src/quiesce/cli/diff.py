@@ -9,12 +9,12 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from quiesce.applications.changes import ChangeKind, WriterChange
 from quiesce.cli import render, session
 from quiesce.cli.options import CatalogUrl, Connect, Json, Reference
 from quiesce.context import Context
 from quiesce.model.errors import UsageError
 from quiesce.model.names import CheckpointReference, parse_reference
-from quiesce.model.positions import Change, WriterChange
 from quiesce.model.tree import Checkpoint
 from quiesce.operations.diff import Difference, DiskDifference, DiskSide, diff
 from quiesce.wire.schema import to_wire
@@ -25,19 +25,19 @@ def command(
     other: Annotated[
         str | None,
         typer.Argument(
-            metavar="VM@CHECKPOINT|VM", help="What to compare it with; if left out, or only VM: the VM as it is now."
+            metavar="VM@CHECKPOINT|VM", help="What to compare it with. If left out, or VM only: the VM as it is now."
         ),
     ] = None,
     as_json: Json = False,
     connect: Connect = None,
     catalog: CatalogUrl = None,
 ) -> None:
-    """Show what differs between two checkpoints of a VM, or between one and the VM as it is now.
+    """Show what differs between two checkpoints of a VM, or between a checkpoint and the VM as it is now.
 
-    Of each disk: how much was written on either side since both had the same content. At most as much differs, besides what the
-    guest discarded; it is rounded up to the images' blocks, and includes their own tables.
+    For each disk: how much was written on either side since both had the same content. At most as much differs, besides what
+    the guest discarded. It is rounded up to the images' clusters, and includes the images' own tables.
 
-    Of the configuration: a unified diff. Of the applications: where they stood.
+    For the configuration: a unified diff. For the applications: their positions.
     """
 
     def work(context: Context) -> Difference:
@@ -48,7 +48,7 @@ def command(
 
 
 def _second(first: CheckpointReference, other: str | None) -> str | None:
-    """The name of the second checkpoint; None for now."""
+    """The name of the second checkpoint; None for the VM as it is now."""
     if other is None or other == first.vm:
         return None
     second = parse_reference(other)
@@ -91,7 +91,7 @@ def _side_json(side: DiskSide | None) -> dict[str, Any] | None:
 def _writer_json(change: WriterChange) -> dict[str, Any]:
     return {
         "id": change.id,
-        "change": change.change.value,
+        "change": change.kind.value,
         "first": to_wire(change.before) if change.before else None,
         "second": to_wire(change.after) if change.after else None,
         "log_bytes": change.log_bytes,
@@ -109,12 +109,12 @@ def _show(found: Difference) -> None:
     for disk in found.disks:
         table.add_row(escape(disk.disk), _written(disk, disk.first), _written(disk, disk.second), _note(disk))
     out.print(table)
-    out.print("[dim]since they had the same content, rounded up, tables of the images included; discards are not counted[/]")
+    out.print("[dim]since both had the same content; rounded up, with the images' own tables; discards are not counted[/]")
     out.print("configuration: " + ("" if found.configuration else "the same"))
     for line in found.configuration:
         out.print(f"  [{_colour(line)}]{escape(line)}[/]")
     if found.writers is None:
-        out.print("applications: not known of both, as a guest is only asked while a checkpoint is taken")
+        out.print("applications: not known of both, because a guest is only asked while a checkpoint is taken")
     elif found.writers:
         out.print(_writers_table(found.writers, first, second))
 
@@ -148,7 +148,7 @@ def _writers_table(writers: tuple[WriterChange, ...], first: str, second: str) -
     for change in writers:
         log = ", ".join(f"{key.removesuffix('_lsn')} {value:+,} bytes" for key, value in change.log_bytes.items())
         cells = [f"{writer.version} {render.position(writer)}" if writer else "-" for writer in (change.before, change.after)]
-        said = change.change.value if change.change is not Change.SAME else "[dim]same[/]"
+        said = change.kind.value if change.kind is not ChangeKind.SAME else "[dim]same[/]"
         table.add_row(escape(change.id), said, escape(cells[0]), escape(cells[1]))
         if any(change.log_bytes.values()):
             table.add_row("", "", "", f"[dim]{escape(log)}[/]")

@@ -17,10 +17,10 @@ COLOURS = {Agreement.AGREES: "green", Agreement.SILENT: "dim", Agreement.UNKNOWN
 
 
 def command(checkpoint: Reference, as_json: Json = False, connect: Connect = None, catalog: CatalogUrl = None) -> None:
-    """Say which servers would disagree with a VM if it alone were put back to a checkpoint. Changes nothing.
+    """Show which servers would disagree with a VM if only this VM were restored to a checkpoint. Changes nothing.
 
-    Of a group's checkpoint, all other members are asked where their applications stand now, and so are external servers, and
-    whoever is in a group with the VM.
+    Asks the guests for the positions that their applications have now: the other members of the group's checkpoint, if it is
+    one; external servers; and all VMs that are in a group with this VM.
     """
     session.run(
         lambda context: divergence(context, parse_reference(checkpoint)),

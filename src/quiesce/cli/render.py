@@ -1,4 +1,5 @@
-"""How things look, on a terminal and as JSON. Text from guests was made printable when it was read; markup is escaped here."""
+"""Tables and lines for the terminal, and a checkpoint's JSON. Text from guests was made printable when it was read; markup is
+escaped here."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from quiesce.applications.registry import application_of
 from quiesce.model.grades import Consistency, Grade
 from quiesce.model.reports import Filesystem, FreezeState, Outcome, WriterReport
 from quiesce.model.tree import Checkpoint, Kind
@@ -61,12 +63,9 @@ def writers_table(writers: tuple[WriterReport, ...]) -> Table:
     return table
 
 
-POSTGRESQL_POSITION = ("timeline", "checkpoint_lsn", "redo_lsn", "insert_lsn", "replay_lsn")
-"""What of a cluster's position is shown where there is one line for it."""
-
-
 def position(writer: WriterReport) -> str:
-    keys = POSTGRESQL_POSITION if writer.application == "postgresql" else tuple(writer.position)
+    """In one line, as `timeline 1 checkpoint 0/90 redo 0/80`."""
+    keys = application_of(writer).summary_keys or tuple(writer.position)
     return " ".join(f"{key.removesuffix('_lsn')} {writer.position[key]}" for key in keys if key in writer.position) or "-"
 
 

@@ -1,43 +1,42 @@
-"""What differs between two checkpoints of a VM, or between one and the VM as it is now."""
+"""What differs between two checkpoints of a VM, or between a checkpoint and the VM as it is now."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from quiesce.applications.changes import WriterChange, compare_writers
 from quiesce.context import Context
 from quiesce.disks.survey import Survey, survey
-from quiesce.model import configuration, positions
+from quiesce.model import configuration
 from quiesce.model.names import CheckpointReference
-from quiesce.model.positions import WriterChange
 from quiesce.model.tree import Checkpoint, Tree
 
 
 @dataclass(frozen=True)
 class DiskSide:
-    """One disk at one of the two points."""
+    """One disk at one of the two points: a checkpoint, or the VM as it is now."""
 
     image: str
     size: int | None
     """Virtual size, in bytes; None if the image cannot be read."""
     written: int | None
-    """Bytes that the images take which were written between `common_image` and this point: what the guest wrote, rounded up
-    to the images' blocks, and their own tables (a few hundred KB even where nothing was written). None if an image
-    cannot be read."""
+    """Bytes that the images between `common_image` and this point take: what the guest wrote, rounded up to the images'
+    clusters, and the images' own tables (a few hundred KB even if nothing was written). None if an image cannot be read."""
 
 
 @dataclass(frozen=True)
 class DiskDifference:
-    """At most the sum of what was written on both sides differs, and whatever the guest discarded, which takes no space."""
+    """At most as many bytes differ as were written on both sides, besides what the guest discarded: that takes no space."""
 
     disk: str
     first: DiskSide | None
-    """None: it was not there, or was left out."""
+    """None: the VM did not have the disk, or the checkpoint left it out."""
     second: DiskSide | None
     left_out: tuple[str, ...]
-    """`first`, `second`: which of the checkpoints left it out on request."""
+    """Which of the two checkpoints left the disk out on request: `first`, `second`."""
     common_image: str | None
-    """The nearest image that both read; None: they have nothing in common, the disk is another one."""
+    """The nearest image that both backing chains contain; None: another disk took the place of the first."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +46,22 @@ class Difference:
     second: Checkpoint | None
     """None: the VM as it is now."""
     common_ancestor: Checkpoint | None
-    """Where they parted, or the one the other is based on; None: nothing, or a checkpoint that was deleted since."""
+    """The nearest checkpoint that both are based on, or the one that the other is based on. None: there is none, or it was
+    deleted since."""
     one_line: bool
-    """One is based on the other."""
+    """One of the two is based on the other."""
     disks: tuple[DiskDifference, ...]
     configuration: tuple[str, ...]
-    """Lines of a unified diff of the domain XMLs; see model/configuration.py for what is left aside."""
+    """Lines of a unified diff of the domain XMLs, without what model/configuration.py leaves out."""
     writers: tuple[WriterChange, ...] | None
-    """None where the guest was not asked at one of the points: now, or without an agent, or while it was off."""
+    """None: the guest was not asked at one of the two points. It never is for the VM as it is now, nor while it is off, or
+    without an agent."""
 
 
 def diff(context: Context, reference: CheckpointReference, other: str | None = None) -> Difference:
-    """From the checkpoint to the one named `other`, or to the VM as it is now. Changes nothing; asks no guest.
+    """Compares a checkpoint with the checkpoint named `other`, or with the VM as it is now. Changes nothing; asks no guest.
 
-    Raises NotFoundError, HypervisorError; BusyError while an operation is under way, for images come and go then.
+    Raises NotFoundError, HypervisorError; BusyError while an operation on the VM is running, as it may add and remove images.
     """
     with context.vm(reference.vm) as vm, context.locked(vm, "diff"):
         found = survey(context, vm)
@@ -76,34 +77,37 @@ def diff(context: Context, reference: CheckpointReference, other: str | None = N
             second=second,
             common_ancestor=common if common and not common.hidden else None,
             one_line=one_line,
-            disks=disks(found, first, second),
+            disks=disk_differences(found, first, second),
             configuration=configuration.changes(before, after, names=names),
-            writers=writers(first, second, one_line=one_line),
+            writers=writer_changes(first, second, one_line=one_line),
         )
 
 
 def parted(tree: Tree, first: str, second: str | None) -> tuple[Checkpoint | None, bool]:
-    """The nearest checkpoint that both are or are based on, hidden or not, and whether it is one of the two. `second`: None for
-    the VM as it is now, which no checkpoint is based on."""
+    """The nearest checkpoint, hidden or not, that each of the two is or is based on, and whether it is one of the two.
+
+    `second`: None for the VM as it is now, which no checkpoint is based on.
+    """
     line = tree.ancestors(first)
     other = {node.id for node in tree.ancestors(second or tree.head_parent)}
     common = next((node for node in line if node.id in other), None)
     return common, common is not None and common.id in (first, second)
 
 
-def disks(found: Survey, first: Checkpoint, second: Checkpoint | None) -> tuple[DiskDifference, ...]:
-    """By the images' own headers, so a deleted checkpoint in between is counted as long as its data are on their own. An image
-    that has been merged is not: its data are in the one below it, too."""
+def disk_differences(found: Survey, first: Checkpoint, second: Checkpoint | None) -> tuple[DiskDifference, ...]:
+    """By the backing files that the images' headers name. The image of a deleted checkpoint in between is counted until it is
+    merged; a merged one is not, because its backing file has its data, too."""
     paths = _images(first), _images(second) if second else found.head
     targets = sorted(paths[0].keys() | paths[1].keys())
     left_out = first.excluded, second.excluded if second else ()
     return tuple(_disk(found, target, paths, left_out) for target in targets)
 
 
-def writers(first: Checkpoint, second: Checkpoint | None, *, one_line: bool) -> tuple[WriterChange, ...] | None:
+def writer_changes(first: Checkpoint, second: Checkpoint | None, *, one_line: bool) -> tuple[WriterChange, ...] | None:
+    """None if a guest was not asked: an asked one reported at least a filesystem. `one_line`: see `compare_writers`."""
     if second is None or not all(node.writers or node.filesystems for node in (first, second)):
         return None
-    return positions.compare(first.writers, second.writers, one_line=one_line)
+    return compare_writers(first.writers, second.writers, one_line=one_line)
 
 
 def _images(node: Checkpoint) -> dict[str, str]:

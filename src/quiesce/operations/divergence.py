@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from quiesce.applications.divergence import judge_server
 from quiesce.context import Context
 from quiesce.disks.standing import head, stands_at
 from quiesce.hypervisor.vm import PowerState, Vm
-from quiesce.model.divergence import Agreement, Server, describe, judge
+from quiesce.model.divergence import Agreement, ServerFindings, describe
 from quiesce.model.errors import DivergenceError, QuiesceError
 from quiesce.model.groups import Member, Tier
 from quiesce.model.names import CheckpointReference
@@ -26,7 +27,7 @@ AT_ONCE = 8
 class Divergence:
     checkpoints: tuple[Checkpoint, ...]
     """What would be restored together."""
-    servers: tuple[Server, ...]
+    servers: tuple[ServerFindings, ...]
     """Those that would stay as they are."""
 
 
@@ -92,7 +93,7 @@ def _quiet(context: Context) -> Context:
     return Context(context.uri, context.catalog, lambda _: None)
 
 
-def _servers(context: Context, going: Sequence[Checkpoint]) -> tuple[Server, ...]:
+def _servers(context: Context, going: Sequence[Checkpoint]) -> tuple[ServerFindings, ...]:
     quiet, others = _quiet(context), _others(context, going)
     if not others:
         return ()
@@ -120,25 +121,27 @@ def _others(context: Context, going: Sequence[Checkpoint]) -> list[_Other]:
     return [other for key, other in found.items() if key not in restored]
 
 
-def _judge(context: Context, other: _Other, going: Sequence[WriterReport]) -> Server:
+def _judge(context: Context, other: _Other, going: Sequence[WriterReport]) -> ServerFindings:
     try:
         with context.vm(other.vm_uuid) as vm:
             return _judge_vm(context, vm, other, going)
     except QuiesceError as error:
-        return Server.whole(other.vm_name, Agreement.UNKNOWN, f"it cannot be asked: {error.message}")
+        return ServerFindings.whole(other.vm_name, Agreement.UNKNOWN, f"it cannot be asked: {error.message}")
 
 
-def _judge_vm(context: Context, vm: Vm, other: _Other, going: Sequence[WriterReport]) -> Server:
+def _judge_vm(context: Context, vm: Vm, other: _Other, going: Sequence[WriterReport]) -> ServerFindings:
     part = other.part
     if part and stands_at(context, vm, part):
-        return Server.whole(vm.name, Agreement.AGREES, "it is off, and stands at its part of that checkpoint")
+        return ServerFindings.whole(vm.name, Agreement.AGREES, "it is off, and stands at its part of that checkpoint")
     if vm.facts().power is PowerState.OFF:
-        return Server.whole(vm.name, Agreement.UNKNOWN, "it is off; only a guest that runs can say where it stands")
+        return ServerFindings.whole(vm.name, Agreement.UNKNOWN, "it is off; only a guest that runs can say where it stands")
     if part and part.id not in {node.id for node in context.catalog.tree(vm.host.name, vm.uuid).ancestors(head(context, vm))}:
-        return Server.whole(vm.name, Agreement.MOVED, "it was put back to another checkpoint since")
+        return ServerFindings.whole(vm.name, Agreement.MOVED, "it was put back to another checkpoint since")
     if other.witness and other.witness.reason:
-        return Server.whole(vm.name, Agreement.UNKNOWN, f"it could not be asked at that instant: {other.witness.reason}")
-    return judge(vm.name, _writers_then(other), writers(context, vm.uuid).writers, going)
+        return ServerFindings.whole(
+            vm.name, Agreement.UNKNOWN, f"it could not be asked at that instant: {other.witness.reason}"
+        )
+    return judge_server(vm.name, _writers_then(other), writers(context, vm.uuid).writers, going)
 
 
 def _writers_then(other: _Other) -> tuple[WriterReport, ...] | None:
