@@ -7,7 +7,7 @@ from quiesce.model.divergence import Agreement
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import WriterReport
 
-STANDS = "has not moved since the checkpoint"
+NOT_MOVED = "has not moved since the checkpoint"
 NOT_THEN = "reported no position at the checkpoint"
 NOT_NOW = "reports no position now that can be compared with the checkpoint's"
 

@@ -17,7 +17,7 @@ from quiesce.applications.application import Application
 from quiesce.applications.registry import APPLICATIONS, application_of
 from quiesce.cli import render
 from quiesce.model.divergence import Agreement
-from tests.unit.reports import NOT_NOW, NOT_THEN, STANDS, compared, postgresql, redis, writer
+from tests.unit.reports import NOT_MOVED, NOT_NOW, NOT_THEN, compared, postgresql, redis, writer
 
 WITHOUT_FILE = {
     *(
@@ -45,14 +45,14 @@ NAMED_ELSEWHERE = {
 @pytest.mark.parametrize(
     ("changed", "verdict", "text"),
     [
-        ({}, Agreement.AGREES, STANDS),
+        ({}, Agreement.AGREES, NOT_MOVED),
         (
             {"rdb_changes_since_last_save": "3"},
             Agreement.MOVED,
             "has moved since the checkpoint (rdb_changes_since_last_save 0 -> 3)",
         ),
         ({"run_id": "s", "keys": "8"}, Agreement.MOVED, "has moved since the checkpoint (run_id r -> s, keys 7 -> 8)"),
-        ({"new": "1"}, Agreement.AGREES, STANDS),
+        ({"new": "1"}, Agreement.AGREES, NOT_MOVED),
     ],
     ids=["unmoved", "a key set again", "restarted", "names more"],
 )

@@ -8,13 +8,13 @@ import pytest
 
 from quiesce.model.divergence import Agreement
 from quiesce.model.grades import Grade
-from tests.unit.reports import NOT_NOW, STANDS, compared, found, mariadb, mariadb_without_log, replica, writer
+from tests.unit.reports import NOT_MOVED, NOT_NOW, compared, found, mariadb, mariadb_without_log, replica, writer
 
 
 @pytest.mark.parametrize(
     ("before", "now", "verdict", "text"),
     [
-        ("0-1-5501", "0-1-5501", Agreement.AGREES, STANDS),
+        ("0-1-5501", "0-1-5501", Agreement.AGREES, NOT_MOVED),
         (
             "0-1-5501",
             "0-1-6705",
@@ -23,7 +23,7 @@ from tests.unit.reports import NOT_NOW, STANDS, compared, found, mariadb, mariad
         ),
         ("", "0-1-1", Agreement.MOVED, "has moved 1 transaction since the checkpoint (GTID none -> 0-1-1)"),
         ("0-1-9", "0-1-7", Agreement.MOVED, "is 2 transactions behind the checkpoint (GTID 0-1-9 -> 0-1-7)"),
-        ("0-1-9,5-1-3", "5-1-3,0-1-9", Agreement.AGREES, STANDS),
+        ("0-1-9,5-1-3", "5-1-3,0-1-9", Agreement.AGREES, NOT_MOVED),
         (
             "0-1-9,5-1-3",
             "0-1-10,5-1-5",
@@ -91,7 +91,7 @@ def test_a_replica_may_be_behind_the_primary_that_goes_back_and_not_ahead(applie
 def test_a_replica_of_somebody_else_is_judged_by_what_it_has_applied():
     """Broken: a replica of another primary would be measured by numbers that are not its own."""
     going = [mariadb("0-1-10"), mariadb_without_log("5000")]
-    assert found([replica("0-4-7")], [replica("0-4-7")], going) == (Agreement.AGREES, [f"MariaDB main {STANDS}"])
+    assert found([replica("0-4-7")], [replica("0-4-7")], going) == (Agreement.AGREES, [f"MariaDB main {NOT_MOVED}"])
     assert found([replica("0-4-7")], [replica("0-4-9")], going) == (
         Agreement.MOVED,
         ["MariaDB main has moved 2 transactions since the checkpoint (GTID 0-4-7 -> 0-4-9)"],

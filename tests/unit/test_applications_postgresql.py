@@ -9,13 +9,13 @@ import pytest
 from quiesce.applications.changes import ChangeKind, compare_writers
 from quiesce.model.divergence import Agreement
 from quiesce.model.reports import WriterReport
-from tests.unit.reports import NOT_NOW, STANDS, compared, found, postgresql, standby, writer
+from tests.unit.reports import NOT_MOVED, NOT_NOW, compared, found, postgresql, standby, writer
 
 
 def test_a_log_moves_by_itself_and_a_database_does_not():
     """Broken: every PostgreSQL would seem to have moved a moment later, and the warning be ignored when it counts."""
     held = postgresql(lsn="0/100", checkpoint_lsn="0/90", redo_lsn="0/80")  # which names more
-    assert compared(held, postgresql(lsn="0/9100")) == (Agreement.AGREES, f"PostgreSQL 17/main {STANDS}")
+    assert compared(held, postgresql(lsn="0/9100")) == (Agreement.AGREES, f"PostgreSQL 17/main {NOT_MOVED}")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_whether_a_standby_could_follow_is_not_guessed(now):
 def test_a_transaction_that_was_open_and_ended_is_no_agreement(now):
     """Broken: what committed since, with a number from before, would be called the same."""
     then = postgresql(in_progress_xids="790,799")
-    assert compared(then, postgresql(in_progress_xids="790,799")) == (Agreement.AGREES, f"PostgreSQL 17/main {STANDS}")
+    assert compared(then, postgresql(in_progress_xids="790,799")) == (Agreement.AGREES, f"PostgreSQL 17/main {NOT_MOVED}")
     assert compared(then, postgresql(**now)) == (
         Agreement.MOVED,
         "PostgreSQL 17/main has ended transactions that were open at the checkpoint (LSN 0/100 -> 0/100)",
@@ -106,7 +106,7 @@ def test_a_standby_is_ahead_by_what_it_has_yet_to_replay():
 
 def test_a_standby_of_somebody_else_is_judged_by_what_it_has_replayed():
     """Broken: it would seem to stand still, as it takes no transaction numbers of its own."""
-    assert compared(standby("0/100"), standby("0/100")) == (Agreement.AGREES, f"PostgreSQL 17/main {STANDS}")
+    assert compared(standby("0/100"), standby("0/100")) == (Agreement.AGREES, f"PostgreSQL 17/main {NOT_MOVED}")
     assert compared(standby("0/100"), standby("0/1100")) == (
         Agreement.MOVED,
         "PostgreSQL 17/main has moved 4,096 bytes since the checkpoint (LSN 0/100 -> 0/1100)",

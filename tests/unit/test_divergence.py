@@ -8,7 +8,7 @@ import pytest
 
 from quiesce.applications.divergence import judge_server
 from quiesce.model.divergence import Agreement, Finding, ServerFindings, describe
-from tests.unit.reports import NGINX, STANDS, found, mariadb, postgresql, redis, writer
+from tests.unit.reports import NGINX, NOT_MOVED, found, mariadb, postgresql, redis, writer
 
 
 def test_writers_that_keep_nothing_count_for_nothing():
@@ -17,7 +17,7 @@ def test_writers_that_keep_nothing_count_for_nothing():
     for then in (None, [], [NGINX], [replace(NGINX, id="haproxy:haproxy.service")]):
         assert found(then, [later]) == (Agreement.SILENT, [])
     assert found([NGINX], []) == (Agreement.SILENT, [])
-    assert found([NGINX, redis()], [NGINX, redis()]) == (Agreement.AGREES, [f"Redis 6379 {STANDS}"])
+    assert found([NGINX, redis()], [NGINX, redis()]) == (Agreement.AGREES, [f"Redis 6379 {NOT_MOVED}"])
 
 
 def test_a_server_that_keeps_nothing_is_silent_and_agrees():
@@ -31,7 +31,7 @@ def test_an_application_that_is_gone_is_unknown():
     """Broken: a database that was stopped, and started again after the restore, would come up with what nobody compared."""
     assert found([redis(), mariadb()], [mariadb()]) == (
         Agreement.UNKNOWN,
-        [f"MariaDB main {STANDS}", "Redis 6379 is not there now, or is not running"],
+        [f"MariaDB main {NOT_MOVED}", "Redis 6379 is not there now, or is not running"],
     )
 
 
@@ -80,7 +80,7 @@ def test_what_a_program_is_told():
             "vm": "db",
             "verdict": "moved",
             "findings": [
-                {"writer": "redis:6379", "verdict": "agrees", "text": f"Redis 6379 {STANDS}"},
+                {"writer": "redis:6379", "verdict": "agrees", "text": f"Redis 6379 {NOT_MOVED}"},
                 {
                     "writer": "mariadb:main",
                     "verdict": "moved",
