@@ -76,8 +76,8 @@ class Application:
 NOT_MOVED = Comparison(Agreement.AGREES, "has not moved since the checkpoint")
 
 
-def moved(count: int, unit: str, where: str) -> Comparison:
-    """By this many, which may be 0 or, if the application went back, less. `unit`, `where`: as in `Ahead`."""
+def moved_by(count: int, unit: str, where: str) -> Comparison:
+    """`count`: less than 0 if the application went back. `unit`, `where`: as in `Ahead`."""
     if count == 0:
         return NOT_MOVED
     if count < 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from quiesce.applications.application import Ahead, Application, Comparison, from_to, moved
+from quiesce.applications.application import Ahead, Application, Comparison, from_to, moved_by
 from quiesce.model.divergence import Agreement
 from quiesce.model.reports import WriterReport
 
@@ -30,7 +30,7 @@ class MariadbApplication(Application):
         if not (first.isdecimal() and second.isdecimal()):
             return super().compare(before, now)
         where = f"LSN {from_to(before, now, 'lsn_current')}; how many transactions, only a binary log would tell"
-        return moved(int(second) - int(first), "byte", where)
+        return moved_by(int(second) - int(first), "byte", where)
 
     def replica_ahead(self, replica: WriterReport, primary: WriterReport) -> Ahead | None:
         """By the GTIDs of the primary's own `server_id` that the replica has applied. If it follows in several domains, the one
@@ -57,4 +57,4 @@ def _compare_gtids(first: str, second: str) -> Comparison:
     count = sum(int(sequence) for *_, sequence in after) - sum(int(sequence) for *_, sequence in before)
     if count == 0 and before != after:  # as many transactions, but other ones
         return Comparison(Agreement.MOVED, f"has moved since the checkpoint ({where})")
-    return moved(count, "transaction", where)
+    return moved_by(count, "transaction", where)

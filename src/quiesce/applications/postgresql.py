@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from quiesce.applications.application import Ahead, Application, Comparison, from_to, moved, not_comparable
+from quiesce.applications.application import Ahead, Application, Comparison, from_to, moved_by, not_comparable
 from quiesce.model.divergence import Agreement
 from quiesce.model.reports import WriterReport
 
@@ -35,11 +35,11 @@ class PostgresqlApplication(Application):
             where = f"LSN {before.position.get('insert_lsn', '?')} -> {now.position.get('insert_lsn', '?')}"
             if first == second and before.position.get("in_progress_xids") != now.position.get("in_progress_xids"):
                 return Comparison(Agreement.MOVED, f"has ended transactions that were open at the checkpoint ({where})")
-            return moved(second - first, "transaction", where)
+            return moved_by(second - first, "transaction", where)
         first, second = (_lsn(report.position.get("replay_lsn", "")) for report in (before, now))
         if first is None or second is None:
             return not_comparable(before, now)
-        return moved(second - first, "byte", f"LSN {from_to(before, now, 'replay_lsn')}")
+        return moved_by(second - first, "byte", f"LSN {from_to(before, now, 'replay_lsn')}")
 
     def replica_ahead(self, replica: WriterReport, primary: WriterReport) -> Ahead | None:
         """By the log that the standby has replayed or received: it will replay what it has received."""
