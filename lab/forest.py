@@ -20,6 +20,7 @@ from quiesce.catalog.store import Catalog
 from quiesce.context import Context
 from quiesce.disks.survey import Survey, survey
 from quiesce.hypervisor.vm import Vm
+from quiesce.model.keys import VmKey
 from quiesce.model.tree import Tree
 from quiesce.operations.tree import tree
 
@@ -78,11 +79,16 @@ class Forest:
         with contextlib.closing(Vm("qemu:///system", self.name)) as vm:
             return vm.file_disks()
 
+    @property
+    def key(self) -> VmKey:
+        with self.context.vm(self.bare.domain.UUIDString()) as vm:
+            return vm.key
+
     def tree(self) -> Tree:
         return tree(self.context, self.name)
 
     def survey(self) -> Survey:
-        with contextlib.closing(Vm("qemu:///system", self.name)) as vm:
+        with self.context.vm(self.name) as vm:
             return survey(self.context, vm)
 
     def flush(self) -> None:
@@ -98,7 +104,7 @@ class Forest:
         unknown = {path: content for path, content in wanted.items() if self._right.get(path) != keys[path]}
         wrong = set() if all_read_as(unknown) else {path for path, content in unknown.items() if read(path) != content}
         self._right |= {path: keys[path] for path in unknown.keys() - wrong}
-        return wrong | {path for path, content in wanted.items() if found.volumes[path].capacity != len(content)}
+        return wrong | {path for path, content in wanted.items() if found.images[path].capacity != len(content)}
 
     def _stamp(self, path: str, found: Survey) -> tuple[object, ...]:
         stats = [(image, os.stat(image)) for image in found.chains.chain(path)]  # noqa: PTH116 - not for pathlib's sake

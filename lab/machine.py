@@ -357,7 +357,7 @@ def left_behind() -> list[str]:
 
 
 def _pools_left(connection: libvirt.virConnect) -> list[str]:
-    """After a while: pools go when nobody uses any (quiesce.hypervisor.volumes), and other processes' tests may just do."""
+    """After a while: pools go when nobody uses any (quiesce.storage.pools), and other processes' tests may just do."""
     deadline = time.monotonic() + POOLS_GONE_S
     while True:
         left = []

@@ -7,6 +7,7 @@ import time
 
 from lab.machine import URI, Machine
 from quiesce.guests import linux
+from quiesce.guests.port import IDENTIFY_TIMEOUT_S
 from quiesce.hypervisor.vm import Vm
 
 PROGRAM = (
@@ -36,5 +37,5 @@ def _wait(machine: Machine, *, known: bool) -> None:
 
 
 def _known(machine: Machine) -> bool:
-    with contextlib.closing(Vm(URI, machine.name)) as vm, linux.agent(vm) as (requester, _):
-        return any(writer.application == "test" for writer in requester.identify(linux.IDENTIFY_TIMEOUT_S).writers)
+    with contextlib.closing(Vm(URI, machine.name)) as vm, linux.linux_guest(vm) as guest:
+        return any(writer.application == "test" for writer in guest.identify(IDENTIFY_TIMEOUT_S).writers)

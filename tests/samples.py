@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from quiesce.model.grades import Consistency
+from quiesce.model.keys import VmKey
 from quiesce.model.tree import Checkpoint, DiskImage, Kind
+
+KEY = VmKey("host1", "uuid-1")
+"""Of the VM that made-up checkpoints are of."""
 
 
 def node(key: str, *, name: str | None = None, targets: tuple[str, ...] = ("vda",), **others: Any) -> Checkpoint:

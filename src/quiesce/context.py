@@ -1,4 +1,4 @@
-"""What every operation needs."""
+"""What every operation needs: hosts, the catalog, and somebody who listens."""
 
 from __future__ import annotations
 
@@ -6,20 +6,30 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from quiesce.catalog import lock
 from quiesce.catalog.store import Catalog
+from quiesce.guests import linux, vss
+from quiesce.guests.port import Guest
 from quiesce.hypervisor.connection import Host
-from quiesce.hypervisor.vm import Vm
+from quiesce.hypervisor.vm import Facts, Vm
+from quiesce.model.errors import CancelledError
 from quiesce.model.events import Emit, PhaseFinished, PhaseStarted, Progress
+from quiesce.model.keys import VmKey
+from quiesce.storage.files import FileStorage
+from quiesce.storage.port import Storage
 
 DEFAULT_URI = "qemu:///system"
 
 
 def default_uri() -> str:
     return os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -29,11 +39,14 @@ class Context:
     uri: str
     catalog: Catalog
     emit: Emit
+    cancelled: Callable[[], bool] = _never
+    """Whether the user no longer wants the operation. Long work (merges, copies) asks, and ends where it can be taken up
+    again."""
 
     @contextmanager
     def host(self) -> Iterator[Host]:
         """A connection that is no VM's. Raises HypervisorError."""
-        host = Host(self.uri)
+        host = Host(self.uri, self.catalog.hosts.identify)
         try:
             yield host
         finally:
@@ -42,27 +55,39 @@ class Context:
     @contextmanager
     def vm(self, name: str) -> Iterator[Vm]:
         """The VM on a connection of its own. Raises NotFoundError, HypervisorError."""
-        vm = Vm(self.uri, name)
+        vm = Vm(self.uri, name, self.catalog.hosts.identify)
         try:
             yield vm
         finally:
             vm.close()
 
+    def storage(self, host: Host) -> Storage:
+        """Where the images of the host's VMs are."""
+        return FileStorage(host)
+
+    def guest(self, vm: Vm, facts: Facts) -> AbstractContextManager[Guest]:
+        """A conversation with the VM's guest: through VSS in a Windows guest, else through our agent. Raises AgentError if
+        neither answers. Its end releases whatever is held."""
+        if vss.is_windows(vm, facts):
+            return vss.windows_guest(vm)
+        linux.require_agent_port(facts)
+        return linux.linux_guest(vm)
+
     @contextmanager
     def locked(self, vm: Vm, verb: str) -> Iterator[None]:
         """One operation a VM at a time. The lock dies with its holder. Raises BusyError, naming the holder."""
-        with self.locked_uuid(vm.host.name, vm.uuid, f"quiesce {verb} {vm.name}"):
+        with self.locked_key(vm.key, f"quiesce {verb} {vm.name}"):
             yield
 
     @contextmanager
-    def locked_uuid(self, host: str, vm_uuid: str, what: str) -> Iterator[None]:
+    def locked_key(self, key: VmKey, what: str) -> Iterator[None]:
         """The same for a VM that libvirt need not know."""
-        with lock.hold(self.catalog.lock_directory(), f"{host}-{vm_uuid}", what):
+        with lock.hold(self.catalog.lock_directory(), f"{key.host}-{key.uuid}", what):
             yield
 
     @contextmanager
     def locked_directory(self, host: str, path: str, what: str) -> Iterator[None]:
-        """One export or import at a time writes to a directory."""
+        """One export or import at a time writes to a directory. `host`: its id in the catalog."""
         key = hashlib.sha256(path.encode()).hexdigest()[:16]
         with lock.hold(self.catalog.lock_directory(), f"{host}-directory-{key}", f"{what} {path}"):
             yield
@@ -75,5 +100,11 @@ class Context:
         self.emit(PhaseFinished(name, time.monotonic() - started))
 
     def progress(self, phase: str) -> Callable[[int, int], None]:
-        """To be called with bytes done and bytes in all."""
-        return lambda done, total: self.emit(Progress(phase, done, total))
+        """To be called with bytes done and bytes in all. Raises CancelledError if the operation was cancelled."""
+
+        def report(done: int, total: int) -> None:
+            if self.cancelled():
+                raise CancelledError(f"{phase}: cancelled", hint="the next deletion, or `quiesce doctor`, goes on with it")
+            self.emit(Progress(phase, done, total))
+
+        return report

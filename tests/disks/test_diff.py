@@ -136,7 +136,7 @@ def test_never_less_than_what_differs(forest: Forest, request: pytest.FixtureReq
     chance = random.Random(seed)  # noqa: S311
     take(forest, "first")
     found = forest.survey()
-    empty = found.volumes[found.head["vda"]].allocation
+    empty = found.images[found.head["vda"]].allocation
     for number in range(STEPS * (10 if request.config.getoption("--long") else 1)):
         names = [node.name for node in forest.tree().checkpoints]
         verb = chance.choice(["write", "write", "checkpoint", "restore", "delete", "power"])
@@ -160,9 +160,9 @@ def check_all_pairs(forest: Forest, empty: int) -> None:
     missing."""
     forest.flush()
     found = forest.survey()
-    volumes = found.volumes.items()
-    data = {path: replace(item, allocation=item.allocation - empty) if item.backing else item for path, item in volumes}
-    found = replace(found, volumes=data)
+    images = found.images.items()
+    data = {path: replace(item, allocation=item.allocation - empty) if item.backing else item for path, item in images}
+    found = replace(found, images=data)
     content = {
         path: read(path) for path in {*found.head.values(), *(path for node in found.tree.nodes for path in node.paths())}
     }

@@ -12,17 +12,21 @@ import pytest
 
 from lab.bare import directory
 from lab.forest import TARGETS, Disks, Forest, check, read
-from quiesce.hypervisor import volumes
+from quiesce.disks import machine_files, merges
 from quiesce.model.errors import NoSpaceError
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
 from quiesce.model.settings import Type
+from quiesce.operations import export as export_module
+from quiesce.operations import import_ as import_module
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
 from quiesce.operations.doctor import doctor
 from quiesce.operations.export import export
 from quiesce.operations.import_ import import_vm
 from quiesce.operations.restore import restore
+from quiesce.storage import pools
+from quiesce.taking import standard
 
 MIB = 1024 * 1024
 
@@ -112,7 +116,9 @@ def test_a_full_pool(full: Full, verb: str, checked: bool, running: bool, monkey
     full.fill(leave=100 * 1024)
     with monkeypatch.context() as patch:
         if not checked:  # it was not full when somebody looked
-            patch.setattr(volumes.Directory, "require_room", lambda *_: None)
+            patch.setattr(pools.Directory, "require_room", lambda *_: None)
+            for module in (export_module, import_module, machine_files, merges, standard):
+                patch.setattr(module, "require_room", lambda *_: None)
         with pytest.raises(NoSpaceError) as raised:
             VERBS[verb](full)
     assert str(full.path) in raised.value.message

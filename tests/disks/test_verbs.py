@@ -252,12 +252,10 @@ def test_standard_is_restored_running_and_merges_like_any_other(scene: Scene) ->
 
 
 def test_disabled_and_settings_of_the_vm(scene: Scene) -> None:
-    uuid = scene.bare.domain.UUIDString()
-    host = scene.bare.connection.getHostname()
-    scene.catalog.set_settings(host, uuid, Settings(type=Type.DISABLED))
+    scene.catalog.settings.put(scene.key, Settings(type=Type.DISABLED))
     with pytest.raises(RefusedError, match="disabled"):
         checkpoint(scene.context, scene.name, name="x", required=Consistency.CRASH)
-    scene.catalog.set_settings(host, uuid, Settings(require=Consistency.CRASH, exclude=("vdb",)))
+    scene.catalog.settings.put(scene.key, Settings(require=Consistency.CRASH, exclude=("vdb",)))
     node = checkpoint(scene.context, scene.name, name="x")
     assert (node.excluded, [disk.target for disk in node.disks]) == (("vdb",), ["vda"])
     assert any("vdb" in warning for warning in node.warnings)
@@ -482,7 +480,7 @@ def test_doctor_an_orphan_and_a_manifest(three_branches: Scene) -> None:
     scene = three_branches
     stray = f"{scene.bare.directory}/{scene.name}.vda.0123456789ab.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", stray, "1M"], check=True)
-    scene.catalog.note_image(scene.bare.connection.getHostname(), scene.bare.domain.UUIDString(), stray)
+    scene.catalog.images.note(scene.key, stray)
     (scene.bare.directory / f"quiesce-{scene.tree().find('left').id}.json").unlink()
     assert len(scene.complaints()) == 2
     scene.complaints(repair=True)
@@ -496,9 +494,7 @@ def test_doctor_renamed(three_branches: Scene) -> None:
     scene.virsh("domrename", old, new)
     (found,) = doctor(scene.context, new, repair=True)
     assert found.found == (f"{new} was named {old} before",)
-    assert {
-        node.vm_name for node in scene.catalog.tree(scene.bare.connection.getHostname(), scene.bare.domain.UUIDString()).nodes
-    } == {new}
+    assert {node.vm_name for node in scene.catalog.checkpoints.tree(scene.key).nodes} == {new}
     scene.virsh("domrename", new, old)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from quiesce.catalog.store import Catalog
 from quiesce.model.errors import NameTakenError
+from quiesce.model.keys import VmKey
 from quiesce.model.tree import Checkpoint, DiskImage
 from tests.samples import node
 from tests.strategies import examples
@@ -55,10 +56,10 @@ class Model:
         vm, parent = self.vms[uuid], self.vms[uuid].any(number)
         new = node(f"id{self.count:02}", name=name, vm_uuid=uuid, parent=parent.id if parent else None)
         path = new.disks[0].path
-        self.catalog.note_image("host1", uuid, path)
+        self.catalog.images.note(VmKey("host1", uuid), path)
         vm.images.add(path)
         try:
-            self.catalog.add(new, f"<{new.id}/>", head_parent=new.id)
+            self.catalog.checkpoints.add(new, f"<{new.id}/>", head_parent=new.id)
         except NameTakenError:
             assert name in vm.names()
         else:
@@ -68,7 +69,7 @@ class Model:
     def remove(self, uuid: str, _name: str, number: int) -> None:
         vm = self.vms[uuid]
         if gone := vm.any(number):
-            self.catalog.remove(gone)
+            self.catalog.checkpoints.remove(gone)
             del vm.nodes[gone.id]
             vm.nodes = {
                 key: replace(item, parent=gone.parent) if item.parent == gone.id else item for key, item in vm.nodes.items()
@@ -78,7 +79,7 @@ class Model:
     def hide(self, uuid: str, _name: str, number: int) -> None:
         vm = self.vms[uuid]
         if hidden := vm.any(number):
-            self.catalog.update(replace(hidden, hidden=True))
+            self.catalog.checkpoints.update(replace(hidden, hidden=True))
             vm.nodes[hidden.id] = replace(hidden, hidden=True)
 
     def rename(self, uuid: str, name: str, number: int) -> None:
@@ -86,7 +87,7 @@ class Model:
         old = vm.any(number)
         if old and not old.hidden:
             try:
-                self.catalog.update(replace(old, name=name))
+                self.catalog.checkpoints.update(replace(old, name=name))
             except NameTakenError:
                 assert name in vm.names() - {old.name}
             else:
@@ -97,7 +98,7 @@ class Model:
         vm = self.vms[uuid]
         if old := vm.any(number):
             path = old.disks[0].path
-            moved = self.catalog.moved("host1", uuid, path, f"{path}+")
+            moved = self.catalog.checkpoints.moved(VmKey("host1", uuid), path, f"{path}+")
             assert {node.id for node in moved} == {node.id for node in vm.nodes.values() if path in node.paths()}
             vm.nodes |= {node.id: node for node in moved}
             assert vm.nodes[old.id] == replace(old, disks=(DiskImage("vda", f"{path}+", "qcow2"),))
@@ -107,7 +108,7 @@ class Model:
         vm = self.vms[uuid]
         target = vm.any(number)
         vm.head = target.id if target else None
-        self.catalog.set_head("host1", uuid, vm.head)
+        self.catalog.checkpoints.set_head(VmKey("host1", uuid), vm.head)
 
     def rehome(self, uuid: str, _name: str, _number: int) -> None:
         old, other = self.vms[uuid], next(other for other in _VMS if other != uuid)
@@ -115,7 +116,7 @@ class Model:
         if not old.nodes:
             return
         try:
-            self.catalog.rehome("host1", uuid, other)
+            self.catalog.rehome(VmKey("host1", uuid), VmKey("host1", other))
         except NameTakenError:
             assert old.names() & new.names()
         else:
@@ -130,15 +131,15 @@ class Model:
 
     def check(self) -> None:
         for uuid, vm in self.vms.items():
-            tree = self.catalog.tree("host1", uuid)
+            tree = self.catalog.checkpoints.tree(VmKey("host1", uuid))
             assert tree.nodes == tuple(sorted(vm.nodes.values(), key=lambda item: item.id))
             assert tree.head_parent == vm.head
-            assert self.catalog.images_made_for("host1", uuid) == sorted(vm.images)
-            assert self.catalog.merged_images("host1", uuid) == vm.merged
+            assert self.catalog.images.made_for(VmKey("host1", uuid)) == sorted(vm.images)
+            assert self.catalog.images.merged(VmKey("host1", uuid)) == vm.merged
             for item in vm.nodes.values():
-                assert self.catalog.domain_xml(item.id) == f"<{item.id}/>"
+                assert self.catalog.checkpoints.domain_xml(item.id) == f"<{item.id}/>"
         shown = {uuid: len(vm.names()) for uuid, vm in self.vms.items() if vm.nodes}
-        assert self.catalog.counts("host1") == shown
+        assert self.catalog.checkpoints.counts("host1") == shown
 
 
 @given(_CHANGES)

@@ -118,7 +118,7 @@ def code(answer: dict) -> str | None:
 
 def _is_an_answer(answer: dict) -> None:
     assert set(answer) in ({"id", "result"}, {"id", "error"})
-    assert framing.decode(framing.encode(answer).rstrip(b"\n")) == answer
+    assert framing.from_line(framing.to_line(answer).rstrip(b"\n")) == answer
 
 
 @given(st.none() | st.binary(max_size=100) | JSON.map(lambda value: json.dumps(value).encode()))

@@ -16,14 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quiesce import recovery
 from quiesce.catalog import journal, manifest
 from quiesce.catalog.journal import Journal
 from quiesce.disks import images, merges
 from quiesce.disks.survey import Survey, survey
 from quiesce.model.grades import Consistency
+from quiesce.model.keys import VmKey
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, Tree
-from quiesce.operations import recover
 from quiesce.operations import restore as restoring
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
@@ -80,10 +81,10 @@ class Trees:
     def __init__(self, patch: pytest.MonkeyPatch, directory: str, seed: int) -> None:
         self.count = 0
         self._make_predictable(patch, seed)
-        self.host = FakeHost(patch)
-        self.vm = FakeVm(self.host, {target: self.host.make(f"/i/{target}.qcow2") for target in TARGETS})
+        self.host = FakeHost()
+        self.vm = FakeVm(self.host, {target: self.host.storage.make(f"/i/{target}.qcow2") for target in TARGETS})
         self.catalog = MemoryCatalog(Path(directory))
-        self.context = FakeContext("fake:///", self.catalog, lambda _: None, self.vm)
+        self.context = FakeContext("fake:///", self.catalog, lambda _: None, fake=self.host)
         self.tree = Tree((), None)
         self.contents: dict[str, Disks] = {}
         """Of every checkpoint there has been, by id."""
@@ -135,7 +136,7 @@ class Trees:
             self.left -= 1
 
     def changed(self) -> None:
-        self.tree = self.catalog.tree("host1", self.vm.uuid)
+        self.tree = self.catalog.checkpoints.tree(VmKey("host1", self.vm.uuid))
         for node in self.tree.nodes:
             if node.id not in self.contents:
                 self.contents[node.id] = {disk.target: dict(self.expected[disk.target]) for disk in node.disks}
@@ -149,9 +150,9 @@ class Trees:
         assert self.head() in (self.expected, self.expected | self.coming), self.head()
         for node in self.tree.checkpoints:
             for disk in node.disks:
-                assert self.host.read(disk.path) == self.contents[node.id][disk.target], (node.name, disk)
+                assert self.host.storage.blocks(disk.path) == self.contents[node.id][disk.target], (node.name, disk)
         for path, content in self.foreign.items():
-            assert self.host.read(path) == content, path
+            assert self.host.storage.blocks(path) == content, path
 
     def check_label(self, node: Checkpoint) -> None:
         moments = set(self.moments_of[node.id].values())
@@ -166,7 +167,7 @@ class Trees:
         self.written = self.vm.active()
 
     def head(self) -> Disks:
-        return {target: self.host.read(path) for target, path in self.vm.sources().items()}
+        return {target: self.host.storage.blocks(path) for target, path in self.vm.sources().items()}
 
     def survey(self) -> Survey:
         return survey(self.context, self.vm)
@@ -190,15 +191,15 @@ class Trees:
 
     def check_rest(self) -> None:
         """After an operation that was not killed."""
-        assert journal.interrupted(self.catalog, "host1", self.vm.uuid) == []
+        assert journal.interrupted(self.catalog, VmKey("host1", self.vm.uuid)) == []
         self.survey().require_known_chain(self.vm.file_disks())
-        assert {f"/i/{manifest.name(node.id)}" for node in self.tree.checkpoints} <= self.host.files.keys()
+        assert {f"/i/{manifest.name(node.id)}" for node in self.tree.checkpoints} <= self.host.storage.files.keys()
 
     def check_files(self) -> None:
         """After an operation that removes what is not needed: all that is needed is there, and nothing else."""
         found = self.survey()
         others = {f"/i/{target}.qcow2" for target in TARGETS} | found.chains.needed(self.foreign)
-        there = self.host.files.keys() - others
+        there = self.host.storage.files.keys() - others
         needed = found.needed() | {f"/i/{manifest.name(node.id)}" for node in self.tree.nodes}
         assert there == needed - others, (there - needed, needed - there)
 
@@ -233,7 +234,7 @@ class Trees:
         return CheckpointReference("web1", nodes[number % len(nodes)].name) if nodes else None
 
     def restore(self, number: int, kill: int | None) -> None:
-        self.run(None, lambda: recover.recover(self.context, self.vm))
+        self.run(None, lambda: recovery.recover_all(self.context, self.vm))
         if reference := self.reference(number):
             node = self.tree.find(reference.checkpoint)
             discard = number % 3 == 0 or len(self.tree.checkpoints) >= MAX_NODES
@@ -244,7 +245,7 @@ class Trees:
             if self.run(kill, call):
                 self.check_files()
             else:
-                self.run(None, lambda: recover.recover(self.context, self.vm))
+                self.run(None, lambda: recovery.recover_all(self.context, self.vm))
             self.notice_restore()
             self.coming = {}
             self.check()
@@ -278,14 +279,14 @@ class Trees:
         below = sorted({disk.path for node in self.tree.checkpoints for disk in node.disks})
         if below and not self.foreign:
             self.count += 1
-            path = self.host.make(f"/i/foreign{self.count}", below[number % len(below)], {0: f"f{self.count}"})
-            self.foreign[path] = self.host.read(path)
+            path = self.host.storage.make(f"/i/foreign{self.count}", below[number % len(below)], {0: f"f{self.count}"})
+            self.foreign[path] = self.host.storage.blocks(path)
             if number % 2:
                 self.host.open_elsewhere.add(path)
 
     def remove_clone(self, _number: int = 0, _kill: int | None = None) -> None:
         for path in self.foreign:
-            del self.host.files[path]
+            del self.host.storage.files[path]
         self.foreign.clear()
         self.host.open_elsewhere.clear()
 
@@ -295,8 +296,8 @@ class Trees:
             self.check_files()
 
     def _tidy(self) -> tuple[merges.Waiting, ...]:
-        recover.recover(self.context, self.vm)
-        operation = Journal(self.catalog, "host1", self.vm.uuid, "delete")
+        recovery.recover_all(self.context, self.vm)
+        operation = Journal(self.catalog, VmKey("host1", self.vm.uuid), "delete")
         waiting = merges.merge_hidden(self.context, self.vm, operation)
         operation.finish("done")
         return waiting

@@ -26,7 +26,7 @@ class Fake:
     heard: list[Event]
 
     def tree(self) -> Tree:
-        return self.catalog.tree(self.host.name, self.vm.uuid)
+        return self.catalog.checkpoints.tree(self.vm.key)
 
     def survey(self) -> Survey:
         return survey(self.context, self.vm)
@@ -36,12 +36,12 @@ class Fake:
 
     def own(self, path: str, below: str | None = None, blocks: dict[int, str] | None = None) -> str:
         """An image of ours."""
-        self.catalog.note_image(self.host.name, self.vm.uuid, path)
-        return self.host.make(path, below, blocks)
+        self.catalog.images.note(self.vm.key, path)
+        return self.host.storage.make(path, below, blocks)
 
     def add(self, node: Checkpoint) -> Checkpoint:
         """A checkpoint, on which the VM stands."""
-        self.catalog.add(node, self.vm.definition(), head_parent=node.id)
+        self.catalog.checkpoints.add(node, self.vm.definition(), head_parent=node.id)
         return node
 
 
@@ -50,16 +50,16 @@ def reference(name: str) -> CheckpointReference:
 
 
 @pytest.fixture
-def again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Fake]]:
+def again(tmp_path: Path) -> Iterator[Callable[..., Fake]]:
     """Makes a host, each time another one; the last is the one that operations see."""
     made: list[Fake] = []
 
     def make(disks: tuple[str, ...] = ("vda",)) -> Fake:
-        host = FakeHost(monkeypatch)
-        vm = FakeVm(host, {target: host.make(f"/i/{target}.qcow2") for target in disks})
+        host = FakeHost()
+        vm = FakeVm(host, {target: host.storage.make(f"/i/{target}.qcow2") for target in disks})
         catalog = MemoryCatalog(tmp_path)
         heard: list[Event] = []
-        made.append(Fake(host, vm, catalog, FakeContext("fake:///", catalog, heard.append, vm), heard))
+        made.append(Fake(host, vm, catalog, FakeContext("fake:///", catalog, heard.append, fake=host), heard))
         return made[-1]
 
     yield make

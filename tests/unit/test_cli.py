@@ -202,18 +202,18 @@ def test_a_vm_without_checkpoints_has_an_empty_tree(tmp_path, host):
 
 def test_who_would_disagree_is_said_to_people_and_to_programs(host, tmp_path):
     """Broken: a script could not tell whether one server can be restored alone, or a person not read why it cannot."""
-    with contextlib.closing(Host(host)) as there:
-        name = there.name
     catalog = Catalog(f"sqlite:///{tmp_path}/catalog.db")
+    with contextlib.closing(Host(host, catalog.hosts.identify)) as there:
+        known_as = there.id
     uuid = "11111111-2222-3333-4444-555555555555"
-    catalog.add(node("n1", name="now", host=name, vm_uuid=uuid), "<domain/>", head_parent="n1")
+    catalog.checkpoints.add(node("n1", name="now", host=known_as, vm_uuid=uuid), "<domain/>", head_parent="n1")
     known = {"vm": "web1", "id": "n1", "name": "now"}
     alone = quiesce(tmp_path, "divergence", "web1@now", "--json", connect=host)
     assert (alone.returncode, json.loads(alone.stdout)) == (0, {"checkpoints": [known], "diverges": False, "servers": []})
     alone = quiesce(tmp_path, "divergence", "web1@now", connect=host)
     assert alone.stdout == "no other server is known to belong to web1@now\n"
-    members = (Member(name, uuid, "web1", Tier.FRONT), Member(name, "gone", "[b]db", Tier.BACK))
-    catalog.set_group(Group("shop", members), new=True)
+    members = (Member(known_as, uuid, "web1", Tier.FRONT), Member(known_as, "gone", "[b]db", Tier.BACK))
+    catalog.groups.put(Group("shop", members), new=True)
     found = json.loads(quiesce(tmp_path, "divergence", "web1@now", "--json", connect=host).stdout)
     assert found["diverges"] is True
     assert [(server["vm"], server["verdict"]) for server in found["servers"]] == [("[b]db", "unknown")]

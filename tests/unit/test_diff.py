@@ -8,9 +8,8 @@ from typer.testing import CliRunner
 from quiesce.applications.changes import ChangeKind, compare_writers
 from quiesce.cli.main import app
 from quiesce.disks.survey import Survey
-from quiesce.hypervisor.storage_xml import Volume
 from quiesce.model import configuration
-from quiesce.model.chains import Chains
+from quiesce.model.chains import Image
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Filesystem, FreezeState, WriterReport
 from quiesce.model.tree import Checkpoint, DiskImage, Tree
@@ -42,11 +41,10 @@ DOMAIN = """
 
 def survey(head: dict[str, str], merged: frozenset[str] = frozenset(), **images: tuple[int, str | None]) -> Survey:
     """Images by what they take and the one below each."""
-    volumes = {name: Volume(name, "qcow2", below, 1000, size, "1.0") for name, (size, below) in images.items()}
-    chains = Chains({name: below for name, (_, below) in images.items()})
+    found = {name: Image(name, "qcow2", below, 1000, size, "1.0") for name, (size, below) in images.items()}
     return Survey(
         Tree.of([], None),
-        volumes,
+        found,
         {},
         head,
         frozenset(head.values()),
@@ -54,7 +52,8 @@ def survey(head: dict[str, str], merged: frozenset[str] = frozenset(), **images:
         merged,
         frozenset(),
         frozenset(),
-        chains,
+        frozenset(),
+        dict.fromkeys(images, "here"),
     )
 
 

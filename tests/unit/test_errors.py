@@ -20,7 +20,9 @@ CODES = {
     "ConsistencyError": (6, "consistency"),
     "NoSpaceError": (7, "nospace"),
     "HypervisorError": (8, "hypervisor"),
+    "OutcomeUnknownError": (8, "outcomeunknown"),
     "BusyError": (9, "busy"),
+    "CancelledError": (130, "cancelled"),
 }
 
 

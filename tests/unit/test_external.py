@@ -352,7 +352,7 @@ def test_whatever_a_program_answers_the_host_can_read_the_report(answers):
     """Broken: one faulty program would end the conversation, or write on the administrator's terminal."""
     with tempfile.TemporaryDirectory() as directory, listening(directory) as agent, program(agent, answers):
         report = attempt(only(agent))
-    again = from_wire(Reported, framing.decode(framing.encode(to_wire(report)).rstrip(b"\n")))
+    again = from_wire(Reported, framing.from_line(framing.to_line(to_wire(report)).rstrip(b"\n")))
     assert again == report
     assert len(report.warnings) <= external.MAX_WARNINGS + 2  # and two of our own
 

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quiesce.wire import framing
-from quiesce.wire.framing import MAX_DEPTH, MAX_LINE, LineSplitter, ProtocolError, decode, encode
+from quiesce.wire.framing import MAX_DEPTH, MAX_LINE, LineSplitter, ProtocolError, from_line, to_line
 from tests.strategies import JSON, PRINTABLE
 
 _MESSAGES = st.dictionaries(
@@ -24,13 +24,13 @@ _MESSAGES = st.dictionaries(
 @given(_MESSAGES)
 def test_what_is_encoded_is_decoded_again(message):
     """Broken: host and agent would not understand each other."""
-    assert decode(encode(message).rstrip(b"\n")) == message
+    assert from_line(to_line(message).rstrip(b"\n")) == message
 
 
 @given(st.dictionaries(st.text(), st.text() | st.lists(st.text(), max_size=3), max_size=4))
 def test_a_message_is_one_line_of_printable_ascii(message):
     """Broken: a message could end another one's line, or carry a terminal's control bytes."""
-    line = encode(message)
+    line = to_line(message)
     assert line.endswith(b"\n")
     assert all(0x20 <= byte < 0x7F for byte in line[:-1])
 
@@ -42,7 +42,7 @@ def test_a_message_is_one_line_of_printable_ascii(message):
 def test_arbitrary_bytes_are_an_object_or_a_protocol_error(line):
     """Broken: a stranger's bytes could end the reader with an exception nobody expects."""
     with contextlib.suppress(ProtocolError):
-        assert isinstance(decode(line), dict)
+        assert isinstance(from_line(line), dict)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_arbitrary_bytes_are_an_object_or_a_protocol_error(line):
 def test_what_is_no_message_is_refused(line):
     """Broken: the two ends could read different things out of one line (duplicate keys, NaN), or one end too much."""
     with pytest.raises(ProtocolError) as refusal:
-        decode(line)
+        from_line(line)
     assert len(str(refusal.value)) < 100  # says what is wrong without quoting it
 
 
@@ -83,27 +83,27 @@ def _nested(depth: int) -> bytes:
 
 def test_nesting_is_accepted_to_its_bound_and_not_beyond():
     """Broken: the parser's recursion would be in the hands of the sender."""
-    decode(_nested(MAX_DEPTH))
+    from_line(_nested(MAX_DEPTH))
     with pytest.raises(ProtocolError, match="nested"):
-        decode(_nested(MAX_DEPTH + 1))
+        from_line(_nested(MAX_DEPTH + 1))
     with pytest.raises(ProtocolError, match="nested"):
-        decode(b"[" * MAX_LINE)
+        from_line(b"[" * MAX_LINE)
 
 
 @pytest.mark.parametrize("text", [b"]" * 100, b'\\"' + b"]" * 100, b"\\\\", b'\\\\\\"]]]]'])
 def test_brackets_within_strings_do_not_count(text):
     """Broken: closing brackets in a string would hide real nesting behind them from the bound."""
     with pytest.raises(ProtocolError, match="nested"):
-        decode(b'{"a":"' + text + b'","b":' + b"[" * 50 + b"]" * 50 + b"}")
-    assert decode(b'{"a":"' + b"[" * 100 + text + b'","b":[]}')["b"] == []
+        from_line(b'{"a":"' + text + b'","b":' + b"[" * 50 + b"]" * 50 + b"}")
+    assert from_line(b'{"a":"' + b"[" * 100 + text + b'","b":[]}')["b"] == []
 
 
 def test_a_message_over_the_limit_is_not_sent():
     """Broken: the other end would drop the line, and the sender would wait for an answer that never comes."""
     with pytest.raises(ProtocolError, match="over the limit"):
-        encode({"a": "x" * MAX_LINE})
+        to_line({"a": "x" * MAX_LINE})
     room = MAX_LINE - len('{"a":""}')
-    assert decode(encode({"a": "x" * room}).rstrip(b"\n"))["a"] == "x" * room
+    assert from_line(to_line({"a": "x" * room}).rstrip(b"\n"))["a"] == "x" * room
 
 
 @given(st.lists(st.binary(max_size=12) | st.sampled_from([b"\n", b"  \n", b"123456789\n", b"12345678\n"]), max_size=20))
@@ -148,5 +148,5 @@ def test_hostile_quotes_cost_no_time() -> None:
     """A guest that sends a line of quotes and backslashes would keep the host busy for minutes."""
     started = time.monotonic()
     with pytest.raises(ProtocolError):
-        decode(b'\\"' * 100_000)
+        from_line(b'\\"' * 100_000)
     assert time.monotonic() - started < 2

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from quiesce.catalog.store import Catalog, New
+from quiesce.catalog.checkpoints import New
+from quiesce.catalog.store import Catalog
 from quiesce.model.errors import NameTakenError, NotFoundError, RefusedError, UsageError
 from quiesce.model.groups import Group, Member, Tier, Words, all_members, check_group_name, parse_member
+from quiesce.model.keys import VmKey
 from quiesce.model.tree import GroupPart
 from tests.samples import node
 
@@ -87,16 +89,16 @@ def catalog(tmp_path: Path) -> Catalog:
 def test_groups_are_kept(catalog):
     """Broken: a group would be lost, or overwritten by another of its name."""
     shop = Group("shop", (WEB, DB), ("more",))
-    catalog.set_group(shop, new=True)
-    assert catalog.group("shop") == shop
+    catalog.groups.put(shop, new=True)
+    assert catalog.groups.get("shop") == shop
     with pytest.raises(NameTakenError):
-        catalog.set_group(Group("shop"), new=True)
-    catalog.set_group(Group("shop", (DB,)))
-    catalog.set_group(Group("a"), new=True)
-    assert catalog.groups() == [Group("a"), Group("shop", (DB,))]
-    catalog.remove_group("shop")
+        catalog.groups.put(Group("shop"), new=True)
+    catalog.groups.put(Group("shop", (DB,)))
+    catalog.groups.put(Group("a"), new=True)
+    assert catalog.groups.all() == [Group("a"), Group("shop", (DB,))]
+    catalog.groups.remove("shop")
     with pytest.raises(NotFoundError):
-        catalog.group("shop")
+        catalog.groups.get("shop")
 
 
 def _part(name: str, vm: str) -> New:
@@ -108,19 +110,19 @@ def _part(name: str, vm: str) -> New:
 def test_parts_are_recorded_together_or_not_at_all(catalog):
     """Broken: one server's checkpoint would be there without the other's."""
     taken = replace(_part("taken", "db").checkpoint, id="n-other", group=None)
-    catalog.add(taken, "<domain/>", head_parent=None)
+    catalog.checkpoints.add(taken, "<domain/>", head_parent=None)
     with pytest.raises(NameTakenError, match="db has a checkpoint named 'taken'"):
-        catalog.add_together([_part("now", "web"), _part("taken", "db")])
-    assert catalog.parts("g1") == []
-    assert catalog.tree("host1", "uuid-web").nodes == ()
+        catalog.checkpoints.add_together([_part("now", "web"), _part("taken", "db")])
+    assert catalog.checkpoints.parts("g1") == []
+    assert catalog.checkpoints.tree(VmKey("host1", "uuid-web")).nodes == ()
 
 
 def test_the_parts_of_a_groups_checkpoint_are_found(catalog):
     """Broken: a group could not be restored, or one of its parts be deleted without a word."""
     new = [_part("now", "db"), _part("now", "web")]
-    catalog.add_together(new)
-    assert [node.vm_name for node in catalog.parts("g1")] == ["web", "db"]
-    assert [part.id for part in catalog.group_checkpoints("shop")] == ["g1"]
-    assert catalog.group_checkpoints("other") == []
-    catalog.update(*(replace(item.checkpoint, hidden=True) for item in new))
-    assert catalog.parts("g1") == catalog.group_checkpoints("shop") == []
+    catalog.checkpoints.add_together(new)
+    assert [node.vm_name for node in catalog.checkpoints.parts("g1")] == ["web", "db"]
+    assert [part.id for part in catalog.checkpoints.of_group("shop")] == ["g1"]
+    assert catalog.checkpoints.of_group("other") == []
+    catalog.checkpoints.update(*(replace(item.checkpoint, hidden=True) for item in new))
+    assert catalog.checkpoints.parts("g1") == catalog.checkpoints.of_group("shop") == []

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from quiesce.catalog.journal import Interrupted, Journal, Step
+from quiesce.catalog.journal import Interrupted, Journal
+from quiesce.catalog.steps import Merge
 from quiesce.disks import merges
 from quiesce.disks.merges import Waiting
 from quiesce.model.errors import BusyError, NoSpaceError, NotFoundError
@@ -16,7 +17,7 @@ from quiesce.model.tree import Checkpoint, DiskImage
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
 from quiesce.operations.restore import restore
-from tests.samples import node
+from tests.samples import KEY, node
 from tests.unit.conftest import Fake, reference
 from tests.unit.test_survey import at, surveyed
 
@@ -129,14 +130,14 @@ def grow(fake: Fake, *nodes: Checkpoint) -> None:
     below, original = None, fake.vm.xml
     for number, new in enumerate(nodes):
         (disk,) = new.disks
-        fake.host.files.setdefault(disk.path, fake.host.files["/i/vda.qcow2"])
+        fake.host.storage.files.setdefault(disk.path, fake.host.storage.files["/i/vda.qcow2"])
         if number:
             fake.own(disk.path, below)
-        fake.host.files[disk.path].blocks = {0: new.id, number + 1: new.id}
+        fake.host.storage.files[disk.path].blocks = {0: new.id, number + 1: new.id}
         below = disk.path
-        fake.catalog.add(new, original, head_parent=new.id)
+        fake.catalog.checkpoints.add(new, original, head_parent=new.id)
     fake.own("/i/now", below, {9: "now"})
-    fake.catalog.set_live("host1", ["/i/now"], True)
+    fake.catalog.images.set_live("host1", ["/i/now"], True)
     fake.vm.xml = fake.vm.xml.replace("/i/vda.qcow2", "/i/now")
 
 
@@ -150,12 +151,16 @@ def test_a_checkpoint_in_the_middle_goes_with_its_space(fake, running):
     grow(fake, A, B, C)
     if running:
         fake.vm.start()
-    before = fake.host.read("/i/now"), fake.host.read("/i/c"), fake.host.read("/i/vda.qcow2")
+    before = fake.host.storage.blocks("/i/now"), fake.host.storage.blocks("/i/c"), fake.host.storage.blocks("/i/vda.qcow2")
     assert gone(fake, "b") == ()
     (a, c) = fake.tree().nodes
     assert (a, c.parent, c.disks[0].path) == (A, "a", "/i/b")
-    assert (fake.host.read("/i/now"), fake.host.read(c.disks[0].path), fake.host.read(a.disks[0].path)) == before
-    assert fake.host.files.keys() == {"/i/vda.qcow2", "/i/b", "/i/now", "/i/quiesce-c.json"}
+    assert (
+        fake.host.storage.blocks("/i/now"),
+        fake.host.storage.blocks(c.disks[0].path),
+        fake.host.storage.blocks(a.disks[0].path),
+    ) == before
+    assert fake.host.storage.files.keys() == {"/i/vda.qcow2", "/i/b", "/i/now", "/i/quiesce-c.json"}
     assert fake.tree().head_parent == "c"
 
 
@@ -165,86 +170,86 @@ def test_the_last_checkpoint_goes_and_the_vm_keeps_its_state(fake, running):
     grow(fake, A)
     if running:
         fake.vm.start()
-    before = fake.host.read("/i/now")
+    before = fake.host.storage.blocks("/i/now")
     assert gone(fake, "a") == ()
     assert (fake.tree().nodes, fake.tree().head_parent) == ((), None)
-    assert fake.host.read("/i/vda.qcow2") == before
+    assert fake.host.storage.blocks("/i/vda.qcow2") == before
     assert fake.vm.sources() == fake.vm.file_disks(next_start=True) == {"vda": "/i/vda.qcow2"}
-    assert fake.host.files.keys() == {"/i/vda.qcow2"}
+    assert fake.host.storage.files.keys() == {"/i/vda.qcow2"}
 
 
 def test_a_running_vm_holds_back_the_other_branch_until_it_is_off(fake):
     """Broken: a branch would be moved under the running VM's feet, or stay on the old file for good."""
     grow(fake, A, B)
     fake.own("/i/d", "/i/b", {5: "d"})
-    fake.catalog.add(at("d", "/i/d", "b"), fake.vm.xml, head_parent="b")
-    before = fake.host.read("/i/d")
+    fake.catalog.checkpoints.add(at("d", "/i/d", "b"), fake.vm.xml, head_parent="b")
+    before = fake.host.storage.blocks("/i/d")
     fake.vm.start()
     (waiting,) = gone(fake, "a")
     assert (waiting.name, "/i/b stays until web1 is off" in waiting.reason) == ("d", True)
-    assert fake.host.chain("/i/d") == ["/i/d", "/i/b", "/i/vda.qcow2"]
-    assert fake.host.chain("/i/now") == ["/i/now", "/i/vda.qcow2"]
+    assert fake.host.storage.chain("/i/d") == ["/i/d", "/i/b", "/i/vda.qcow2"]
+    assert fake.host.storage.chain("/i/now") == ["/i/now", "/i/vda.qcow2"]
     fake.vm.power_off()
-    operation = Journal(fake.catalog, "host1", "uuid-1", "delete")
+    operation = Journal(fake.catalog, KEY, "delete")
     assert merges.merge_hidden(fake.context, fake.vm, operation) == ()
-    assert fake.host.chain("/i/d") == ["/i/d", "/i/vda.qcow2"]
-    assert "/i/b" not in fake.host.files
-    assert fake.host.read("/i/d") == before
+    assert fake.host.storage.chain("/i/d") == ["/i/d", "/i/vda.qcow2"]
+    assert "/i/b" not in fake.host.storage.files
+    assert fake.host.storage.blocks("/i/d") == before
 
 
 @pytest.mark.parametrize("runs", [False, True])
 def test_somebody_elses_image_on_a_deleted_checkpoint_stops_its_merge(fake, runs):
     """Broken: a clone would be destroyed by the deletion of the checkpoint it was made from."""
     grow(fake, A, B)
-    fake.host.make("/i/clone", "/i/vda.qcow2", {7: "clone"})
+    fake.host.storage.make("/i/clone", "/i/vda.qcow2", {7: "clone"})
     if runs:
         fake.host.open_elsewhere.add("/i/clone")
-    before = fake.host.read("/i/clone")
+    before = fake.host.storage.blocks("/i/clone")
     (waiting,) = gone(fake, "a")
     assert (waiting.name, "/i/clone" in waiting.reason) == ("a", True)
-    assert fake.host.read("/i/clone") == before
+    assert fake.host.storage.blocks("/i/clone") == before
     assert [item.name for item in fake.tree().checkpoints] == ["b"]
-    assert fake.host.chain("/i/now") == ["/i/now", "/i/b", "/i/vda.qcow2"]
+    assert fake.host.storage.chain("/i/now") == ["/i/now", "/i/b", "/i/vda.qcow2"]
 
 
 def test_somebody_elses_image_on_what_is_merged_is_none_the_worse(fake):
     """Broken: a clone would be destroyed by a deletion of another checkpoint below its own."""
     grow(fake, A, B)
-    fake.host.make("/i/clone", "/i/b", {7: "clone"})
-    before = fake.host.read("/i/clone")
+    fake.host.storage.make("/i/clone", "/i/b", {7: "clone"})
+    before = fake.host.storage.blocks("/i/clone")
     gone(fake, "a")
-    assert fake.host.read("/i/clone") == before
+    assert fake.host.storage.blocks("/i/clone") == before
     assert fake.tree().nodes[0].disks[0].path == "/i/vda.qcow2"
-    assert fake.host.chain("/i/clone")[-1] == "/i/vda.qcow2"
+    assert fake.host.storage.chain("/i/clone")[-1] == "/i/vda.qcow2"
 
 
 def test_a_deleted_leaf_that_somebody_made_a_clone_of_is_forgotten_and_its_image_kept(fake):
     """Broken: a clone would be destroyed, or a deleted checkpoint be shown as one to be merged for good."""
     grow(fake, A)
     fake.own("/i/d", "/i/vda.qcow2", {5: "d"})
-    fake.catalog.add(at("d", "/i/d", "a"), fake.vm.xml, head_parent="a")
-    fake.host.make("/i/clone", "/i/d")
+    fake.catalog.checkpoints.add(at("d", "/i/d", "a"), fake.vm.xml, head_parent="a")
+    fake.host.storage.make("/i/clone", "/i/d")
     assert gone(fake, "d") == ()
     assert [item.id for item in fake.tree().nodes] == ["a"]
-    assert fake.host.read("/i/clone")[5] == "d"
-    assert fake.catalog.made_image("host1", "/i/d")
-    del fake.host.files["/i/clone"]
-    operation = Journal(fake.catalog, "host1", "uuid-1", "delete")
+    assert fake.host.storage.blocks("/i/clone")[5] == "d"
+    assert fake.catalog.images.has("host1", "/i/d")
+    del fake.host.storage.files["/i/clone"]
+    operation = Journal(fake.catalog, KEY, "delete")
     merges.merge_hidden(fake.context, fake.vm, operation)
-    assert "/i/d" not in fake.host.files
+    assert "/i/d" not in fake.host.storage.files
 
 
 def test_a_merge_that_is_locked_out_waits_and_the_rest_goes_on(fake, monkeypatch):
     """Broken: one image that a backup holds open would keep a deletion of many from doing anything."""
     grow(fake, A, B, C)
-    commit = fake.host.commit
+    commit = fake.host.storage.commit
 
     def locked(top: str, base: str, **others: Any) -> None:
         if base == "/i/vda.qcow2":
             raise BusyError("in use by a backup")
         commit(top, base, **others)
 
-    monkeypatch.setattr(fake.host, "commit", locked)
+    monkeypatch.setattr(fake.host.storage, "commit", locked)
     (waiting,) = delete(fake.context, [reference("a"), reference("b")]).waiting
     assert waiting == Waiting("a", "in use by a backup")
     assert {item.id: item.disks[0].path for item in fake.tree().nodes} == {"a": "/i/vda.qcow2", "c": "/i/b"}
@@ -253,12 +258,12 @@ def test_a_merge_that_is_locked_out_waits_and_the_rest_goes_on(fake, monkeypatch
 def test_a_merge_that_there_is_no_room_for_is_refused_before_it_begins(fake):
     """Broken: a merge would fill the filesystem, and every VM on it stop."""
     grow(fake, A, B)
-    fake.host.free = 65536
-    before = {path: dict(file.blocks) for path, file in fake.host.files.items()}
+    fake.host.storage.free = 65536
+    before = {path: dict(file.blocks) for path, file in fake.host.storage.files.items()}
     with pytest.raises(NoSpaceError, match="65536 less than the 131072 that the merge may need"):
         gone(fake, "a")
-    assert {path: fake.host.files[path].blocks for path in before} == before
-    fake.host.free = 2**40
+    assert {path: fake.host.storage.files[path].blocks for path in before} == before
+    fake.host.storage.free = 2**40
     assert gone(fake, "b") == ()  # and it can be gone on with
     assert fake.tree().nodes == ()
 
@@ -294,30 +299,32 @@ def test_patterns_and_subtrees_name_each_checkpoint_once(fake):
 # -- after a death
 
 
-def interrupted(**details: Any) -> Interrupted:
-    return Interrupted("id", "delete", "then", (Step("merge", {"target": "vda", **details}, done=False),))
+def interrupted(branches: tuple[str, ...]) -> Interrupted:
+    """While the image of `b` was committed into that of `a`."""
+    step = Merge("/i/b", "/i/vda.qcow2", "vda", branches, ("b",), "b")
+    return Interrupted("id", "delete", "then", ((step, False),))
 
 
 def test_a_merge_that_had_ended_is_recorded(fake):
     """Broken: the image that holds a checkpoint's content would be taken for a deleted one's, and merged away."""
     grow(fake, A, B)
-    fake.host.commit("/i/b", "/i/vda.qcow2", opener=None)
-    fake.host.point("/i/now", "/i/b", "/i/vda.qcow2")
-    operation = interrupted(top="/i/b", base="/i/vda.qcow2", branches=["/i/other", "/i/now"], checkpoint="b")
+    fake.host.storage.commit("/i/b", "/i/vda.qcow2", opener=None)
+    fake.host.storage.rebase("/i/now", "/i/b", "/i/vda.qcow2")
+    operation = interrupted(("/i/other", "/i/now"))
     for _ in range(2):
-        merges.settle(fake.context, fake.vm, operation)
+        merges.conclude(fake.context, fake.vm, operation)
         assert fake.tree().get("b").disks[0].path == "/i/vda.qcow2"
-        assert fake.catalog.merged_images("host1", "uuid-1") == {"/i/b"}
+        assert fake.catalog.images.merged(KEY) == {"/i/b"}
 
 
 def test_a_merge_that_had_not_ended_is_not_recorded(fake):
     """Broken: a checkpoint would be looked for in an image that holds only part of it."""
     grow(fake, A, B)
-    for branches in (["/i/now"], []):
-        operation = interrupted(top="/i/b", base="/i/vda.qcow2", branches=branches, checkpoint="b")
-        merges.settle(fake.context, fake.vm, operation)
+    for branches in (("/i/now",), ()):
+        operation = interrupted(branches)
+        merges.conclude(fake.context, fake.vm, operation)
         assert fake.tree().get("b") == B
-        assert fake.catalog.merged_images("host1", "uuid-1") == set()
+        assert fake.catalog.images.merged(KEY) == set()
 
 
 def test_a_merged_image_is_nobodys_though_a_deleted_checkpoint_still_names_it(again):
@@ -328,18 +335,18 @@ def test_a_merged_image_is_nobodys_though_a_deleted_checkpoint_still_names_it(ag
 
     def create(name: str) -> None:
         for number, path in enumerate(fake.vm.sources().values()):
-            fake.host.files[path].blocks[len(contents)] = f"{name}{number}"
-        contents[name] = {target: fake.host.read(path) for target, path in fake.vm.sources().items()}
+            fake.host.storage.files[path].blocks[len(contents)] = f"{name}{number}"
+        contents[name] = {target: fake.host.storage.blocks(path) for target, path in fake.vm.sources().items()}
         checkpoint(fake.context, "web1", name=name, required=Consistency.CRASH)
 
     def check() -> None:
         for found in fake.tree().checkpoints:
             for disk in found.disks:
-                assert fake.host.read(disk.path) == contents[found.name][disk.target], (found.name, disk.target)
+                assert fake.host.storage.blocks(disk.path) == contents[found.name][disk.target], (found.name, disk.target)
 
     create("a")
     create("b")
-    fake.host.make("/i/clone", fake.tree().find("b").image("vda").path)
+    fake.host.storage.make("/i/clone", fake.tree().find("b").image("vda").path)
     (waiting,) = gone(fake, "b")  # of its second disk, the image is the VM's now
     assert "/i/clone" in waiting.reason
     create("c")  # and now this one's
@@ -362,11 +369,11 @@ def test_a_merged_image_goes_although_a_deleted_checkpoint_that_waits_once_had_i
     for name in ("a", "b"):
         checkpoint(fake.context, "web1", name=name, required=Consistency.CRASH)
     b = fake.tree().find("b")
-    fake.host.make("/i/clone", b.image("vda").path)
+    fake.host.storage.make("/i/clone", b.image("vda").path)
     gone(fake, "b")  # waits for the clone, but its second disk is the VM's
     checkpoint(fake.context, "web1", name="c", required=Consistency.CRASH)
     assert fake.tree().find("c").image("vdb") == b.image("vdb")
     gone(fake, "a")
     assert fake.tree().find("c").image("vdb").path == "/i/vdb.qcow2"
-    assert b.image("vdb").path not in fake.host.files
+    assert b.image("vdb").path not in fake.host.storage.files
     assert [waiting.name for waiting in gone(fake, "c")] == ["b"]

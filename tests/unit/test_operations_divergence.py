@@ -7,23 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from quiesce import context as operations_context
-from quiesce.catalog.store import Catalog, New
+from quiesce.catalog.checkpoints import New
+from quiesce.catalog.store import Catalog
 from quiesce.context import Context
 from quiesce.model.divergence import Agreement
-from quiesce.model.errors import AgentError, DivergenceError, NotFoundError, QuiesceError
+from quiesce.model.errors import AgentError, DivergenceError, QuiesceError
 from quiesce.model.events import Event, PhaseStarted
 from quiesce.model.grades import Consistency, Grade, Level
 from quiesce.model.groups import Group, Member, Tier
 from quiesce.model.names import CheckpointReference
 from quiesce.model.reports import Filesystem, FreezeState, WriterReport
+from quiesce.model.standing import Untouched
 from quiesce.model.tree import Checkpoint, GroupPart, Witness
 from quiesce.operations import divergence as operation
 from quiesce.operations.divergence import divergence, group_divergence, require_agreement, witnesses
 from quiesce.operations.restore import restore
 from quiesce.operations.writers import GuestReport
 from tests.samples import node
-from tests.unit.fake_host import FakeHost, FakeVm
+from tests.unit.fake_host import FakeContext, FakeHost, FakeVm
 
 ROOT = (Filesystem("/", "ext4", "/dev/vda", FreezeState.THAWED),)
 
@@ -36,34 +37,26 @@ class Servers:
     """Each has a Redis with one key at first, and says so when it is asked."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, catalog: Catalog) -> None:
-        self.host = FakeHost(monkeypatch)
+        self.host = FakeHost()
         self.vms: dict[str, FakeVm] = {}
         self.says: dict[str, int | QuiesceError] = {}
         """Keys, by the VM's name."""
         self.asked: list[str] = []
         self.catalog = catalog
         self.heard: list[Event] = []
-        self.context = Context("fake:///", catalog, self.heard.append)
-        monkeypatch.setattr(operations_context, "Vm", self._find)
+        self.context = FakeContext("fake:///", catalog, self.heard.append, fake=self.host)
         monkeypatch.setattr(operation, "writers", self._ask)
 
     def start(self, *names: str) -> None:
         for name in names:
-            vm = FakeVm(self.host, {"vda": self.host.make(f"/i/{name}.qcow2")})
-            vm.name, vm.uuid = name, f"uuid-{name}"
-            vm.close = lambda: None  # type: ignore[attr-defined]
+            disks = {"vda": self.host.storage.make(f"/i/{name}.qcow2")}
+            vm = FakeVm(self.host, disks, name=name, uuid=f"uuid-{name}")
             vm.start()
             self.vms[name], self.says[name] = vm, 1
 
-    def _find(self, _uri: str, name: str) -> FakeVm:
-        for vm in self.vms.values():
-            if name in (vm.name, vm.uuid):
-                return vm
-        raise NotFoundError(f"no VM named {name!r}")
-
     def _ask(self, context: Context, name: str) -> GuestReport:
-        vm = self._find("", name)
-        self.asked.append(vm.name)
+        with context.vm(name) as vm:
+            self.asked.append(vm.name)
         with context.phase("identify"):
             said = self.says[vm.name]
         if isinstance(said, QuiesceError):
@@ -78,13 +71,13 @@ class Servers:
         """A checkpoint of these as the group `shop`."""
         group = GroupPart("g1", "shop", "now", tuple(f"n-{name}" for name in names), 0, seen)
         parts = [self.part(name, group, **others) for name in names]
-        self.catalog.add_together([New(part, "<domain/>", part.id) for part in parts])
+        self.catalog.checkpoints.add_together([New(part, "<domain/>", part.id) for part in parts])
         return parts
 
     def group(self, name: str, *members: str, groups: tuple[str, ...] = (), external: tuple[str, ...] = ()) -> None:
         tiers = {**dict.fromkeys(members, Tier.BACK), **dict.fromkeys(external, Tier.EXTERNAL)}
         found = tuple(Member("host1", f"uuid-{member}", member, tier) for member, tier in tiers.items())
-        self.catalog.set_group(Group(name, found, groups), new=True)
+        self.catalog.groups.put(Group(name, found, groups), new=True)
 
     def verdicts(self, name: str) -> dict[str, Agreement]:
         """Of all others, if this one alone were put back."""
@@ -142,7 +135,7 @@ def test_of_a_checkpoint_that_is_no_groups_all_in_a_group_with_it_are_asked(serv
     """Broken: a checkpoint of one VM of an application would be restored without a word."""
     servers.start("web", "db", "log", "stranger")
     part = servers.part("web", None)
-    servers.catalog.add(part, "<domain/>", head_parent=part.id)
+    servers.catalog.checkpoints.add(part, "<domain/>", head_parent=part.id)
     servers.group("shop", "web", "db")
     servers.group("logging", "web", external=("log",))
     servers.group("else", "stranger")
@@ -153,7 +146,7 @@ def test_a_vm_in_no_group_has_nobody_to_disagree_with(servers):
     """Broken: a VM of its own could not be restored any more."""
     servers.start("web", "stranger")
     part = servers.part("web", None)
-    servers.catalog.add(part, "<domain/>", head_parent=part.id)
+    servers.catalog.checkpoints.add(part, "<domain/>", head_parent=part.id)
     assert servers.verdicts("web") == {}
     require_agreement(servers.context, [part])
     assert servers.asked == []
@@ -163,7 +156,7 @@ def test_members_of_groups_in_a_group_are_asked(servers):
     """Broken: a database in a group of databases would be no part of the application, or be asked twice."""
     servers.start("web", "db", "stock")
     part = servers.part("web", None)
-    servers.catalog.add(part, "<domain/>", head_parent=part.id)
+    servers.catalog.checkpoints.add(part, "<domain/>", head_parent=part.id)
     servers.group("databases", "db", "stock")
     servers.group("shop", "web", groups=("databases",))
     assert servers.verdicts("web").keys() == {"db", "stock"}
@@ -198,7 +191,7 @@ def test_an_external_server_goes_back_without_asking_the_group(servers):
     """Broken: a server that several applications share could not be restored without all of them."""
     servers.start("web", "payments")
     part = servers.part("payments", None)
-    servers.catalog.add(part, "<domain/>", head_parent=part.id)
+    servers.catalog.checkpoints.add(part, "<domain/>", head_parent=part.id)
     servers.group("shop", "web", external=("payments",))
     assert servers.verdicts("payments") == {}
 
@@ -224,7 +217,7 @@ def test_a_server_that_was_put_back_elsewhere_has_moved(servers):
     """Broken: it would be judged by numbers of another history, which may happen to be the same."""
     servers.start("web", "db")
     servers.take("web", "db")
-    servers.catalog.add(
+    servers.catalog.checkpoints.add(
         node("n-old", vm_uuid="uuid-db", vm_name="db", created="2025-01-01T00:00:00.000+00:00"),
         "<domain/>",
         head_parent="n-old",
@@ -238,7 +231,7 @@ def test_a_server_that_has_later_checkpoints_is_asked(servers):
     servers.start("web", "db")
     servers.take("web", "db")
     later = node("n-later", vm_uuid="uuid-db", vm_name="db", parent="n-db")
-    servers.catalog.add(later, "<domain/>", head_parent=later.id)
+    servers.catalog.checkpoints.add(later, "<domain/>", head_parent=later.id)
     assert servers.said_of_db() == (Agreement.AGREES, "Redis 6379 has not moved since the checkpoint")
 
 
@@ -247,7 +240,7 @@ def stand_at_part(servers: Servers) -> None:
     vm = servers.vms["db"]
     vm.power_off()
     path = vm.file_disks()["vda"]
-    servers.catalog.set_untouched("host1", vm.uuid, {path: str(servers.host.files[path].written)})
+    servers.catalog.checkpoints.set_untouched(vm.key, Untouched({path: str(servers.host.storage.files[path].written)}))
 
 
 def test_a_server_that_is_off_and_stands_at_its_part_agrees(servers):
@@ -264,7 +257,7 @@ def test_a_server_that_is_off_and_was_written_since_is_unknown(servers):
     servers.start("web", "db")
     servers.take("web", "db")
     stand_at_part(servers)
-    servers.host.touch(servers.vms["db"].file_disks()["vda"])
+    servers.host.storage.touch(servers.vms["db"].file_disks()["vda"])
     assert servers.said_of_db() == (Agreement.UNKNOWN, "it is off; only a guest that runs can say where it stands")
 
 
@@ -300,7 +293,7 @@ def test_witnesses_are_asked_and_those_that_cannot_be_are_kept_with_the_reason(s
     found = witnesses(servers.context, members)
     assert found == (witness("payments", redis(1)), witness("mail", reason="mail has no agent"))
     (part,) = servers.take("web", seen=found)
-    assert servers.catalog.parts("g1") == [part]
+    assert servers.catalog.checkpoints.parts("g1") == [part]
 
 
 # -- what comes of it
@@ -362,8 +355,8 @@ def test_a_refused_restore_leaves_the_vm_as_it_is_unless_it_is_accepted(servers)
     web = servers.vms["web"]
     group = GroupPart("g1", "shop", "now", ("n-web", "n-db"), 0)
     parts = [servers.part("web", group, targets=("vda",)), servers.part("db", group)]
-    servers.catalog.add_together([New(part, web.xml, part.id) for part in parts])
-    servers.host.make("/images/n-web.vda.qcow2")
+    servers.catalog.checkpoints.add_together([New(part, web.xml, part.id) for part in parts])
+    servers.host.storage.make("/images/n-web.vda.qcow2")
     servers.says["db"] = 5
     before = dict(web.live)
     with pytest.raises(DivergenceError):
@@ -371,4 +364,4 @@ def test_a_refused_restore_leaves_the_vm_as_it_is_unless_it_is_accepted(servers)
     assert web.live == before
     restore(servers.context, CheckpointReference("web", "now"), discard_current=True, accept_divergence=True)
     assert web.live is None
-    assert servers.host.chain(web.file_disks()["vda"])[1] == "/images/n-web.vda.qcow2"
+    assert servers.host.storage.chain(web.file_disks()["vda"])[1] == "/images/n-web.vda.qcow2"

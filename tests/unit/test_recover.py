@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from quiesce.catalog import journal
+from quiesce.catalog.steps import MakeOverlay, Switch
 from quiesce.model.grades import Consistency
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
-from quiesce.operations.recover import recover
 from quiesce.operations.restore import restore
+from quiesce.recovery import recover_all
+from tests.samples import KEY
 from tests.unit.conftest import Fake, reference
 
 
@@ -65,11 +67,11 @@ def grown(again: Callable[[], Fake]) -> Callable[[], Fake]:
 
     def grow() -> Fake:
         fake = again()
-        fake.host.files["/i/vda.qcow2"].blocks = {0: "a"}
+        fake.host.storage.files["/i/vda.qcow2"].blocks = {0: "a"}
         create(fake, "a")
-        fake.host.files[fake.vm.sources()["vda"]].blocks = {1: "b"}
+        fake.host.storage.files[fake.vm.sources()["vda"]].blocks = {1: "b"}
         create(fake, "b")
-        fake.host.files[fake.vm.sources()["vda"]].blocks = {2: "now"}
+        fake.host.storage.files[fake.vm.sources()["vda"]].blocks = {2: "now"}
         return fake
 
     return grow
@@ -89,9 +91,9 @@ def test_after_a_killed_deletion_the_next_checkpoint_and_restore_are_as_ever(del
         create(fake, "new")
         other = "b" if deleted == "a" else "a"
         restore(fake.context, reference(other))
-        assert fake.host.read(fake.vm.sources()["vda"]) == ({0: "a", 1: "b"} if other == "b" else {0: "a"})
+        assert fake.host.storage.blocks(fake.vm.sources()["vda"]) == ({0: "a", 1: "b"} if other == "b" else {0: "a"})
         new = fake.tree().find("new").disks[0].path
-        assert fake.host.read(new) == {0: "a", 1: "b", 2: "now"}
+        assert fake.host.storage.blocks(new) == {0: "a", 1: "b", 2: "now"}
 
     assert every_death(grown, operation, check) > 8
 
@@ -101,7 +103,7 @@ def test_a_deletion_that_waits_does_not_hold_up_the_vm(again):
     fake = again(disks=("vda", "vdb"))
     create(fake, "a")
     create(fake, "b")
-    fake.host.make("/i/clone", fake.tree().find("b").image("vdb").path)
+    fake.host.storage.make("/i/clone", fake.tree().find("b").image("vdb").path)
     (waiting,) = delete(fake.context, [reference("b")]).waiting
     assert "/i/clone" in waiting.reason
     create(fake, "c")
@@ -119,22 +121,22 @@ def test_a_recovery_that_is_killed_can_be_done_again(switched, running, grown):
         fake = grown()
         if running:
             fake.vm.start()
-        fake.catalog.note_image("host1", "uuid-1", "/i/over")
-        operation = journal.Journal(fake.catalog, "host1", "uuid-1", "checkpoint")
+        fake.catalog.images.note(KEY, "/i/over")
+        operation = journal.Journal(fake.catalog, KEY, "checkpoint")
         below = fake.vm.sources()["vda"]
-        with operation.step("make-overlay", target="vda", path="/i/over", backing=below):
-            fake.host.make("/i/over", below)
+        with operation.step(MakeOverlay("vda", "/i/over", below)):
+            fake.host.storage.make("/i/over", below)
         if switched:
-            operation.intend("switch", overlays={"vda": "/i/over"})
+            operation.intend(Switch({"vda": "/i/over"}))
         return fake
 
     def check(fake: Fake) -> None:
-        recover(fake.context, fake.vm)
-        assert journal.interrupted(fake.catalog, "host1", "uuid-1") == []
-        assert "/i/over" not in fake.host.files
+        recover_all(fake.context, fake.vm)
+        assert journal.interrupted(fake.catalog, KEY) == []
+        assert "/i/over" not in fake.host.storage.files
         create(fake, "new")
 
-    assert every_death(interrupted, lambda fake: recover(fake.context, fake.vm), check) >= 3
+    assert every_death(interrupted, lambda fake: recover_all(fake.context, fake.vm), check) >= 3
 
 
 def test_what_was_merged_when_its_deletion_was_killed_can_itself_be_deleted(grown):
@@ -148,8 +150,8 @@ def test_what_was_merged_when_its_deletion_was_killed_can_itself_be_deleted(grow
         delete(fake.context, [reference("b")])
         delete(fake.context, [reference(node.name) for node in fake.tree().checkpoints])
         assert fake.tree().nodes == ()
-        assert fake.host.read(fake.vm.sources()["vda"]) == {0: "a", 1: "b", 2: "now"}
-        assert fake.host.files.keys() == {"/i/vda.qcow2"}
+        assert fake.host.storage.blocks(fake.vm.sources()["vda"]) == {0: "a", 1: "b", 2: "now"}
+        assert fake.host.storage.files.keys() == {"/i/vda.qcow2"}
 
     every_death(grown, operation, check)
 
@@ -168,7 +170,7 @@ def test_no_file_is_left_of_a_killed_deletion_once_all_is_deleted(restored, runn
         if restored:
             restore(fake.context, reference("a"), discard_current=True)
         delete(fake.context, [reference(node.name) for node in fake.tree().checkpoints])
-        assert fake.host.files.keys() == {"/i/vda.qcow2"}
-        assert fake.host.read("/i/vda.qcow2") == ({0: "a"} if restored else {0: "a", 1: "b", 2: "now"})
+        assert fake.host.storage.files.keys() == {"/i/vda.qcow2"}
+        assert fake.host.storage.blocks("/i/vda.qcow2") == ({0: "a"} if restored else {0: "a", 1: "b", 2: "now"})
 
     every_death(grown, operation, check)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
-from quiesce.catalog import journal, manifest
-from quiesce.catalog.store import operations_table
+from quiesce.catalog import journal, manifest, schema
 from quiesce.model.errors import NameTakenError, NotFoundError, UsageError
-from quiesce.operations.recover import recover
 from quiesce.operations.rename import rename
+from quiesce.recovery import recover_all
+from tests.samples import KEY
 from tests.unit.conftest import Fake, reference
 from tests.unit.test_survey import at
 
@@ -24,8 +24,8 @@ def named(fake: Fake) -> Fake:
 
 
 def operations(fake: Fake) -> int:
-    with fake.catalog.transaction() as connection:
-        return len(connection.execute(sa.select(operations_table)).all())
+    with fake.catalog.database.transaction() as connection:
+        return len(connection.execute(sa.select(schema.operations)).all())
 
 
 def test_a_checkpoint_has_its_new_name_everywhere(named):
@@ -34,10 +34,10 @@ def test_a_checkpoint_has_its_new_name_everywhere(named):
     assert (renamed.id, renamed.name) == ("a", "new")
     assert named.tree().find("new") == renamed
     assert not named.tree().has_name("a")
-    described = manifest.load(named.host.files["/i/" + manifest.name("a")].content)
+    described = manifest.load(named.host.storage.files["/i/" + manifest.name("a")].content)
     assert described.checkpoint == renamed
-    assert described.domain_xml == named.catalog.domain_xml("a")
-    assert journal.interrupted(named.catalog, "host1", "uuid-1") == []
+    assert described.domain_xml == named.catalog.checkpoints.domain_xml("a")
+    assert journal.interrupted(named.catalog, KEY) == []
     assert named.tree().head_parent == "b"
 
 
@@ -85,7 +85,7 @@ def test_a_death_before_the_manifest_is_made_up_for(named):
     with pytest.raises(KilledError):
         rename(named.context, reference("a"), "new")
     named.host.on_step = lambda: None
-    assert "/i/" + manifest.name("a") not in named.host.files
-    (line,) = recover(named.context, named.vm)
+    assert "/i/" + manifest.name("a") not in named.host.storage.files
+    (line,) = recover_all(named.context, named.vm)
     assert "rename" in line
-    assert manifest.load(named.host.files["/i/" + manifest.name("a")].content).checkpoint.name == "new"
+    assert manifest.load(named.host.storage.files["/i/" + manifest.name("a")].content).checkpoint.name == "new"

@@ -1,49 +1,34 @@
-"""wire/schema.py"""
+"""wire/schema.py: the bounds of the wire. What fits a dataclass is in test_codec.py."""
 
 from __future__ import annotations
 
 import dataclasses
 from enum import Enum
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quiesce.codec import MAX_INT
 from quiesce.model.reports import Filesystem, WriterReport
 from quiesce.model.tree import Checkpoint
 from quiesce.wire import messages
 from quiesce.wire.framing import ProtocolError
-from quiesce.wire.schema import MAX_INT, MAX_ITEMS, MAX_STRING, from_wire, printable, to_wire
+from quiesce.wire.schema import MAX_ITEMS, MAX_STRING, from_wire, printable, to_wire
 from tests.strategies import JSON, NASTY, PRINTABLE, almost, examples, of
 
 CLASSES = [*{*messages.ARGUMENTS.values(), *messages.RESULTS.values()}, messages.Error, WriterReport, Filesystem, Checkpoint]
 CLASSES.sort(key=lambda cls: cls.__name__)
 
 
-class Colour(str, Enum):
-    RED = "red"
-    BLUE = "blue"
-
-
-@dataclasses.dataclass(frozen=True)
-class Inner:
-    text: str
-
-
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    text: str
-    number: int
-    flag: bool
-    colour: Colour
-    maybe: Optional[int] = None  # noqa: UP045 - what agents on Python 3.9 have
+    text: str = ""
+    number: int = 0
+    maybe: int | None = None
     names: tuple[str, ...] = ()
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
-    inner: Inner | None = None
-
-
-GOOD: dict[str, Any] = {"text": "t", "number": 1, "flag": True, "colour": "red"}
 
 
 @given(st.sampled_from(CLASSES), st.data())
@@ -105,76 +90,25 @@ def test_ordinary_text_is_left_alone(text):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("text", 1),
-        ("text", None),
-        ("text", ["secret"]),
         ("text", "x" * (MAX_STRING + 1)),
-        ("number", "secret"),
-        ("number", 1.0),
-        ("number", True),
-        ("number", None),
-        ("number", MAX_INT + 1),
-        ("number", -MAX_INT - 1),
-        ("flag", 1),
-        ("flag", "secret"),
-        ("flag", None),
-        ("colour", "secret"),
-        ("colour", ["red"]),
-        ("colour", {}),
-        ("colour", None),
-        ("maybe", "secret"),
-        ("names", "secret"),
-        ("names", {"secret": 1}),
-        ("names", ["a", 1]),
         ("names", ["x"] * (MAX_ITEMS + 1)),
-        ("counts", ["secret"]),
-        ("counts", {"a": "secret"}),
         ("counts", {"x" * (MAX_STRING + 1): 1}),
         ("counts", {str(number): 1 for number in range(MAX_ITEMS + 1)}),
-        ("inner", "secret"),
-        ("inner", {}),
-        ("inner", {"text": "a", "secret": 1}),
+        ("text", ["secret"]),
         ("secret", 1),
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_a_field_that_does_not_fit_is_named_and_not_quoted(field, value):
-    """Broken: a wrong type would go on into the program, or the stranger's text into our error message."""
+def test_what_does_not_fit_is_named_and_not_quoted(field, value):
+    """Broken: a stranger could send more than is promised to be read, or have his text in our error message."""
     with pytest.raises(ProtocolError) as refusal:
-        from_wire(Sample, {**GOOD, field: value})
+        from_wire(Sample, {field: value})
     assert "secret" not in str(refusal.value)
     assert str(refusal.value).startswith("Sample" if field == "secret" else f"Sample.{field}")
 
 
-@given(of(Checkpoint, NASTY))
-def test_our_own_text_comes_back_unchanged(checkpoint):
-    """Broken: a path with an unusual character would come out of the catalog as another path, and its image be lost."""
-    assert from_wire(Checkpoint, to_wire(checkpoint), own=True) == checkpoint
-    long = dataclasses.replace(checkpoint, warnings=("x" * (MAX_STRING + 1),))
-    assert from_wire(Checkpoint, to_wire(long), own=True) == long
-
-
-def test_our_own_data_is_still_checked_for_its_form():
-    """Broken: a damaged catalog or manifest would end in a traceback somewhere else."""
-    for change in ({"text": 1}, {"number": "1"}, {"colour": "green"}, {"secret": 1}):
-        with pytest.raises(ProtocolError):
-            from_wire(Sample, {**GOOD, **change}, own=True)
-
-
-@pytest.mark.parametrize("field", sorted(GOOD))
-def test_a_missing_field_is_named(field):
-    """Broken: an incomplete message would become a message."""
-    with pytest.raises(ProtocolError, match=f"Sample.{field}: missing"):
-        from_wire(Sample, {name: value for name, value in GOOD.items() if name != field})
-
-
 def test_the_limits_themselves_are_allowed():
     """Broken: an honest message of just the allowed size would be refused."""
-    value = {**GOOD, "text": "x" * MAX_STRING, "number": MAX_INT, "names": ["y"] * MAX_ITEMS, "maybe": -MAX_INT}
-    assert to_wire(from_wire(Sample, value)) == {**value, "counts": {}}
-
-
-def test_none_is_left_out_and_may_be_sent():
-    """Broken: an optional field without a value could not be told from a missing one, or would be refused."""
-    assert "maybe" not in to_wire(from_wire(Sample, GOOD))
-    assert from_wire(Sample, {**GOOD, "maybe": None, "inner": None}) == from_wire(Sample, GOOD)
+    counts = {str(number): 1 for number in range(MAX_ITEMS)}
+    value = {"text": "x" * MAX_STRING, "number": MAX_INT, "names": ["y"] * MAX_ITEMS, "counts": counts, "maybe": -MAX_INT}
+    assert to_wire(from_wire(Sample, value)) == value

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from quiesce.hypervisor import storage_xml
-from quiesce.hypervisor.storage_xml import Volume
+from quiesce.model.chains import Image
 
 
 def test_an_overlay_is_what_was_measured_to_be_best():
@@ -65,7 +65,7 @@ VOLUME = """
 
 def test_a_volume_is_read_as_it_is():
     """Broken: an image that another still needs would be removed, or what was written since a restore not be seen."""
-    assert storage_xml.volume(VOLUME) == Volume(
+    assert storage_xml.volume(VOLUME) == Image(
         path="/i/top & all.qcow2",
         format="qcow2",
         backing="/i/base.qcow2",
@@ -79,7 +79,7 @@ def test_a_volume_is_read_as_it_is():
 def test_what_a_volume_does_not_say(backing):
     """Broken: one file of a kind libvirt does not know would keep every operation from reading its directory."""
     xml = f"<volume><name>a</name><target><path>/i/a</path></target>{backing}</volume>"
-    assert storage_xml.volume(xml) == Volume("/i/a", "raw", None, 0, 0, "")
+    assert storage_xml.volume(xml) == Image("/i/a", "raw", None, 0, 0, "")
 
 
 def test_an_overlay_is_found_on_what_it_was_made_on():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from quiesce.disks.survey import Survey, survey
-from quiesce.hypervisor.storage_xml import Volume
-from quiesce.model.chains import Chains
+from quiesce.model.chains import Chains, Image
 from quiesce.model.errors import HypervisorError, NotFoundError, RefusedError
 from quiesce.model.tree import Checkpoint, DiskImage, MachineFile, Role, Tree
 from tests.samples import node
@@ -32,10 +32,12 @@ def surveyed(
     **others: Any,
 ) -> Survey:
     """All images are ours but those whose names say that they are not."""
+    ours = {*head.values(), *(path for item in nodes for path in item.paths())}
+    named = Chains(below).needed({*below, *ours})
     values: dict[str, Any] = {
         "tree": Tree.of(nodes, parent),
-        "volumes": {
-            path: Volume(path, "qcow2", lower, 100 * MIB, (sizes or {}).get(path, 0), "1.0") for path, lower in below.items()
+        "images": {
+            path: Image(path, "qcow2", lower, 100 * MIB, (sizes or {}).get(path, 0), "1.0") for path, lower in below.items()
         },
         "unreadable": {},
         "head": head,
@@ -44,7 +46,8 @@ def surveyed(
         "merged": frozenset(),
         "live": frozenset(),
         "others": frozenset(),
-        "chains": Chains(below),
+        "elsewhere": frozenset(path for path in named if path.startswith("/dev/")),
+        "places": {path: posixpath.dirname(path) for path in named if not path.startswith("/dev/")},
     }
     return Survey(**{**values, **others})
 
@@ -244,14 +247,14 @@ def test_a_merge_needs_room_for_what_it_moves_and_no_more_than_a_full_disk(sizes
 def test_all_directories_are_looked_through_that_an_image_lies_in(fake: Fake):
     """Broken: an image below another, in another directory, would be taken for gone, or one on it be overlooked."""
     host = fake.host
-    host.make("/k/lowest")
-    host.make("/j/base", "/k/lowest")
-    host.make("/j/clone", "/j/base")
-    host.files["/i/vda.qcow2"].below = "/j/base"
+    host.storage.make("/k/lowest")
+    host.storage.make("/j/base", "/k/lowest")
+    host.storage.make("/j/clone", "/j/base")
+    host.storage.files["/i/vda.qcow2"].below = "/j/base"
     fake.own("/l/left")
-    host.make("/elsewhere/other")
+    host.storage.make("/elsewhere/other")
     found = fake.survey()
-    assert found.volumes.keys() == {"/i/vda.qcow2", "/j/base", "/j/clone", "/k/lowest", "/l/left"}
+    assert found.images.keys() == {"/i/vda.qcow2", "/j/base", "/j/clone", "/k/lowest", "/l/left"}
     assert found.chains.readers("/k/lowest") == {"/j/base", "/j/clone", "/i/vda.qcow2"}
     assert (found.head, found.named, found.made) == ({"vda": "/i/vda.qcow2"}, {"/i/vda.qcow2"}, {"/l/left"})
     assert found.orphans() == ["/l/left"]
@@ -260,7 +263,7 @@ def test_all_directories_are_looked_through_that_an_image_lies_in(fake: Fake):
 def test_a_clone_of_another_vm_is_found_wherever_it_is(fake: Fake):
     """Broken: a deletion would destroy a VM that was cloned from a checkpoint into another directory."""
     fake.own("/i/old")
-    fake.host.make("/clones/one", "/i/old")
+    fake.host.storage.make("/clones/one", "/i/old")
     fake.host.open_elsewhere.add("/clones/one")
     found = fake.survey()
     assert found.chains.readers("/i/old") == {"/clones/one"}
@@ -270,7 +273,7 @@ def test_a_clone_of_another_vm_is_found_wherever_it_is(fake: Fake):
 def test_nothing_is_done_without_looking_everywhere(fake: Fake):
     """Broken: images would be taken for gone, and their checkpoints given up, because a share is not mounted."""
     fake.add(at("a", "/far/a"))
-    fake.host.unreadable["/far"] = "stale file handle"
+    fake.host.storage.unreadable["/far"] = "stale file handle"
     with pytest.raises(HypervisorError, match="/far, where images of web1 are, cannot be read: stale file handle"):
         fake.survey()
     found = survey(fake.context, fake.vm, patient=True)
@@ -281,13 +284,18 @@ def test_nothing_is_done_without_looking_everywhere(fake: Fake):
 def test_a_directory_without_any_of_its_images_is_taken_for_not_mounted(fake: Fake):
     """Broken: after a reboot without the share, the doctor would give up all checkpoints on it."""
     fake.add(at("a", "/far/a"))
-    fake.host.make("/far/lost+found")
+    fake.host.storage.make("/far/lost+found")
     with pytest.raises(HypervisorError, match="is it mounted"):
         fake.survey()
 
 
-def test_a_device_at_the_bottom_is_not_looked_for(fake: Fake):
-    """Broken: a VM whose first image lies on a volume of LVM could not be checkpointed."""
-    fake.host.files["/i/vda.qcow2"].below = "/dev/vg/base"
-    fake.host.unreadable["/dev/vg"] = "no directory of images"
-    assert fake.survey().chains.chain("/i/vda.qcow2") == ("/i/vda.qcow2", "/dev/vg/base")
+@pytest.mark.parametrize("bottom", ["/dev/vg/base", "nbd://images.example.org/base"])
+def test_what_is_no_file_at_the_bottom_is_not_looked_for(bottom, fake: Fake):
+    """Broken: a VM whose first image lies on a volume of LVM, or on another server, could not be checkpointed."""
+    fake.host.storage.files["/i/vda.qcow2"].below = bottom
+    fake.host.storage.unreadable["/dev/vg"] = "no directory of images"
+    found = fake.survey()
+    assert found.chains.chain("/i/vda.qcow2") == ("/i/vda.qcow2", bottom)
+    assert found.elsewhere == {bottom}
+    assert found.missing(at("a", "/i/vda.qcow2")) == []
+    found.require_whole()

@@ -22,8 +22,9 @@ from quiesce.hypervisor.domain_xml import Channel
 from quiesce.hypervisor.events import LifecycleEvents, PowerChange
 from quiesce.hypervisor.vm import Facts, PowerState, Vm
 from quiesce.model.errors import AgentError, BusyError, HypervisorError, RefusedError
-from quiesce.model.events import Progress, Warned
+from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency
+from quiesce.model.keys import VmKey
 from quiesce.model.settings import Settings, Type
 from quiesce.model.tree import Kind
 from quiesce.operations.delete import Deleted
@@ -111,14 +112,14 @@ class Service:
     """`watch` in a thread, on libvirt's mock host; checkpoints are taken and deleted by what the test puts in their place."""
 
     def __init__(self, catalog: Catalog) -> None:
-        host = Host(URI)
+        host = Host(URI, catalog.hosts.identify)
         self.domain = host.domain("test")
-        self.key = host.name, str(self.domain.UUIDString())
+        self.key = VmKey(host.id, str(self.domain.UUIDString()))
         self.catalog = catalog
         self.log = Log()
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._watch)
-        catalog.set_settings(*self.key, CRASH_AUTOMATIC)
+        catalog.settings.put(self.key, CRASH_AUTOMATIC)
 
     def _watch(self) -> None:
         watch(Context(URI, self.catalog, lambda _: None), self.stop, self.log)
@@ -136,8 +137,8 @@ class Service:
             self.domain.create()
 
     def has(self, key: str, **others: Any) -> None:
-        values = {"kind": Kind.AUTOMATIC, "host": self.key[0], "vm_uuid": self.key[1], **others}
-        self.catalog.add(node(key, **values), "<domain/>", head_parent=key)
+        values = {"kind": Kind.AUTOMATIC, "host": self.key.host, "vm_uuid": self.key.uuid, **others}
+        self.catalog.checkpoints.add(node(key, **values), "<domain/>", head_parent=key)
 
 
 CRASH_AUTOMATIC = replace(CRASH, automatic=True)
@@ -165,7 +166,7 @@ def takes(service: Service, monkeypatch: pytest.MonkeyPatch) -> Callable[..., li
 
         def checkpoint(context: Context, vm: str, *, name: str, automatic: bool) -> Any:
             assert automatic
-            assert vm == service.key[1]
+            assert vm == service.key.uuid
             tried.append(name)
             if len(tried) <= len(errors):
                 raise errors[len(tried) - 1]
@@ -195,7 +196,7 @@ def test_events_of_a_vm(service: Service) -> None:
     service.domain.resume()
     found = [events.next(5) for _ in range(3)]
     assert [event and event.change for event in found] == [PowerChange.SHUT_DOWN, PowerChange.STARTED, PowerChange.STARTED]
-    assert all(event and (event.name, event.uuid) == ("test", service.key[1]) for event in found)
+    assert all(event and (event.name, event.uuid) == ("test", service.key.uuid) for event in found)
     assert events.next(0.05) is None
     events.close()
 
@@ -238,7 +239,7 @@ def test_an_attempt_is_made_again_until_it_succeeds(service: Service, takes: Cal
 def test_patience_ends(service: Service, takes: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken: a guest without an agent would be asked for ever, with nobody told what to do about it."""
     monkeypatch.setattr(module, "PATIENCE_S", 0.3)
-    service.catalog.set_settings(*service.key, Settings(automatic=True))
+    service.catalog.settings.put(service.key, Settings(automatic=True))
     tried = takes(*[AgentError("test has no quiesce agent", hint="quiesce guest install test")] * 99)
     service.start()
     said = service.log.wait_for("guest install")
@@ -282,7 +283,7 @@ def test_only_what_is_automatic_is_deleted(service: Service, monkeypatch: pytest
         asked.append([reference.checkpoint for reference in references])
         if len(asked) == 1:
             raise BusyError("another operation is under way")
-        service.catalog.remove(service.catalog.tree(*service.key).find("old"))
+        service.catalog.checkpoints.remove(service.catalog.checkpoints.tree(service.key).find("old"))
         return Deleted((node("old", name="automatic old"),), (Waiting("now", "test runs"),))
 
     monkeypatch.setattr(module, "delete", delete)
@@ -303,7 +304,7 @@ def test_a_merge_is_left_when_the_service_ends(service: Service, monkeypatch: py
     def delete(context: Context, references: Any) -> Any:
         while True:
             merging.set()
-            context.emit(Progress("merge", 0, 1))
+            context.progress("merge")(0, 1)
 
     monkeypatch.setattr(module, "delete", delete)
     service.has("old")
@@ -336,11 +337,11 @@ def test_work_that_does_not_end_does_not_keep_the_service(service: Service, monk
 def test_a_vm_that_is_waited_for_keeps_no_other_waiting(service: Service, takes: Callable[..., list[str]]) -> None:
     """Broken: one guest that does not boot would leave all that start after it without checkpoints for ten minutes."""
     takes()
-    service.catalog.set_settings(*service.key, Settings(automatic=True))
+    service.catalog.settings.put(service.key, Settings(automatic=True))
     connection = libvirt.open(URI)
     xml = "<domain type='test'><name>other</name><memory>65536</memory><os><type>hvm</type></os></domain>"
     other = connection.defineXML(xml)
-    service.catalog.set_settings(service.key[0], other.UUIDString(), CRASH_AUTOMATIC)
+    service.catalog.settings.put(VmKey(service.key.host, other.UUIDString()), CRASH_AUTOMATIC)
     service.start()
     service.log.wait_for("test: waiting for its guest")
     other.create()
@@ -356,7 +357,7 @@ def test_a_libvirt_that_is_not_there_is_said_once_and_tried_again(tmp_path: Path
     catalog, log, stop = Catalog(f"sqlite:///{tmp_path}/catalog.db"), Log(), threading.Event()
     tries: list[str] = []
 
-    def connect(uri: str) -> LifecycleEvents:
+    def connect(uri: str, _register: Any) -> LifecycleEvents:
         tries.append(uri)
         if len(tries) == 5:
             stop.set()

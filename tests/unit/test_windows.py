@@ -15,7 +15,8 @@ import libvirt_qemu
 import pytest
 
 from quiesce.guests import vss as vss_module
-from quiesce.guests.vss import VssRequester
+from quiesce.guests.port import GuestRefusedError
+from quiesce.guests.vss import VssGuest
 from quiesce.hypervisor import qemu_agent
 from quiesce.hypervisor.domain_xml import QEMU_AGENT_PORT, Channel
 from quiesce.hypervisor.qemu_agent import GuestVolume, QemuAgent
@@ -25,7 +26,6 @@ from quiesce.model.reports import FreezeState, Outcome
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.writers import writers
 from quiesce.wire.messages import PORT_NAME
-from quiesce.wire.requester import AgentRefusedError
 from tests.unit.conftest import Fake
 
 SHORT_HOLD_S = 1.0
@@ -214,13 +214,13 @@ def test_whatever_vss_says_against_it_is_told_and_nothing_is_kept(failure, host,
     """Broken: what VSS disowns would be called application-consistent, or a failed attempt would leave something behind."""
     script, text, _ = FAILURES[failure]
     vars(guest).update(script)
-    before = dict(host.vm.sources()), set(host.host.files)
+    before = dict(host.vm.sources()), set(host.host.storage.files)
     with pytest.raises(ConsistencyError, match=r"application-consistent|application is required") as error:
         take(host)
     assert text in error.value.message
     assert error.value.details["writers"][0]["grade"] == "crash"
     assert text in error.value.details["writers"][0]["reason"]
-    assert (dict(host.vm.sources()), set(host.host.files)) == before
+    assert (dict(host.vm.sources()), set(host.host.storage.files)) == before
     assert host.tree().checkpoints == ()
     assert not guest.counts_as_frozen
 
@@ -342,7 +342,7 @@ def test_somebody_elses_freeze_is_left_alone(host, guest):
 def test_a_thaw_that_was_late_is_disowned_even_if_vss_says_nothing(guest, monkeypatch):
     """Broken: a host that stood still in the window would trust that VSS noticed."""
     monkeypatch.setattr(vss_module, "VSS_HOLD_S", 0.1)
-    vss = VssRequester("web1", guest)
+    vss = VssGuest("web1", guest)
     vss.prepare(10_000, True, 1)
     vss.freeze(1)
     time.sleep(0.1)
@@ -355,7 +355,7 @@ def test_a_thaw_that_was_late_is_disowned_even_if_vss_says_nothing(guest, monkey
 def test_volumes_that_vss_leaves_out_are_named_by_number(guest):
     """Broken: a disk of the VM that Windows takes for removable would be vouched for."""
     guest.on_freeze = guest.on_thaw = answer(2)
-    vss = VssRequester("web1", guest)
+    vss = VssGuest("web1", guest)
     vss.prepare(10_000, True, 1)
     vss.freeze(1)
     assert vss.thaw(1).unbroken
@@ -367,7 +367,7 @@ def test_volumes_that_vss_leaves_out_are_named_by_number(guest):
 def test_a_guest_that_does_not_list_its_volumes_is_told_by_their_number(guest):
     """Broken: a checkpoint would say that no filesystem was frozen."""
     guest.listed = []
-    vss = VssRequester("web1", guest)
+    vss = VssGuest("web1", guest)
     assert vss.prepare(10_000, True, 1).filesystems == ()
     (frozen,) = vss.freeze(1).filesystems
     assert (frozen.mountpoint, frozen.state, frozen.reason) == ("all volumes", FreezeState.FROZEN, "3, says VSS")
@@ -376,7 +376,7 @@ def test_a_guest_that_does_not_list_its_volumes_is_told_by_their_number(guest):
 
 def test_closing_it_lets_go(guest):
     """Broken: an operation that fails in an unforeseen way would leave qemu-ga frozen."""
-    vss = VssRequester("web1", guest)
+    vss = VssGuest("web1", guest)
     vss.close()
     assert guest.diary == []
     vss.prepare(10_000, True, 1)
@@ -539,9 +539,9 @@ def test_what_libvirt_says_is_told_apart(code, message, state, kind, text, asked
 def test_a_refusal_of_the_freeze_names_the_writer_for_the_production_code(guest):
     """Broken: it would be reported like a lost connection, without VSS's words."""
     guest.on_freeze = refuse("DoSnapshotSet exited without Frozen event")
-    vss = VssRequester("web1", guest)
+    vss = VssGuest("web1", guest)
     vss.prepare(10_000, True, 1)
-    with pytest.raises(AgentRefusedError) as error:
+    with pytest.raises(GuestRefusedError) as error:
         vss.freeze(1)
-    (writer,) = error.value.error.writers
+    (writer,) = error.value.writers
     assert (writer.id, writer.grade, writer.outcome) == ("vss", Grade.CRASH, Outcome.RETRYABLE)

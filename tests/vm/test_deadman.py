@@ -18,7 +18,8 @@ import pytest
 from lab import Machine, misbehaving, ticker
 from lab.ledger import Ledger
 from lab.waits import longest_wait_ms
-from quiesce.catalog.store import Catalog, operations_table
+from quiesce.catalog.schema import operations
+from quiesce.catalog.store import Catalog
 from quiesce.guests import linux
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.grades import Level
@@ -32,7 +33,7 @@ CHECKPOINT_WITH_A_HANGING_SWITCH = """
 import sys, time
 from quiesce.cli import main
 from quiesce.hypervisor.vm import Vm
-from quiesce.model.errors import HypervisorError
+from quiesce.model.errors import AgentError, HypervisorError
 
 def hang(self, overlays):
     print("FROZEN", flush=True)
@@ -121,8 +122,8 @@ def assert_nothing_left(machine: Machine, quiesce: Quiesce) -> None:
 def unfinished(quiesce: Quiesce) -> int:
     """Operations the journal has as begun and not ended."""
     catalog = Catalog(f"sqlite:///{quiesce.environment['QUIESCE_CATALOG']}")
-    with catalog.transaction() as connection:
-        rows = connection.execute(operations_table.select().where(operations_table.c.finished.is_(None))).all()
+    with catalog.database.transaction() as connection:
+        rows = connection.execute(operations.select().where(operations.c.finished.is_(None))).all()
     catalog.close()
     return len(rows)
 
@@ -145,16 +146,16 @@ def test_host_gone_in_the_middle_of_a_step(machine: Machine, step: str) -> None:
     """Seen when the step ends: not at the deadline, nor only when the next host comes."""
     misbehaving.start(machine, f"--delay {step}=3000")
     service = machine.run("systemctl show -P MainPID quiesce-agent").stdout.strip()
-    with contextlib.closing(Vm("qemu:///system", machine.name)) as vm, linux.agent(vm) as (requester, _):
+    with contextlib.closing(Vm("qemu:///system", machine.name)) as vm, linux.linux_guest(vm) as guest:
         with ThreadPoolExecutor(1) as thread:
             if step == "prepare":
-                asked = thread.submit(requester.prepare, 60_000, False, 60)
+                asked = thread.submit(guest.prepare, 60_000, False, 60)
             else:
-                requester.prepare(60_000, False, 60)
-                asked = thread.submit(requester.hold, Level.BACK_END, 30)
+                guest.prepare(60_000, False, 60)
+                asked = thread.submit(guest.hold, Level.BACK_END, 30)
             time.sleep(1)
-            requester.close()
-            with pytest.raises(ConnectionError):
+            guest.close()
+            with pytest.raises(AgentError, match="hung up"):
                 asked.result()
         assert machine.run(f"pgrep -P {service}").stdout, "the step was over before"
         machine.run(f"while pgrep -P {service}; do sleep 0.2; done", timeout=15)

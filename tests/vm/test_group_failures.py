@@ -37,7 +37,7 @@ CHECKPOINT_THAT_HALTS = """
 import sys, threading
 from quiesce.cli import main
 from quiesce.taking.participant import VmParticipant
-from quiesce.taking.production import Guest
+from quiesce.taking.production import RunningPart
 
 halt_at, victim = sys.argv[1:3]
 go_on = threading.Event()
@@ -57,7 +57,7 @@ def halting(real, phase):
             go_on.set()
     return step
 
-Guest.prepare = halting(Guest.prepare, lambda *_: "prepare")
+RunningPart.prepare = halting(RunningPart.prepare, lambda *_: "prepare")
 VmParticipant._ask = halting(VmParticipant._ask, lambda step, _: step.action.value)
 VmParticipant._switch = halting(VmParticipant._switch, lambda: "switch")
 sys.argv = ["quiesce", *sys.argv[3:]]

@@ -65,7 +65,7 @@ class Conversation:
                 if not data:
                     return
                 for line in self._splitter.feed(data):
-                    self._write(framing.encode(self.answer(line)))
+                    self._write(framing.to_line(self.answer(line)))
         except _HungUpError:
             return
         finally:
@@ -77,7 +77,7 @@ class Conversation:
         try:
             if line is None:
                 raise ProtocolError(f"a line of more than {framing.MAX_LINE} bytes")
-            message = framing.decode(line)
+            message = framing.from_line(line)
             if isinstance(message.get("id"), int):
                 request_id = message["id"]
             request = messages.parse_request(message)

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from quiesce.agent import memory
+from quiesce.codec import CodecError, decode
 from quiesce.model.grades import Level
-from quiesce.wire.framing import LineSplitter, ProtocolError, decode, encode
+from quiesce.wire.framing import LineSplitter, ProtocolError, from_line, to_line
 from quiesce.wire.messages import MAX_WINDOW_MS
 from quiesce.wire.schema import from_wire, to_wire
 
@@ -175,7 +176,7 @@ class Programs:
         """Raises ProtocolError with what to tell the program."""
         if line is None:
             raise ProtocolError("the line is too long")
-        message = decode(line)
+        message = from_line(line)
         if message.get("protocol") != PROTOCOL:
             raise ProtocolError(f"this agent speaks protocol {PROTOCOL}")
         if "leave" in message:
@@ -231,8 +232,8 @@ def _recall() -> dict[str, Registration]:
     known = {}
     for name, value in memory.recall(_KEPT).items():
         try:
-            known[name] = from_wire(Registration, value, own=True)
-        except ProtocolError:
+            known[name] = decode(Registration, value)
+        except CodecError:
             continue  # written by another version of the agent
     return known
 
@@ -266,6 +267,6 @@ def _refuse(connection: socket.socket, reason: str) -> None:
 
 def _send(connection: socket.socket, message: dict[str, Any]) -> None:
     try:
-        connection.send(encode(message))
+        connection.send(to_line(message))
     except OSError:
         pass  # it is gone, or does not read; its connection's end says enough

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from quiesce.codec import CodecError, decode, encode
 from quiesce.model.errors import QuiesceError
 from quiesce.model.tree import Checkpoint
-from quiesce.wire.framing import ProtocolError
-from quiesce.wire.schema import from_wire, to_wire
 
 NAME = "quiesce-export.json"
 DOMAIN = "domain.xml"
@@ -42,14 +41,14 @@ class Export:
 
 
 def dump(export: Export) -> bytes:
-    return json.dumps(to_wire(export), indent=1, sort_keys=True).encode() + b"\n"
+    return json.dumps(encode(export), indent=1, sort_keys=True).encode() + b"\n"
 
 
 def load(content: bytes) -> Export:
     """Raises QuiesceError if this is no manifest of an export."""
     try:
-        export = from_wire(Export, json.loads(content), own=True)
-    except (ValueError, RecursionError, ProtocolError) as error:
+        export = decode(Export, json.loads(content))
+    except (ValueError, RecursionError, CodecError) as error:
         raise QuiesceError(f"not the manifest of an export: {error}") from error
     if export.format != FORMAT:
         raise QuiesceError(f"the export has format {export.format}; this quiesce knows {FORMAT}")

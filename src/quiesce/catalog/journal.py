@@ -1,73 +1,76 @@
-"""What is being done: a row precedes every step that changes disks, so that nothing a killed process left is a riddle."""
+"""What is being done: a row precedes every step that changes disks, so that what a killed process left can be mended."""
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TypeVar
 
 import sqlalchemy as sa
 
-from quiesce.catalog.store import Catalog, operations_table, steps_table
+from quiesce.catalog.database import from_column, to_column
+from quiesce.catalog.schema import operations, steps
+from quiesce.catalog.steps import BY_NAME, Step
+from quiesce.catalog.store import Catalog
+from quiesce.model.errors import QuiesceError
+from quiesce.model.keys import VmKey
 
-
-@dataclass(frozen=True)
-class Step:
-    what: str
-    details: dict[str, Any]
-    done: bool
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
 class Interrupted:
-    """An operation that was begun and not finished, and whose owner is gone if the VM's lock can be had."""
+    """An operation that was begun and not finished. Its owner is gone if the VM's lock can be had."""
 
     id: str
     verb: str
     started: str
-    steps: tuple[Step, ...]
-    """What was intended, done or not, in order."""
+    steps: tuple[tuple[Step, bool], ...]
+    """What was intended, in order, and whether it was done."""
+    unknown: tuple[str, ...] = ()
+    """Steps that this quiesce does not know, by name."""
 
-    def details(self, what: str) -> list[dict[str, Any]]:
-        return [step.details for step in self.steps if step.what == what]
+    def of(self, kind: type[S]) -> list[S]:
+        """The steps of this kind, done or not."""
+        return [step for step, _ in self.steps if isinstance(step, kind)]
 
-    def unfinished(self, what: str) -> list[dict[str, Any]]:
-        return [step.details for step in self.steps if step.what == what and not step.done]
+    def unfinished(self, kind: type[S]) -> list[S]:
+        return [step for step, done in self.steps if isinstance(step, kind) and not done]
 
 
-def interrupted(catalog: Catalog, host: str, vm_uuid: str) -> list[Interrupted]:
+def interrupted(catalog: Catalog, key: VmKey) -> list[Interrupted]:
     """The unfinished operations on a VM, oldest first."""
-    with catalog.transaction() as connection:
+    with catalog.database.transaction() as connection:
         found = connection.execute(
-            sa.select(operations_table.c.id, operations_table.c.verb, operations_table.c.started)
-            .where(operations_table.c.host == host, operations_table.c.vm_uuid == vm_uuid)
-            .where(operations_table.c.finished.is_(None))
-            .order_by(operations_table.c.started)
+            sa.select(operations.c.id, operations.c.verb, operations.c.started)
+            .where(operations.c.host == key.host, operations.c.vm_uuid == key.uuid)
+            .where(operations.c.finished.is_(None))
+            .order_by(operations.c.started)
         ).all()
-        steps = {
-            id: connection.execute(
-                sa.select(steps_table.c.what, steps_table.c.details, steps_table.c.done)
-                .where(steps_table.c.operation == id)
-                .order_by(steps_table.c.number)
-            ).all()
-            for id, _, _ in found
-        }
-    return [
-        Interrupted(id, verb, started, tuple(Step(what, json.loads(details), done) for what, details, done in steps[id]))
-        for id, verb, started in found
-    ]
+        return [_read(connection, *row) for row in found]
+
+
+def _read(connection: sa.Connection, id: str, verb: str, started: str) -> Interrupted:
+    query = sa.select(steps.c.what, steps.c.details, steps.c.done).where(steps.c.operation == id).order_by(steps.c.number)
+    known: list[tuple[Step, bool]] = []
+    unknown = []
+    for what, details, done in connection.execute(query):
+        try:
+            known.append((from_column(BY_NAME[what], details), done))
+        except (KeyError, QuiesceError):
+            unknown.append(str(what))
+    return Interrupted(id, verb, started, tuple(known), tuple(unknown))
 
 
 def finish(catalog: Catalog, operation_id: str, outcome: str) -> None:
     """Closes an operation: nothing of it is left to mend."""
-    with catalog.transaction() as connection:
+    with catalog.database.transaction() as connection:
         connection.execute(
-            sa.update(operations_table)
-            .where(operations_table.c.id == operation_id)
+            sa.update(operations)
+            .where(operations.c.id == operation_id)
             .values(finished=datetime.now(UTC).isoformat(), outcome=outcome)
         )
 
@@ -75,41 +78,46 @@ def finish(catalog: Catalog, operation_id: str, outcome: str) -> None:
 class Journal:
     """One operation on one VM."""
 
-    def __init__(self, catalog: Catalog, host: str, vm_uuid: str, verb: str) -> None:
+    def __init__(self, catalog: Catalog, key: VmKey, verb: str) -> None:
         self._catalog = catalog
+        self.key = key
         self.id = uuid.uuid4().hex
         self._next = 0
-        with catalog.transaction() as connection:
+        with catalog.database.transaction() as connection:
             connection.execute(
-                sa.insert(operations_table).values(
-                    id=self.id, host=host, vm_uuid=vm_uuid, verb=verb, started=datetime.now(UTC).isoformat()
+                sa.insert(operations).values(
+                    id=self.id, host=key.host, vm_uuid=key.uuid, verb=verb, started=datetime.now(UTC).isoformat()
                 )
             )
 
     @contextmanager
-    def step(self, what: str, **details: Any) -> Iterator[None]:
+    def step(self, step: Step) -> Iterator[None]:
         """Written as intended before the block, as done after it; after an exception it stays intended."""
-        number = self.intend(what, **details)
+        number = self.intend(step)
         yield
         self.done(number)
 
-    def intend(self, what: str, **details: Any) -> int:
+    def intend(self, step: Step) -> int:
         number, self._next = self._next, self._next + 1
-        with self._catalog.transaction() as connection:
+        with self._catalog.database.transaction() as connection:
             connection.execute(
-                sa.insert(steps_table).values(
-                    operation=self.id, number=number, what=what, details=json.dumps(details), done=False
+                sa.insert(steps).values(
+                    operation=self.id, number=number, what=type(step).__name__, details=to_column(step), done=False
                 )
             )
         return number
 
     def done(self, number: int) -> None:
-        with self._catalog.transaction() as connection:
-            connection.execute(
-                sa.update(steps_table)
-                .where(steps_table.c.operation == self.id, steps_table.c.number == number)
-                .values(done=True)
-            )
+        with self._catalog.database.transaction() as connection:
+            connection.execute(sa.update(steps).where(steps.c.operation == self.id, steps.c.number == number).values(done=True))
+
+    def read(self) -> Interrupted:
+        """The operation as a later process would find it."""
+        with self._catalog.database.transaction() as connection:
+            row = connection.execute(
+                sa.select(operations.c.id, operations.c.verb, operations.c.started).where(operations.c.id == self.id)
+            ).one()
+            return _read(connection, *row)
 
     def finish(self, outcome: str) -> None:
         finish(self._catalog, self.id, outcome)

@@ -7,10 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from quiesce.codec import CodecError, decode, encode
 from quiesce.model.errors import QuiesceError
 from quiesce.model.tree import Checkpoint
-from quiesce.wire.framing import ProtocolError
-from quiesce.wire.schema import from_wire, to_wire
 
 FORMAT = 2
 
@@ -30,7 +29,7 @@ class Manifest:
 def dump(manifest: Manifest) -> bytes:
     content: dict[str, Any] = {
         "format": FORMAT,
-        "checkpoint": to_wire(manifest.checkpoint),
+        "checkpoint": encode(manifest.checkpoint),
         "domain_xml": manifest.domain_xml,
         "made": sorted(manifest.made),
     }
@@ -43,9 +42,9 @@ def load(content: bytes) -> Manifest:
         value = json.loads(content)
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise QuiesceError("not a manifest of a known format")
-        checkpoint = from_wire(Checkpoint, value["checkpoint"], own=True)
+        checkpoint = decode(Checkpoint, value["checkpoint"])
         return Manifest(checkpoint, str(value["domain_xml"]), tuple(str(path) for path in value["made"]))
-    except (ValueError, KeyError, TypeError, RecursionError, ProtocolError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, CodecError) as error:
         raise QuiesceError(f"not a manifest: {error}") from error
 
 

@@ -11,6 +11,7 @@ from quiesce.catalog.store import Catalog
 from quiesce.context import default_uri
 from quiesce.hypervisor.connection import Host
 from quiesce.model.errors import QuiesceError
+from quiesce.model.keys import VmKey
 
 
 def _complete_vm(incomplete: str) -> list[str]:
@@ -31,8 +32,9 @@ def _complete_reference(incomplete: str) -> list[str]:
     try:
         host = Host(default_uri())
         try:
-            uuid = str(host.domain(vm).UUIDString())
-            nodes = Catalog().tree(host.name, uuid).checkpoints
+            catalog = Catalog()
+            key = VmKey(catalog.hosts.identify(host.identity), str(host.domain(vm).UUIDString()))
+            nodes = catalog.checkpoints.tree(key).checkpoints
         finally:
             host.close()
     except QuiesceError:
@@ -42,7 +44,7 @@ def _complete_reference(incomplete: str) -> list[str]:
 
 def _complete_group(incomplete: str) -> list[str]:
     try:
-        return [group.name for group in Catalog().groups() if group.name.startswith(incomplete)]
+        return [group.name for group in Catalog().groups.all() if group.name.startswith(incomplete)]
     except QuiesceError:
         return []
 
@@ -53,7 +55,7 @@ def _complete_part(incomplete: str) -> list[str]:
     if not separator:
         return [f"{name}@" for name in _complete_group(group)]
     try:
-        parts = Catalog().group_checkpoints(group)
+        parts = Catalog().checkpoints.of_group(group)
     except QuiesceError:
         return []
     return [reference for part in parts if (reference := f"{group}@{part.name}").startswith(incomplete)]

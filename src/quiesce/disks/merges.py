@@ -1,14 +1,20 @@
 """Merges what deleted checkpoints leave between those that stay.
 
-A deleted checkpoint is only hidden at first. A disk of it that one image still lies on is merged with that image; one that
-two or more lie on waits until one of them is left; one that nothing lies on is removed. Every merge puts the later image's
-data into the earlier image's file (QEMU's block commit), in the running VM where it reads through both, else in a paused
-helper domain.
+A deleted checkpoint is only hidden at first. What becomes of each of its images depends on how many owned images have it as
+their nearest owned backing file:
 
-The later image's old file keeps its content all the while, and after it: it lies on the merged image and says nothing else than
-that one. So whatever else lies on the old file reads right whenever we are killed, and can be put on the merged image later, by
-the same commit in its own chain: at once, or, where the running VM has the merged image open, when it is off.
-"""
+    none            the image is removed
+    one             that image is committed into it (QEMU's block commit): in the running VM, if the VM has both open, else in a
+                    paused helper domain
+    two or more     it waits until one of them is left
+
+Example: `base <- a <- b <- now`, and checkpoint `a` is deleted. The image of `b` is committed into the image of `a`; from then
+on checkpoint `b` has the file that `a` had, and the chain is `base <- b <- now`.
+
+The committed image keeps its file and its content until it is removed: its backing file now has the same content. So every
+other image that has the old file as its backing file reads the right content whenever we are killed. It gets the merged image
+as its backing file later, by the same commit in its own chain: at once, or, where the running VM has the merged image open,
+when the VM is off."""
 
 from __future__ import annotations
 
@@ -18,15 +24,16 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from quiesce.catalog.journal import Interrupted, Journal
-from quiesce.catalog.store import WORTH
+from quiesce.catalog.steps import Forget, Merge, MoveBranch
 from quiesce.context import Context
 from quiesce.disks import images
 from quiesce.disks.survey import Survey, survey
-from quiesce.hypervisor import merge, volumes
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import BusyError
 from quiesce.model.grades import Consistency
+from quiesce.model.standing import Untouched
 from quiesce.model.tree import Checkpoint
+from quiesce.storage.port import Merger, ReportProgress, minding_room, require_room
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,8 @@ class _Merge:
     """Whose `top` is: a checkpoint's, or the VM's own."""
     target: str
     branches: tuple[str, ...]
-    """The images right on `top`, each the topmost of a chain the merge can be done in; none if `top` is the topmost itself."""
+    """The images whose backing file is `top`: each is the topmost of a chain the merge can be done in. None if `top` is the
+    topmost."""
     hidden: Checkpoint
     """The deleted checkpoint whose disk this is."""
 
@@ -56,7 +64,7 @@ class _Merge:
 
 @dataclass(frozen=True)
 class _Branch:
-    """An image that lies on a merged one, and could lie on the owned image below that."""
+    """An image whose backing file `top` was merged into `base`; it could have `base` as its backing file."""
 
     image: str
     top: str
@@ -81,48 +89,39 @@ def merge_hidden(context: Context, vm: Vm, journal: Journal) -> tuple[Waiting, .
     Can be interrupted at any moment and called again; every checkpoint that is not hidden keeps its content, and the VM its
     state. Raises NoSpaceError, HypervisorError; then, too, nothing is lost.
     """
-    with merge.Helper(vm.host) as helper, _untouched(context, vm):
+    with context.storage(vm.host).merger() as merger, _untouched(context, vm):
         if not vm.active():
-            vm.forget_chains(set(context.catalog.images_made_for(vm.host.name, vm.uuid)))
-        return _merge_hidden(context, vm, journal, helper)
-
-
-def go_on(context: Context, vm: Vm) -> tuple[Waiting, ...]:
-    """`merge_hidden` as an operation of its own, after deletions that could not merge everything."""
-    journal = Journal(context.catalog, vm.host.name, vm.uuid, "delete")
-    waiting = merge_hidden(context, vm, journal)
-    journal.finish("done")
-    return waiting
+            vm.forget_chains(set(context.catalog.images.made_for(vm.key)))
+        return _merge_hidden(context, vm, journal, merger)
 
 
 @contextmanager
 def _untouched(context: Context, vm: Vm) -> Iterator[None]:
-    """A merge writes to images of a VM that is off, though not to its content: what was untouched before is so afterwards,
-    and worth what it was, whatever checkpoint the VM is based on then. If it is killed, nobody can tell any more."""
-    catalog, host = context.catalog, vm.host.name
-    before, tree = catalog.untouched(host, vm.uuid), catalog.tree(host, vm.uuid)
+    """A merge writes to the images of a VM that is off, but changes no content: images that nobody had written before are worth
+    the same afterwards, whatever checkpoint the VM is based on then. While it runs, and if it is killed, they count as
+    crash-consistent."""
+    checkpoints, key = context.catalog.checkpoints, vm.key
+    before, tree = checkpoints.untouched(key), checkpoints.tree(key)
     if before and vm.active():
-        catalog.set_untouched(host, vm.uuid, {})
+        checkpoints.set_untouched(key, None)
     if not before or vm.active():
         yield
         return
-    now = survey(context, vm).volumes
-    if not all(path in now and now[path].written == written for path, written in before.items() if path != WORTH):
-        catalog.set_untouched(host, vm.uuid, {})  # it ran since
+    now = {path: image.written for path, image in survey(context, vm).images.items()}
+    if not before.unchanged(now):
+        checkpoints.set_untouched(key, None)  # the VM ran since
         yield
         return
-    parent = tree.get(tree.head_parent)
-    worth = before.get(WORTH) or (parent.consistency.value if parent else Consistency.CRASH.value)
-    targets = [target for target, path in vm.file_disks().items() if path in before]
-    catalog.set_untouched(host, vm.uuid, {WORTH: Consistency.CRASH.value})
+    worth = before.value(tree.get(tree.head_parent)) or Consistency.CRASH
+    targets = [target for target, path in vm.file_disks().items() if path in before.written]
+    checkpoints.set_untouched(key, Untouched({}, Consistency.CRASH))
     yield
     if not vm.active():
         heads = vm.file_disks()
-        written = images.written(vm, [heads[target] for target in targets])
-        catalog.set_untouched(host, vm.uuid, {WORTH: worth, **written})
+        checkpoints.set_untouched(key, images.untouched(context, vm, [heads[target] for target in targets], worth))
 
 
-def _merge_hidden(context: Context, vm: Vm, journal: Journal, helper: merge.Helper) -> tuple[Waiting, ...]:
+def _merge_hidden(context: Context, vm: Vm, journal: Journal, merger: Merger) -> tuple[Waiting, ...]:
     waiting: dict[tuple[str, str], Waiting] = {}
     while True:
         found = survey(context, vm)
@@ -133,7 +132,7 @@ def _merge_hidden(context: Context, vm: Vm, journal: Journal, helper: merge.Help
             found = survey(context, vm)
         if node := _finished(found):
             children = [child.id for child in found.tree.nodes if child.parent == node.id]
-            with journal.step("forget", checkpoint=node.id, checkpoints=children):
+            with journal.step(Forget(node.id, tuple(children))):
                 images.forget(context, vm, node)
         elif todo := _first(_merges(found), waiting):
             others = found.chains.strangers(todo.base, todo.top, found.made - found.live)
@@ -142,12 +141,12 @@ def _merge_hidden(context: Context, vm: Vm, journal: Journal, helper: merge.Help
                 waiting[todo.key] = Waiting(todo.hidden.name, reason)
                 continue
             try:
-                _merge(context, vm, journal, helper, found, todo)
+                _merge(context, vm, journal, merger, found, todo)
             except BusyError as error:
                 waiting[todo.key] = Waiting(todo.hidden.name, error.message)
         elif branch := _first(_branches(found), waiting):
             try:
-                _move(context, vm, journal, helper, branch)
+                _move(context, vm, journal, merger, branch)
             except BusyError as error:
                 waiting[branch.key] = Waiting(branch.owner, f"{branch.top} stays until {vm.name} is off: {error.message}")
         else:
@@ -160,23 +159,22 @@ def anything_to_do(found: Survey) -> bool:
 
 
 def can_move_branches(found: Survey) -> bool:
-    """Whether an image still lies on one that was merged away; it can be moved when the VM is off."""
+    """Whether an image still has a backing file that was merged away; the image can be moved when the VM is off."""
     return bool(_branches(found))
 
 
-def settle(context: Context, vm: Vm, operation: Interrupted) -> None:
+def conclude(context: Context, vm: Vm, operation: Interrupted) -> None:
     """Finds out how a merge ended whose owner was killed, and records it. The VM's own merges have been cancelled before."""
-    for step in operation.unfinished("merge"):
+    for step in operation.unfinished(Merge):
         found = survey(context, vm)
-        owner = found.tree.get(step["checkpoint"])
-        base, top, target = step["base"], step["top"], step["target"]
-        image = owner.image(target) if owner else None
-        if image and image.path == top:
-            done = any(found.chains.below.get(branch) == base for branch in step["branches"])
+        owner = found.tree.get(step.checkpoint)
+        image = owner.image(step.target) if owner else None
+        if image and image.path == step.top:
+            done = any(found.chains.below.get(branch) == step.base for branch in step.branches)
         else:
-            done = step["checkpoint"] is None and found.head.get(target) == base
+            done = step.checkpoint is None and found.head.get(step.target) == step.base
         if done:
-            _record(context, vm, owner, top, base)
+            _record(context, vm, owner, step.top, step.base)
 
 
 def _finished(found: Survey) -> Checkpoint | None:
@@ -191,7 +189,8 @@ def _finished(found: Survey) -> Checkpoint | None:
 
 
 def _merges(found: Survey) -> list[_Merge]:
-    """The disks of hidden checkpoints that one image lies on, the lowest first, so that no data are moved twice."""
+    """The images of hidden checkpoints that are the backing file of one owned image, the lowest first, so that no data are
+    moved twice."""
     owners, merges = found.owners(), []
     for node in sorted(found.tree.nodes, key=lambda node: len(found.tree.ancestors(node.id))):
         for disk in node.disks if node.hidden else ():
@@ -210,38 +209,36 @@ def _target(found: Survey, owner: Checkpoint | None, path: str) -> str:
     return next(disk.target for disk in owner.disks if disk.path == path)
 
 
-def _merge(context: Context, vm: Vm, journal: Journal, helper: merge.Helper, found: Survey, todo: _Merge) -> None:
-    directory, _ = volumes.split(todo.base)
-    needed = found.room_for_merge(todo.top, todo.base)
-    with volumes.directory(vm.host, directory) as pool:
-        pool.require_room(needed, "the merge")
+def _merge(context: Context, vm: Vm, journal: Journal, merger: Merger, found: Survey, todo: _Merge) -> None:
+    storage = context.storage(vm.host)
+    place, needed = storage.place(todo.base), found.room_for_merge(todo.top, todo.base)
+    require_room(storage, place, needed, "the merge")
     owner = todo.owner.id if todo.owner else None
-    names = [node.id for node in found.tree.nodes if todo.top in node.paths()]
-    details = {"top": todo.top, "base": todo.base, "target": todo.target, "branches": list(todo.branches)}
-    with journal.step("merge", checkpoint=owner, checkpoints=names, **details):
-        with volumes.minding_room(vm.host, directory, needed, "the merge"):
-            _commit(vm, helper, todo, context.progress("merge"))
+    sharing = tuple(node.id for node in found.tree.nodes if todo.top in node.paths())
+    with journal.step(Merge(todo.top, todo.base, todo.target, todo.branches, sharing, owner)):
+        with minding_room(storage, place, needed, "the merge"):
+            _commit(vm, merger, todo, context.progress("merge"))
         _record(context, vm, todo.owner, todo.top, todo.base)
 
 
-def _commit(vm: Vm, helper: merge.Helper, todo: _Merge, progress: merge.ReportProgress) -> None:
+def _commit(vm: Vm, merger: Merger, todo: _Merge, progress: ReportProgress) -> None:
     if todo.owner is None:
-        vm.commit_into_base(todo.target, todo.base, progress=progress, helper=helper)
+        images.commit_head(vm, merger, todo.target, todo.base, progress)
     elif vm.reads_through(todo.top):
         vm.commit(todo.top, todo.base, progress)
     elif todo.branches:
-        helper.commit(todo.branches[0], todo.top, todo.base, progress)
+        merger.commit(todo.branches[0], todo.top, todo.base, progress)
     else:
-        helper.commit_active(todo.top, todo.base, progress)
+        merger.commit_active(todo.top, todo.base, progress)
 
 
 def _record(context: Context, vm: Vm, owner: Checkpoint | None, top: str, base: str) -> None:
     """The image of the checkpoint, or of the VM itself, is `base` from now on."""
     if owner is None:
-        context.catalog.set_live(vm.host.name, [top], False)
-        context.catalog.set_live(vm.host.name, [base], True)
+        context.catalog.images.set_live(vm.host.id, [top], False)
+        context.catalog.images.set_live(vm.host.id, [base], True)
         return
-    for node in context.catalog.moved(vm.host.name, vm.uuid, top, base):
+    for node in context.catalog.checkpoints.moved(vm.key, top, base):
         images.write_manifest(context, vm, node)
 
 
@@ -257,10 +254,10 @@ def _branches(found: Survey) -> list[_Branch]:
     return branches
 
 
-def _move(context: Context, vm: Vm, journal: Journal, helper: merge.Helper, branch: _Branch) -> None:
+def _move(context: Context, vm: Vm, journal: Journal, merger: Merger, branch: _Branch) -> None:
     """The same commit once more, in the chain of the image that is to be moved; it changes nothing in the image below."""
-    with journal.step("move-branch", image=branch.image, top=branch.top, base=branch.base):
+    with journal.step(MoveBranch(branch.image, branch.top, branch.base)):
         if vm.reads_through(branch.top):
             vm.commit(branch.top, branch.base, context.progress("merge"))
         else:
-            helper.commit(branch.image, branch.top, branch.base, context.progress("merge"))
+            merger.commit(branch.image, branch.top, branch.base, context.progress("merge"))

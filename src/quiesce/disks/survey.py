@@ -1,30 +1,30 @@
-"""What images there are around a VM, whose they are, and which of them nobody needs: by their headers, not by our hopes."""
+"""What images there are around a VM, whose they are, and which of them nobody needs: by the images' headers, not by our
+records."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 from quiesce.context import Context
-from quiesce.hypervisor import volumes
-from quiesce.hypervisor.connection import Host
-from quiesce.hypervisor.storage_xml import Volume
 from quiesce.hypervisor.vm import Vm
-from quiesce.model.chains import Chains
+from quiesce.model.chains import Chains, Image
 from quiesce.model.errors import HypervisorError, NotFoundError, RefusedError
 from quiesce.model.tree import Checkpoint, Tree
+from quiesce.storage.port import Found, Storage
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Sure only under the VM's lock."""
+    """Certain only under the VM's lock."""
 
     tree: Tree
-    volumes: Mapping[str, Volume]
-    """Every file in every directory that an image of ours, or one below it, is in."""
+    images: Mapping[str, Image]
+    """Every file in every place that an image of ours, or a backing file of one, is in."""
     unreadable: Mapping[str, str]
-    """Directories that could not be opened, and why."""
+    """Places that could not be read, and why."""
     head: Mapping[str, str]
     """What the VM writes now, or would when started, by target."""
     named: frozenset[str]
@@ -32,13 +32,21 @@ class Survey:
     made: frozenset[str]
     merged: frozenset[str]
     live: frozenset[str]
-    """What the VM writes, or wrote when one of its disks was taken away: by nobody's will but its administrator's that ends."""
+    """Images the VM writes, or wrote when one of its disks was taken away: only the administrator says when they end."""
     others: frozenset[str]
     """Every file that other VMs of the host name."""
-    chains: Chains
+    elsewhere: frozenset[str]
+    """Images that no storage of ours knows: a block device, an NBD export. They end the part of a chain that is ours."""
+    places: Mapping[str, str]
+    """The place of each image."""
+
+    @cached_property
+    def chains(self) -> Chains:
+        return Chains({path: image.backing for path, image in self.images.items()})
 
     def owners(self) -> dict[str, Checkpoint | None]:
-        """Whose each owned image is; None is the VM itself. What another checkpoint was merged into is that one's."""
+        """Whose each owned image is; None is the VM itself. An image that two checkpoints share after a merge is that of the
+        one that is not hidden."""
         found: dict[str, Checkpoint | None] = {}
         for node in sorted(self.tree.nodes, key=lambda node: (not node.hidden, len(self.tree.ancestors(node.id)))):
             found |= {disk.path: node for disk in node.disks}
@@ -49,34 +57,30 @@ class Survey:
         return self.made | frozenset(self.head.values()) | {path for node in self.tree.nodes for path in node.paths()}
 
     def needed(self) -> set[str]:
-        """Every file that a checkpoint, or the VM, consists of or reads through."""
+        """Every file that a checkpoint, or the VM, consists of, backing files included."""
         return self.chains.needed(self.named | {path for node in self.tree.nodes for path in node.paths()})
 
     def orphans(self) -> list[str]:
-        """Files of ours that nothing needs, those first that lie on others. Somebody else's image may still read through
-        one: such a one is no orphan."""
+        """Files of ours that nothing needs, overlays before their backing files. A file that is the backing file of somebody
+        else's image is no orphan."""
         needed = self.needed()
-        strangers = {path for path in self.volumes if path not in self.made and path not in needed}
+        strangers = {path for path in self.images if path not in self.made and path not in needed}
         left = self.made - needed - self.chains.needed(strangers | self.live | self.others)
-        return sorted(left & self.volumes.keys(), key=lambda path: (-len(self.chains.chain(path)), path))
+        return sorted(left & self.images.keys(), key=lambda path: (-len(self.chains.chain(path)), path))
 
     def missing(self, node: Checkpoint) -> list[str]:
-        """Files of the checkpoint, or below them, that are gone although their directories can be read."""
-        return sorted(
-            path
-            for path in self.chains.needed(node.paths())
-            if path not in self.volumes and _is_file(path) and volumes.split(path)[0] not in self.unreadable
-        )
+        """Files of the checkpoint, or backing files of them, that are gone although their places can be read."""
+        return sorted(path for path in self.chains.needed(node.paths()) if self._gone(path) and not self._unreadable(path))
 
     def require_whole(self) -> None:
-        """Raises NotFoundError if an image that something reads through is gone: nobody then knows what may be merged."""
+        """Raises NotFoundError if an image in a chain is gone: nobody then knows what may be merged."""
         images = self.chains.needed({*self.head.values(), *(disk.path for node in self.tree.nodes for disk in node.disks)})
-        missing = [path for path in sorted(images) if path not in self.volumes and _is_file(path)]
+        missing = [path for path in sorted(images) if self._gone(path)]
         if missing:
             raise NotFoundError(f"{missing[0]} is gone, or cannot be read", hint="`quiesce doctor` says more")
 
     def standing(self, disks: Mapping[str, str]) -> dict[str, str | None]:
-        """The checkpoint each of these disks lies on by its headers: ids by target."""
+        """The checkpoint that each of these disks is based on by its headers: ids by target."""
         owners = self.owners()
         return {
             target: owner.id if base and (owner := owners[base]) else None
@@ -85,18 +89,18 @@ class Survey:
         }
 
     def require_known_chain(self, disks: Mapping[str, str]) -> None:
-        """Raises RefusedError if somebody changed the chain: a disk is an image of a checkpoint itself, or lies on none
-        although it should, or no disk at all lies on the checkpoint the VM is based on.
+        """Raises RefusedError if somebody changed the chain: a disk is an image of a checkpoint itself, or is based on none
+        although it should be, or no disk at all is based on the checkpoint that the VM is based on.
 
-        A disk may lie on another checkpoint than the rest, after a restore of one that leaves it out.
+        A disk may be based on another checkpoint than the rest, after a restore of one that leaves the disk out.
         """
         parent, standing = self.tree.get(self.tree.head_parent), self.standing(disks)
         images = {target: image for target in disks if parent and not parent.hidden and (image := parent.image(target))}
-        to_lie = [target for target, image in images.items() if image.path != disks[target]]  # the others are merged already
-        agreed = parent and any(standing[target] == parent.id for target in to_lie)
+        based = [target for target, image in images.items() if image.path != disks[target]]  # the others are merged already
+        agreed = parent and any(standing[target] == parent.id for target in based)
         lost = [
             target
-            for target in to_lie
+            for target in based
             if standing[target] is None or not (agreed or parent in self.tree.ancestors(standing[target]))
         ]
         spoilt = [(target, node) for target, path in disks.items() for node in self.tree.checkpoints if path in node.paths()]
@@ -111,71 +115,69 @@ class Survey:
     def room_for_merge(self, top: str, base: str) -> int:
         """Most bytes that `base` can grow by if `top`, and all between, is committed into it."""
         chain = self.chains.chain(top)
-        above = sum(self.volumes[path].allocation for path in chain[: chain.index(base)])
-        image = self.volumes[base]
-        full = max(image.capacity, self.volumes[top].capacity)
+        above = sum(self.images[path].allocation for path in chain[: chain.index(base)])
+        image = self.images[base]
+        full = max(image.capacity, self.images[top].capacity)
         return max(0, min(above, full + full // 1000 + 1024 * 1024 - image.allocation))
+
+    def _gone(self, path: str) -> bool:
+        return path not in self.images and path not in self.elsewhere
+
+    def _unreadable(self, path: str) -> bool:
+        return self.places.get(path) in self.unreadable
 
 
 def survey(context: Context, vm: Vm, *, patient: bool = False) -> Survey:
-    """Raises HypervisorError if a directory cannot be opened, unless `patient`."""
-    catalog, host = context.catalog, vm.host.name
-    tree = catalog.tree(host, vm.uuid)
-    made = frozenset(catalog.images_made_for(host, vm.uuid))
+    """Raises HypervisorError if a place cannot be read, unless `patient`."""
+    catalog, key, storage = context.catalog, vm.key, context.storage(vm.host)
+    tree = catalog.checkpoints.tree(key)
+    made = frozenset(catalog.images.made_for(key))
     head = vm.file_disks()
     named = frozenset(vm.chain())
     others = frozenset(vm.host.files_of_others(vm.uuid))
     expected = {*head.values(), *(path for node in tree.nodes for path in node.paths())}
-    found, unreadable = look(vm.host, {*made, *named, *expected})
-    for directory in {volumes.split(path)[0] for path in expected if _is_file(path)} - unreadable.keys():
-        if not any(volumes.split(path)[0] == directory and path in found for path in expected):
-            unreadable[directory] = "none of the images that should be in it is there; is it mounted?"
-    found = _elsewhere(vm, frozenset(path for path in others if path not in found)) | found
-    if unreadable and not patient:
-        directory, reason = next(iter(unreadable.items()))
-        raise HypervisorError(f"{directory}, where images of {vm.name} are, cannot be read: {reason}")
-    chains = chains_of(found)
-    merged, written = frozenset(catalog.merged_images(host, vm.uuid)), set(head.values())
-    # One that lies on what the VM writes was merged into it, by whomever.
-    live = frozenset(path for path in catalog.live_images(host, vm.uuid) if not written & set(chains.chain(path)[1:]))
-    return Survey(tree, found, unreadable, head, named, made, merged, live, others, chains)
+    found = _require_not_empty(storage, storage.look({*made, *named, *expected}), expected)
+    if found.unreadable and not patient:
+        place, reason = next(iter(found.unreadable.items()))
+        raise HypervisorError(f"{place}, where images of {vm.name} are, cannot be read: {reason}")
+    found = replace(found, images={**_elsewhere(storage, vm, others - found.images.keys()), **found.images})
+    written = set(head.values())
+    # An image that has what the VM writes as a backing file was merged into it, by whomever.
+    live = frozenset(path for path in catalog.images.live(key) if not written & set(found.chains.chain(path)[1:]))
+    needed = found.chains.needed({*made, *named, *expected})
+    return Survey(
+        tree=tree,
+        images=found.images,
+        unreadable=found.unreadable,
+        head=head,
+        named=named,
+        made=made,
+        merged=frozenset(catalog.images.merged(key)),
+        live=live,
+        others=others,
+        elsewhere=frozenset(path for path in needed if not storage.knows(path)),
+        places={path: storage.place(path) for path in needed if storage.knows(path)},
+    )
 
 
-_seen_elsewhere: WeakKeyDictionary[Vm, tuple[frozenset[str], dict[str, Volume]]] = WeakKeyDictionary()
+def _require_not_empty(storage: Storage, found: Found, expected: set[str]) -> Found:
+    """A place in which no image is that should be there is probably not mounted."""
+    places: dict[str, set[str]] = {}
+    for path in expected:
+        if storage.knows(path):
+            places.setdefault(storage.place(path), set()).add(path)
+    reason = "none of the images that should be in it is there; is it mounted?"
+    empty = {place: reason for place, paths in places.items() if not paths & found.images.keys()}
+    return replace(found, unreadable={**empty, **found.unreadable})
 
 
-def _elsewhere(vm: Vm, paths: frozenset[str]) -> dict[str, Volume]:
-    """Other VMs' images, which may lie on ours; what of them cannot be read is not ours to complain of. Read once an operation,
-    and anew if these VMs come to name other files: a host may have many, each in a directory of its own."""
+_seen_elsewhere: WeakKeyDictionary[Vm, tuple[frozenset[str], Mapping[str, Image]]] = WeakKeyDictionary()
+
+
+def _elsewhere(storage: Storage, vm: Vm, paths: frozenset[str]) -> Mapping[str, Image]:
+    """Other VMs' images, which may have ours as backing files; what of them cannot be read is not ours to complain of. Read
+    once an operation, and anew if these VMs come to name other files: a host may have many, each in a directory of its own."""
     seen = _seen_elsewhere.get(vm)
     if not seen or seen[0] != paths:
-        seen = _seen_elsewhere[vm] = (paths, look(vm.host, set(paths))[0])
+        seen = _seen_elsewhere[vm] = (paths, storage.look(paths).images)
     return seen[1]
-
-
-def chains_of(found: Mapping[str, Volume]) -> Chains:
-    return Chains({path: volume.backing for path, volume in found.items()})
-
-
-def look(host: Host, paths: set[str]) -> tuple[dict[str, Volume], dict[str, str]]:
-    """Every file in the directories of these and of all images below them, and the directories that could not be opened."""
-    found: dict[str, Volume] = {}
-    unreadable: dict[str, str] = {}
-    seen: set[str] = set()
-    ahead = {volumes.split(path)[0] for path in paths if _is_file(path)}
-    while ahead:
-        for path in sorted(ahead):
-            try:
-                with volumes.directory(host, path) as directory:
-                    found |= {volume.path: volume for volume in directory.volumes()}
-            except HypervisorError as error:
-                unreadable[path] = error.message
-        seen |= ahead
-        below = chains_of(found).needed(paths)
-        ahead = {volumes.split(path)[0] for path in below if path not in found and _is_file(path)} - seen
-    return found, unreadable
-
-
-def _is_file(path: str) -> bool:
-    """Not a block device: the lowest image of a chain may be one."""
-    return not path.startswith("/dev/")

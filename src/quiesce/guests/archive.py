@@ -12,7 +12,17 @@ from pathlib import Path
 import quiesce
 from quiesce.model.errors import QuiesceError
 
-OWN = ("__init__.py", "agent", "wire", "model/__init__.py", "model/grades.py", "model/reports.py", "writer.py", "testing")
+OWN = (
+    "__init__.py",
+    "codec.py",
+    "agent",
+    "wire",
+    "model/__init__.py",
+    "model/grades.py",
+    "model/reports.py",
+    "writer.py",
+    "testing",
+)
 CARRIED = ("pg8000", "scramp", "asn1crypto", "dateutil", "six", "pymysql")
 INTERPRETER = "/usr/bin/python3"
 _TIME = (2000, 1, 1, 0, 0, 0)

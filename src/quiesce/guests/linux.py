@@ -1,20 +1,22 @@
-"""Talking to the agent in a guest, with errors an administrator can act on."""
+"""A Linux guest, through quiesce's own agent."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from quiesce import __version__
+from quiesce.guests.port import GuestRefusedError
 from quiesce.hypervisor.channel import ChannelTransport
 from quiesce.hypervisor.vm import Facts, Vm
 from quiesce.model.errors import AgentError
+from quiesce.model.grades import Level
 from quiesce.wire.framing import ProtocolError
-from quiesce.wire.messages import PORT_NAME
-from quiesce.wire.requester import AgentRefusedError, Greeting, Requester
+from quiesce.wire.messages import PORT_NAME, Frozen, Held, Inventory, Released, Status, Thawed
+from quiesce.wire.requester import AgentRefusedError, Greeting, Requester, Transport
 
 HELLO_TIMEOUT_S = 10.0
-IDENTIFY_TIMEOUT_S = 60.0
 NEEDED = frozenset({"freeze", "dead-man", "post-checkpoint"})
 
 
@@ -31,42 +33,105 @@ def require_agent_port(facts: Facts) -> None:
 
 
 @contextmanager
-def agent(vm: Vm) -> Iterator[tuple[Requester, Greeting]]:
+def linux_guest(vm: Vm) -> Iterator[LinuxGuest]:
     """A conversation with the VM's agent. Closing it releases whatever is held.
 
-    Raises AgentError if there is none, it is too old, or it answers with what no agent of ours says.
+    Raises AgentError if there is none, if it is too old, or if it answers with what no agent of ours says.
     """
-    requester = Requester(ChannelTransport(vm))
+    guest = LinuxGuest(vm.name, ChannelTransport(vm))
     try:
-        with translated(vm.name):
+        guest.greet()
+        yield guest
+    finally:
+        guest.close()
+
+
+class LinuxGuest:
+    """A quiesce.guests.port.Guest."""
+
+    freezes_first = False
+    extra_window_s = 0.0
+    hold_s = math.inf
+    has_clock = True
+
+    def __init__(self, vm_name: str, transport: Transport) -> None:
+        self._vm_name = vm_name
+        self._requester = Requester(transport)
+        self._greeting: Greeting | None = None
+
+    def greet(self) -> None:
+        """To be called first. Raises AgentError."""
+        with self._translated():
             try:
-                greeting = requester.hello(__version__, HELLO_TIMEOUT_S)
+                greeting = self._requester.hello(__version__, HELLO_TIMEOUT_S)
             except (ProtocolError, AgentRefusedError) as error:
                 raise AgentError(
-                    f"the agent of {vm.name} does not fit this quiesce ({__version__}): {error}",
-                    hint=f"bring it up to date: quiesce guest install {vm.name}",
+                    f"the agent of {self._vm_name} does not fit this quiesce ({__version__}): {error}",
+                    hint=f"bring it up to date: quiesce guest install {self._vm_name}",
                 ) from error
-            missing = NEEDED - set(greeting.capabilities)
-            if missing:
-                raise AgentError(
-                    f"the agent of {vm.name} (version {greeting.software}) is too old: it lacks {', '.join(sorted(missing))}",
-                    hint=f"quiesce guest install {vm.name}",
-                )
-        yield requester, greeting
-    finally:
-        requester.close()
+        missing = NEEDED - set(greeting.capabilities)
+        if missing:
+            lacks = ", ".join(sorted(missing))
+            raise AgentError(
+                f"the agent of {self._vm_name} (version {greeting.software}) is too old: it lacks {lacks}",
+                hint=f"quiesce guest install {self._vm_name}",
+            )
+        self._greeting = greeting
 
+    def software(self) -> str:
+        return self._greeting.software if self._greeting else ""
 
-@contextmanager
-def translated(vm_name: str) -> Iterator[None]:
-    """Turns what goes wrong in a conversation into an AgentError."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise AgentError(f"the agent of {vm_name} does not answer", hint="is the guest overloaded or frozen?") from error
-    except ConnectionError as error:
-        raise AgentError(f"the agent of {vm_name} hung up: {error}") from error
-    except ProtocolError as error:
-        raise AgentError(f"the agent of {vm_name} sent what no agent should: {error}") from error
-    except AgentRefusedError as error:
-        raise AgentError(f"the agent of {vm_name} refused: {error}") from error
+    def identify(self, timeout: float) -> Inventory:
+        with self._translated():
+            return self._requester.identify(timeout)
+
+    def prepare(self, window_ms: int, insist: bool, timeout: float) -> Inventory:
+        with self._translated():
+            return self._requester.prepare(window_ms, insist, timeout)
+
+    def hold(self, level: Level, timeout: float) -> Held:
+        with self._translated():
+            return self._requester.hold(level, timeout)
+
+    def freeze(self, timeout: float) -> Frozen:
+        with self._translated():
+            return self._requester.freeze(timeout)
+
+    def thaw(self, timeout: float) -> Thawed:
+        with self._translated():
+            return self._requester.thaw(timeout)
+
+    def release(self, level: Level, timeout: float) -> Released:
+        with self._translated():
+            return self._requester.release(level, timeout)
+
+    def post_checkpoint(self, kept: bool, timeout: float) -> Status:
+        with self._translated():
+            return self._requester.post_checkpoint(kept, timeout)
+
+    def abort(self, timeout: float) -> Status:
+        with self._translated():
+            return self._requester.abort(timeout)
+
+    def status(self, timeout: float) -> Status:
+        with self._translated():
+            return self._requester.status(timeout)
+
+    def close(self) -> None:
+        self._requester.close()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turns what goes wrong in a conversation into an AgentError."""
+        try:
+            yield
+        except TimeoutError as error:
+            raise AgentError(
+                f"the agent of {self._vm_name} does not answer", hint="is the guest overloaded or frozen?"
+            ) from error
+        except ConnectionError as error:
+            raise AgentError(f"the agent of {self._vm_name} hung up: {error}") from error
+        except ProtocolError as error:
+            raise AgentError(f"the agent of {self._vm_name} sent what no agent should: {error}") from error
+        except AgentRefusedError as error:
+            raise GuestRefusedError(self._vm_name, error.error.message, error.error.writers) from error

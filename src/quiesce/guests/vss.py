@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+from quiesce.guests.port import GuestRefusedError
 from quiesce.hypervisor import domain_xml, qemu_agent
 from quiesce.hypervisor.qemu_agent import QemuAgent
 from quiesce.hypervisor.vm import Facts, Vm
@@ -22,8 +23,6 @@ from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Filesystem, FreezeState, Outcome, WriterReport
 from quiesce.wire.messages import (
     PORT_NAME,
-    Error,
-    ErrorCode,
     Frozen,
     Held,
     Inventory,
@@ -32,7 +31,6 @@ from quiesce.wire.messages import (
     Status,
     Thawed,
 )
-from quiesce.wire.requester import AgentRefusedError, Requester
 
 VSS_PREPARE_S = 120.0
 """Longest freeze. Applications run for most of it: qemu-ga gathers the writers and has them prepare, for which it knows no
@@ -78,28 +76,33 @@ def _is_frozen(agent: QemuAgent) -> bool:
 
 
 @contextmanager
-def vss(vm: Vm) -> Iterator[VssRequester]:
+def windows_guest(vm: Vm) -> Iterator[VssGuest]:
     """VSS of the VM's guest, on a connection of its own: a thaw must not wait for whatever else libvirt does with the VM.
     Leaving it lets go of whatever is held."""
     own = Vm(vm.host.uri, vm.uuid)
     try:
-        requester = VssRequester(own.name, QemuAgent(own))
+        guest = VssGuest(own.name, QemuAgent(own))
         try:
-            yield requester
+            yield guest
         finally:
-            requester.close()
+            guest.close()
     finally:
         own.close()
 
 
-class VssRequester:
-    """One attempt, with the methods of a `Requester`.
+class VssGuest:
+    """A quiesce.guests.port.Guest, for one attempt.
 
     All that VSS does, its levels included, it does in one go, in `freeze`; so `hold` has nothing to do. The thaw is the
     judge: only if it succeeds, with as many volumes as were frozen and in time, have they been held, and `release` tells.
     """
 
+    freezes_first = True
+    has_clock = False
+
     def __init__(self, vm_name: str, agent: QemuAgent) -> None:
+        self.extra_window_s = VSS_PREPARE_S + VSS_COMPLETE_S
+        self.hold_s = VSS_HOLD_S
         self._vm_name = vm_name
         self._agent = agent
         self._writer = WriterReport("vss", "VSS (Windows)", "", Level.SYSTEM, Grade.HELD)
@@ -144,13 +147,15 @@ class VssRequester:
         return Held((), time.monotonic_ns())
 
     def freeze(self, timeout: float) -> Frozen:
-        """When it returns, all volumes stand still, for at most VSS_HOLD_S. Raises AgentRefusedError with what VSS says."""
+        """When it returns, all volumes stand still, for at most VSS_HOLD_S. Raises GuestRefusedError with what VSS says."""
         self._may_be_frozen = True
         self._began = time.monotonic()
         try:
             self._count = self._agent.fsfreeze(min(timeout, VSS_PREPARE_S))
         except AgentError as error:
             raise self._refusal(error.message) from error
+        except TimeoutError as error:
+            raise AgentError(f"VSS of {self._vm_name} did not freeze in time: {error}") from error
         self._returned = time.monotonic()
         if self._count <= 0:
             raise self._refusal("VSS has found no volume to hold")
@@ -158,7 +163,7 @@ class VssRequester:
         return Frozen(self._token, self._marked(FreezeState.FROZEN))
 
     def thaw(self, timeout: float) -> Thawed:
-        """Raises TimeoutError where there is no judgement, AgentError if the guest does not confirm that it has let go."""
+        """Raises AgentError where there is no judgement, or if the guest does not confirm that it has let go."""
         started = time.monotonic()
         held_s = started - self._returned
         trouble = self._judged(held_s, timeout)
@@ -192,6 +197,8 @@ class VssRequester:
         except AgentError as error:
             late = late or _HOLD_EXPIRED.search(error.message) is not None
             return error.message, Outcome.TIMEOUT if late else Outcome.RETRYABLE
+        except TimeoutError as error:
+            raise AgentError(f"VSS of {self._vm_name} did not say in time whether it held: {error}") from error
         if late:
             return f"it was told to let go after {held_s:.1f} s; VSS holds for {VSS_HOLD_S:g} s", Outcome.TIMEOUT
         if count != self._count:
@@ -236,9 +243,9 @@ class VssRequester:
                 )
             time.sleep(PAUSE_S)
 
-    def _refusal(self, text: str) -> AgentRefusedError:
+    def _refusal(self, text: str) -> GuestRefusedError:
         writer = replace(self._writer, grade=Grade.CRASH, reason=text, outcome=Outcome.RETRYABLE)
-        return AgentRefusedError(Error(ErrorCode.REFUSED, text, (writer,)))
+        return GuestRefusedError(self._vm_name, text, (writer,))
 
     def _marked(self, state: FreezeState) -> tuple[Filesystem, ...]:
         """VSS holds all fixed volumes or none, and says how many; if the guest did not list them, that is all there is."""
@@ -255,6 +262,3 @@ class VssRequester:
     def _window_us(self) -> int:
         """An upper bound: VSS does not tell when within its freeze it began to hold."""
         return round((self._thawed - self._began) * 1e6)
-
-
-AnyRequester = Requester | VssRequester

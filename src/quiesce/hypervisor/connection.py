@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import functools
+import os
+import posixpath
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import libvirt
 
 from quiesce.hypervisor import domain_xml, storage_xml
 from quiesce.model.errors import HypervisorError, NotFoundError
+from quiesce.model.keys import HostIdentity
 
 HELPER_PREFIX = "quiesce-merge-"
 """Names of the domains that images are merged and copied in."""
 KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_COUNT = 5
+_HARDWARE_UUID = Path("/sys/class/dmi/id/product_uuid")
+_MACHINE_ID = Path("/etc/machine-id")
+_SLASHES = re.compile("//+")
 
 
 @functools.cache
@@ -43,11 +51,19 @@ def translated(what: str) -> Iterator[None]:
         raise HypervisorError(f"{what}: {error.get_error_message() or error}") from error
 
 
+def by_uuid(identity: HostIdentity) -> str:
+    """The id of a host where no catalog is at hand."""
+    return identity.uuid
+
+
 class Host:
     """One connection. The daemon serves five calls of a connection at a time, so the window gives each VM its own."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, register: Callable[[HostIdentity], str] = by_uuid) -> None:
+        """`register` gives the id under which the host is recorded."""
         self.uri = uri
+        self._directories: dict[str, str] = {}
+        self._spellings: dict[tuple[int, int], str] = {}
         _start_event_loop()
         try:
             self.connection = libvirt.open(uri)
@@ -58,8 +74,42 @@ class Host:
             ) from error
         with suppress(libvirt.libvirtError):  # a driver without a network in between has none
             self.connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
-        with translated("asking libvirt for the host's name"):
+        with translated("asking libvirt which host this is"):
+            self.local = "://" not in uri or not self.connection.getURI().partition("://")[2].partition("/")[0]
             self.name = str(self.connection.getHostname())
+            self.identity = HostIdentity(self._uuid(), self.name)
+            self.id = register(self.identity)
+
+    def _uuid(self) -> str:
+        """A UUID that stays. libvirt makes one up at each start of the daemon where the hardware has none
+        (src/util/viruuid.c: virHostUUID); this machine's installation has a UUID then."""
+        if self.local and not _HARDWARE_UUID.exists():
+            with suppress(OSError):
+                return _MACHINE_ID.read_text().strip()
+        return storage_xml.host_uuid(str(self.connection.getCapabilities()))
+
+    def spell(self, path: str) -> str:
+        """The one spelling of the file's path: without `//`, `..` and symbolic links, and the same whichever bind mount of its
+        directory the path goes through. On a remote host, whose files cannot be looked at, only `//` is resolved."""
+        if not path.startswith("/"):
+            return path
+        if not self.local or storage_xml.is_device(path):  # /dev/dm-3 may be another volume after a boot, /dev/vg/data is not
+            return _SLASHES.sub("/", path)
+        directory, name = posixpath.split(os.path.realpath(path) if Path(path).is_symlink() else path)
+        return posixpath.join(self._spell_directory(directory), name)
+
+    def _spell_directory(self, path: str) -> str:
+        if path not in self._directories:
+            real = os.path.realpath(path)
+            with suppress(OSError):
+                found = Path(real).stat()
+                real = self._spellings.setdefault((found.st_dev, found.st_ino), real)
+            self._directories[path] = real
+        return self._directories[path]
+
+    def disks(self, xml: str) -> tuple[domain_xml.Disk, ...]:
+        """The disks of a definition, with every path in its one spelling."""
+        return tuple(disk.spelled(self.spell) for disk in domain_xml.disks(xml))
 
     def domain(self, name: str) -> libvirt.virDomain:
         """The domain of this name or UUID. Raises NotFoundError."""
@@ -104,7 +154,7 @@ class Host:
             with suppress(libvirt.libvirtError):  # it was undefined meanwhile
                 if domain.UUIDString() != uuid and not str(domain.name()).startswith(HELPER_PREFIX):
                     for xml in (domain.XMLDesc(0), domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)):
-                        disks = [disk for disk in domain_xml.disks(xml) if disk.source_type == "file"]
+                        disks = [disk for disk in self.disks(xml) if disk.source_type == "file"]
                         found |= {path for disk in disks for path in (disk.path, *disk.chain) if path}
         return found
 
@@ -112,7 +162,7 @@ class Host:
         """Ends helper domains that have one of these images as a disk; to be called when their owner is known to be gone."""
         for domain in self.domains():
             with suppress(libvirt.libvirtError):
-                disks = {disk.path for disk in domain_xml.disks(domain.XMLDesc(0))}
+                disks = {disk.path for disk in self.disks(domain.XMLDesc(0))}
                 if str(domain.name()).startswith(HELPER_PREFIX) and images & disks:
                     domain.destroy()
 

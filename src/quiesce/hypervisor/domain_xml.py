@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, replace
 
 QEMU_AGENT_PORT = "org.qemu.guest_agent.0"
 
@@ -30,6 +30,15 @@ class Disk:
     """The image it copies to or commits into."""
     mirror_ready: bool = False
     """That image has all there was to copy."""
+
+    def spelled(self, spell: Callable[[str], str]) -> Disk:
+        """The disk with every path as `spell` writes it."""
+        return replace(
+            self,
+            path=spell(self.path) if self.path else self.path,
+            chain=tuple(map(spell, self.chain)),
+            mirror=spell(self.mirror) if self.mirror else self.mirror,
+        )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,8 +12,9 @@ from typing import Any
 
 import libvirt
 
-from quiesce.hypervisor.connection import HELPER_PREFIX, Host, translated
+from quiesce.hypervisor.connection import HELPER_PREFIX, Host, by_uuid, translated
 from quiesce.model.errors import HypervisorError
+from quiesce.model.keys import HostIdentity
 
 
 class PowerChange(Enum):
@@ -40,8 +42,8 @@ _CHANGES = {
 class LifecycleEvents:
     """Listens on a connection of its own, which `close` ends. Raises HypervisorError if there is none to be had."""
 
-    def __init__(self, uri: str) -> None:
-        self._host = Host(uri)
+    def __init__(self, uri: str, register: Callable[[HostIdentity], str] = by_uuid) -> None:
+        self._host = Host(uri, register)
         self._received: queue.SimpleQueue[Lifecycle | None] = queue.SimpleQueue()
         self._registered: int | None = None
         try:
@@ -54,6 +56,10 @@ class LifecycleEvents:
         except HypervisorError:
             self.close()
             raise
+
+    @property
+    def host_id(self) -> str:
+        return self._host.id
 
     @property
     def host_name(self) -> str:

@@ -23,7 +23,7 @@ def silent(_done: int, _total: int) -> None:
     pass
 
 
-def commit_active(domain: libvirt.virDomain, target: str, base: str, progress: ReportProgress) -> None:
+def commit_active(host: Host, domain: libvirt.virDomain, target: str, base: str, progress: ReportProgress) -> None:
     """Merges what `domain` writes on a disk into the image `base` in its chain, and lets it write there.
 
     When this returns the overlays above `base` are no longer in use. After an error the domain still writes where it did, on
@@ -33,11 +33,11 @@ def commit_active(domain: libvirt.virDomain, target: str, base: str, progress: R
     with _merging(domain, target):
         domain.blockCommit(target, base, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
         _pivot_when_ready(domain, target, progress)
-    if _disk(domain, target).path != base:
+    if _disk(host, domain, target).path != base:
         raise HypervisorError(f"disk {target} did not come to rest on {base} after its merge")
 
 
-def commit(domain: libvirt.virDomain, target: str, top: str, base: str, progress: ReportProgress) -> None:
+def commit(host: Host, domain: libvirt.virDomain, target: str, top: str, base: str, progress: ReportProgress) -> None:
     """Merges `top`, which lies in the middle of a disk's chain, into `base` below it; what lay on `top` lies on `base` then.
 
     The promises are those of `commit_active`.
@@ -47,7 +47,7 @@ def commit(domain: libvirt.virDomain, target: str, top: str, base: str, progress
         while info := domain.blockJobInfo(target, 0):
             progress(info["cur"], info["end"])
             time.sleep(POLL_S)
-    if top in _disk(domain, target).chain:
+    if top in _disk(host, domain, target).chain:
         raise HypervisorError(f"the merge of disk {target} ended before it was complete")
 
 
@@ -86,22 +86,25 @@ class Helper:
                 self._domain.destroy()
         self._domain = None
 
-    def commit_active(self, image: str, base: str, progress: ReportProgress) -> None:
-        """Merges `image` into `base`, which it lies on. Raises BusyError if somebody else has one of them open."""
+    def commit_active(self, image: str, base: str, progress: ReportProgress, then: Callable[[], None] | None = None) -> None:
+        """Commits `image` into `base` in its chain. `then` is called while both are still open, so that nobody can start a VM
+        on them. Raises BusyError if somebody else has one of them open."""
         with self.disk(image) as (domain, target):
-            commit_active(domain, target, base, progress)
+            commit_active(self._host, domain, target, base, progress)
+            if then:
+                then()
 
     def commit(self, image: str, top: str, base: str, progress: ReportProgress) -> None:
         """Merges `top` into `base`, both in the chain of `image`. Raises BusyError as above."""
         with self.disk(image) as (domain, target):
-            commit(domain, target, top, base, progress)
+            commit(self._host, domain, target, top, base, progress)
 
     def copy(self, image: str, destination: str, progress: ReportProgress) -> None:
         """Writes what `image` and all below it say into another image, which is there already. Raises BusyError as above."""
         with self.disk(image, read_only=True) as (domain, target), _merging(domain, target):
             flags = libvirt.VIR_DOMAIN_BLOCK_COPY_REUSE_EXT
             domain.blockCopy(target, domain_xml.copy_target(destination), None, flags)
-            while not _disk(domain, target).mirror_ready:
+            while not _disk(self._host, domain, target).mirror_ready:
                 info = domain.blockJobInfo(target, 0)
                 if not info:
                     raise HypervisorError(f"the copy to {destination} ended before it was complete")
@@ -169,9 +172,9 @@ def _pivot_when_ready(domain: libvirt.virDomain, target: str, progress: ReportPr
         time.sleep(POLL_S)
 
 
-def _disk(domain: libvirt.virDomain, target: str) -> domain_xml.Disk:
+def _disk(host: Host, domain: libvirt.virDomain, target: str) -> domain_xml.Disk:
     with translated(f"reading disk {target}"):
-        return next(disk for disk in domain_xml.disks(domain.XMLDesc(0)) if disk.target == target)
+        return next(disk for disk in host.disks(domain.XMLDesc(0)) if disk.target == target)
 
 
 def _is_locked(error: libvirt.libvirtError) -> bool:

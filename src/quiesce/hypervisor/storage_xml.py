@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass
+
+from quiesce.model.chains import Image
 
 
-@dataclass(frozen=True)
-class Volume:
-    """A file as libvirt's storage driver sees it."""
-
-    path: str
-    format: str
-    backing: str | None
-    """Path of the image below it, by its header."""
-    capacity: int
-    """Virtual size, in bytes."""
-    allocation: int
-    """What it takes on the disk, in bytes."""
-    written: str
-    """When it was last written: seconds since 1970, with nanoseconds, as text."""
-
-
-def volume(xml: str) -> Volume:
+def volume(xml: str) -> Image:
     root = ET.fromstring(xml)
     kind = root.find("./target/format")
-    return Volume(
+    return Image(
         path=root.findtext("./target/path") or "",
         format=kind.get("type", "raw") if kind is not None else "raw",
         backing=root.findtext("./backingStore/path"),
@@ -86,3 +71,12 @@ def pool_directory(xml: str) -> str | None:
     """The directory of a pool whose volumes are files, else None."""
     root = ET.fromstring(xml)
     return root.findtext("./target/path") if root.get("type") in ("dir", "fs", "netfs") else None
+
+
+def host_uuid(capabilities: str) -> str:
+    return ET.fromstring(capabilities).findtext("./host/uuid") or ""
+
+
+def is_device(path: str) -> bool:
+    """A block device and no file. Example: /dev/vg/data; but /dev/shm/vda.qcow2 is a file."""
+    return path.startswith("/dev/") and not path.startswith("/dev/shm/")  # noqa: S108

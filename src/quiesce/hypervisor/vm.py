@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Mapping, Set
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass
 
 import libvirt
 
 from quiesce.hypervisor import domain_xml, merge
-from quiesce.hypervisor.connection import Host, translated
-from quiesce.model.errors import BusyError, HypervisorError, RefusedError
+from quiesce.hypervisor.connection import Host, by_uuid, translated
+from quiesce.model.errors import BusyError, HypervisorError
+from quiesce.model.keys import HostIdentity, VmKey
 
 
 class PowerState(enum.Enum):
@@ -57,12 +58,13 @@ class Facts:
 class Vm:
     """A domain on its own connection, which `close` ends."""
 
-    def __init__(self, uri: str, name: str) -> None:
-        self.host = Host(uri)
+    def __init__(self, uri: str, name: str, register: Callable[[HostIdentity], str] = by_uuid) -> None:
+        self.host = Host(uri, register)
         try:
             self.domain = self.host.domain(name)
             self.name: str = self.domain.name()
             self.uuid: str = self.domain.UUIDString()
+            self.key = VmKey(self.host.id, self.uuid)
         except BaseException:
             self.host.close()
             raise
@@ -74,7 +76,7 @@ class Vm:
         with translated(f"reading the state of {self.name}"):
             power = _STATES.get(self.domain.state()[0], PowerState.OTHER)
             xml = self.domain.XMLDesc(0)
-            found = domain_xml.disks(xml)
+            found = self.host.disks(xml)
             return Facts(
                 name=self.domain.name(),
                 uuid=self.uuid,
@@ -84,7 +86,7 @@ class Vm:
                 channels=domain_xml.channels(xml),
                 passthrough=domain_xml.passthrough_devices(xml),
                 next_sources={
-                    disk.target: disk.path for disk in domain_xml.disks(self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+                    disk.target: disk.path for disk in self.host.disks(self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
                 },
                 snapshots=self.domain.snapshotNum(),
                 job=self._job(found) if power in (PowerState.RUNNING, PowerState.PAUSED) else None,
@@ -106,12 +108,12 @@ class Vm:
     def sources(self) -> dict[str, str]:
         """The image each disk writes now."""
         with translated(f"reading the disks of {self.name}"):
-            return {disk.target: disk.path for disk in domain_xml.disks(self.domain.XMLDesc(0)) if disk.path}
+            return {disk.target: disk.path for disk in self.host.disks(self.domain.XMLDesc(0)) if disk.path}
 
     def disk_sources(self) -> dict[str, str | None]:
         """Like `sources`, without media that can be taken out, and with disks that are no files."""
         with translated(f"reading the disks of {self.name}"):
-            found = domain_xml.disks(self.domain.XMLDesc(0))
+            found = self.host.disks(self.domain.XMLDesc(0))
             return {disk.target: disk.path for disk in found if disk.device not in ("cdrom", "floppy")}
 
     def file_disks(self, *, next_start: bool = False) -> dict[str, str]:
@@ -120,7 +122,7 @@ class Vm:
         with translated(f"reading the disks of {self.name}"):
             return {
                 disk.target: disk.path
-                for disk in domain_xml.disks(self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if next_start else 0))
+                for disk in self.host.disks(self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if next_start else 0))
                 if disk.path and disk.source_type == "file" and disk.device == "disk" and not disk.read_only
             }
 
@@ -128,8 +130,8 @@ class Vm:
         """Every file named for the VM's disks and firmware, now or when it is started next, those below others included."""
         with translated(f"reading the disks of {self.name}"):
             xmls = self.domain.XMLDesc(0), self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-        found = [disk for xml in xmls for disk in domain_xml.disks(xml) if disk.device not in ("cdrom", "floppy")]
-        firmware = {path for xml in xmls if (path := domain_xml.nvram(xml))}
+        found = [disk for xml in xmls for disk in self.host.disks(xml) if disk.device not in ("cdrom", "floppy")]
+        firmware = {self.host.spell(path) for xml in xmls if (path := domain_xml.nvram(xml))}
         return {path for disk in found for path in (disk.path, *disk.chain) if path} | firmware
 
     def capacity(self, target: str) -> int:
@@ -217,41 +219,21 @@ class Vm:
             state, reason = self.domain.state()
             return state == libvirt.VIR_DOMAIN_SHUTOFF and reason == libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN
 
-    def commit_into_base(
-        self,
-        target: str,
-        base: str,
-        *,
-        progress: merge.ReportProgress = merge.silent,
-        helper: merge.Helper | None = None,
-    ) -> None:
-        """Merges what the VM writes on a disk into the image `base` below it, which it then writes; running or off.
+    def commit_into_base(self, target: str, base: str, progress: merge.ReportProgress) -> None:
+        """Commits what the running VM writes on a disk into the image `base` in its chain, which it then writes.
 
-        After an error the VM still stands where it did, on a good chain.
+        After an error the VM still writes where it did, on a good chain.
         """
-        if self.active():
-            merge.commit_active(self.domain, target, base, progress)
-            return
-        if self.domain.hasManagedSaveImage():
-            raise RefusedError(
-                f"{self.name} has a saved memory image, which names the disks as they are",
-                hint=f"start it, or drop the saved memory: virsh managedsave-remove {self.name}",
-            )
-        with ExitStack() as stack:
-            opener = helper or stack.enter_context(merge.Helper(self.host))
-            domain, disk = stack.enter_context(opener.disk(self.sources()[target]))
-            merge.commit_active(domain, disk, base, progress)
-            # While the helper has the images open, nobody can start the VM on what it no longer stands on.
-            self.redefine(domain_xml.with_sources(self.definition(), {target: base}))
+        merge.commit_active(self.host, self.domain, target, base, progress)
 
     def commit(self, top: str, base: str, progress: merge.ReportProgress) -> None:
         """Merges `top` into `base` below it, both in the middle of the running VM's chain."""
         with translated(f"reading the disks of {self.name}"):
-            found = domain_xml.disks(self.domain.XMLDesc(0))
+            found = self.host.disks(self.domain.XMLDesc(0))
         target = next((disk.target for disk in found if top in disk.chain and base in disk.chain), None)
         if target is None:
             raise HypervisorError(f"{self.name} no longer reads through {top} and {base}")
-        merge.commit(self.domain, target, top, base, progress)
+        merge.commit(self.host, self.domain, target, top, base, progress)
 
     def forget_chains(self, images: Set[str]) -> None:
         """Has the definition of the VM that is off name none of these as what lies below another image.
@@ -271,14 +253,14 @@ class Vm:
         with translated(f"cancelling merges of {self.name}"):
             if not self.domain.isActive():
                 return
-            for disk in domain_xml.disks(self.domain.XMLDesc(0)):
+            for disk in self.host.disks(self.domain.XMLDesc(0)):
                 if disk.mirror in bases or (disk.target in targets and not disk.mirrored):
                     merge.end_job(self.domain, disk.target)
 
     def reads_through(self, path: str) -> bool:
         """The VM runs, and has this image open below one it writes."""
         with translated(f"reading the disks of {self.name}"):
-            return bool(self.domain.isActive()) and any(path in disk.chain for disk in domain_xml.disks(self.domain.XMLDesc(0)))
+            return bool(self.domain.isActive()) and any(path in disk.chain for disk in self.host.disks(self.domain.XMLDesc(0)))
 
     def active(self) -> bool:
         with translated(f"asking whether {self.name} runs"):

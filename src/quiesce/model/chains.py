@@ -14,6 +14,22 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Image:
+    """A file as the storage tells it."""
+
+    path: str
+    format: str
+    backing: str | None
+    """Path of the backing file, by the image's header."""
+    capacity: int
+    """Virtual size, in bytes."""
+    allocation: int
+    """What it takes on the disk, in bytes."""
+    written: str
+    """When it was last written: seconds since 1970, with nanoseconds, as text."""
+
+
+@dataclass(frozen=True)
 class Chains:
     """Of each image there is, the one below it by its header."""
 

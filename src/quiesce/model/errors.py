@@ -10,7 +10,9 @@
     ├── AgentError ...................... 5   no guest agent, one that is too old, or one that does not answer rightly
     ├── ConsistencyError ................ 6   the required consistency could not be had; nothing was kept
     ├── HypervisorError ................. 8   libvirt failed or cannot be reached
-    └── BusyError ....................... 9   another operation holds the VM
+    │   └── OutcomeUnknownError ......... 8   libvirt has not returned; nobody knows yet whether it did what it was asked
+    ├── BusyError ....................... 9   another operation holds the VM
+    └── CancelledError .................. 130 the user, or the service, no longer wanted the operation
 
 The codes are an interface: docs/exit-codes.md, tests/unit/test_errors.py.
 """
@@ -72,5 +74,13 @@ class HypervisorError(QuiesceError):
     exit_code = 8
 
 
+class OutcomeUnknownError(HypervisorError):
+    pass
+
+
 class BusyError(QuiesceError):
     exit_code = 9
+
+
+class CancelledError(QuiesceError):
+    exit_code = 130

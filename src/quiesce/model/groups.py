@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from quiesce.model.errors import NotFoundError, RefusedError, UsageError
+from quiesce.model.keys import VmKey
 
 
 class Tier(str, Enum):
@@ -32,6 +33,10 @@ class Member:
     """As it was when it was added, for messages alone."""
     tier: Tier
 
+    @property
+    def key(self) -> VmKey:
+        return VmKey(self.host, self.vm_uuid)
+
 
 @dataclass(frozen=True)
 class Group:
@@ -42,19 +47,14 @@ class Group:
 
     def with_member(self, member: Member) -> Group:
         """Raises RefusedError if it is one already."""
-        if any((other.host, other.vm_uuid) == (member.host, member.vm_uuid) for other in self.members):
+        if any(other.key == member.key for other in self.members):
             raise RefusedError(f"{member.vm_name} is a member of {self.name} already")
         return replace(self, members=(*self.members, member))
 
-    def rehomed(self, host: str, old: str, new: str) -> Group:
-        """With another UUID for one of its members, where it is one."""
-        return replace(
-            self,
-            members=tuple(
-                replace(member, vm_uuid=new) if (member.host, member.vm_uuid) == (host, old) else member
-                for member in self.members
-            ),
-        )
+    def rehomed(self, old: VmKey, new: VmKey) -> Group:
+        """With another key for one of its members, where it is one."""
+        members = (replace(each, host=new.host, vm_uuid=new.uuid) if each.key == old else each for each in self.members)
+        return replace(self, members=tuple(members))
 
     def without_member(self, vm: str) -> Group:
         """By name or UUID. Raises NotFoundError."""
@@ -98,9 +98,9 @@ def check_group_name(name: str) -> str:
 def all_members(name: str, find: Callable[[str], Group]) -> tuple[Member, ...]:
     """Those of the group and of the groups in it, each VM once; where it is in several, the first counts. `find` gives a
     group by its name, and may raise. Raises RefusedError for a group that is in itself."""
-    found: dict[tuple[str, str], Member] = {}
+    found: dict[VmKey, Member] = {}
     for member in _walk(name, find, ()):
-        found.setdefault((member.host, member.vm_uuid), member)
+        found.setdefault(member.key, member)
     return tuple(found.values())
 
 

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from quiesce.model.errors import NotFoundError
 from quiesce.model.grades import Consistency
+from quiesce.model.keys import VmKey
 from quiesce.model.reports import Filesystem, WriterReport
 
 
@@ -59,6 +60,10 @@ class Witness:
     reason: str | None = None
     """Why it could not be asked."""
 
+    @property
+    def key(self) -> VmKey:
+        return VmKey(self.host, self.vm_uuid)
+
 
 @dataclass(frozen=True)
 class GroupPart:
@@ -83,6 +88,7 @@ class Checkpoint:
 
     id: str
     host: str
+    """The host's id in the catalog: model.keys.VmKey."""
     vm_uuid: str
     vm_name: str
     name: str
@@ -109,6 +115,10 @@ class Checkpoint:
     """CLOCK_MONOTONIC of the guest when the last writer held and when the first was released."""
     warnings: tuple[str, ...] = ()
     group: GroupPart | None = None
+
+    @property
+    def key(self) -> VmKey:
+        return VmKey(self.host, self.vm_uuid)
 
     def image(self, target: str) -> DiskImage | None:
         return next((disk for disk in self.disks if disk.target == target), None)

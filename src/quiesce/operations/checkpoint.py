@@ -1,25 +1,30 @@
-"""Takes a checkpoint: plan, differencing disks, switch, judge, record. How the switch is done is a matter of the type."""
+"""Takes a checkpoint: plan, overlays, switch, judge, record. How the switch is done is a matter of the type."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from quiesce.catalog.journal import Interrupted
+from quiesce.catalog.steps import MakeOverlay, Switch
 from quiesce.context import Context
 from quiesce.disks import images
-from quiesce.disks.survey import survey
-from quiesce.hypervisor.vm import Facts, PowerState, Vm
-from quiesce.model.errors import NameTakenError, QuiesceError, RefusedError, UsageError
+from quiesce.hypervisor.vm import Vm
+from quiesce.model.errors import QuiesceError, RefusedError, UsageError
 from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency
 from quiesce.model.names import check_checkpoint_name, default_checkpoint_name
 from quiesce.model.settings import Settings, Type
-from quiesce.model.tree import Checkpoint, GroupPart, Kind
-from quiesce.operations.recover import recover
-from quiesce.taking import offline, plan, production, standard
-from quiesce.taking.part import Evidence, Part, record
+from quiesce.model.tree import Checkpoint, Kind
+from quiesce.recovery import journalled, operating
+from quiesce.taking.evidence import Evidence
+from quiesce.taking.offline import take_offline
+from quiesce.taking.part import Part, record
+from quiesce.taking.plan import Plan, plan
+from quiesce.taking.production import RunningPart, open_guest, take_production
+from quiesce.taking.standard import take_standard
 
 DEFAULT_WINDOW_S = 10.0
 """VSS's own limit for holding writes."""
@@ -42,117 +47,65 @@ def checkpoint(
     behind. Killed at any moment, the guest releases itself within `window_s`.
     """
     name = check_checkpoint_name(name) if name is not None else default_checkpoint_name(datetime.now(UTC))
-    with context.vm(vm_name) as vm, context.locked(vm, "checkpoint"), contextlib.ExitStack() as stack:
+    with operating(context, vm_name, "checkpoint") as vm, ExitStack() as stack:
         settings = settings_of(context, vm, type, required)
         with context.phase("plan"):
-            taking = Taking(context, vm, name, settings, exclude, stack)
-        stack.enter_context(taking.undone_unless_recorded())
-        taking.make_overlays()
-        if taking.guest:
-            (verdict,) = production.take(context, [taking.guest], window_s)
-        else:
-            verdict = taking.take_alone()
+            planned = plan(context, vm, name, settings, exclude)
+            part, running = begin(context, vm, planned, stack)
+        part.make_overlays()
+        evidence = take_production(context, [running], window_s)[0] if running else take_alone(context, vm, part)
         if automatic:
-            verdict.kind = Kind.AUTOMATIC
+            evidence = replace(evidence, kind=Kind.AUTOMATIC)
         with context.phase("record"):
-            node = taking.describe(verdict)
-            record(context.catalog, [(taking.attempt, node)])
+            (node,) = record(context, [(part, evidence)])
     for warning in node.warnings:
         context.emit(Warned(warning))
     return node
 
 
-class Taking:
-    """One VM's checkpoint while it is taken, under the VM's lock."""
+def begin(context: Context, vm: Vm, planned: Plan, stack: ExitStack) -> tuple[Part, RunningPart | None]:
+    """The VM's part, journalled, and the member of a window where there is one. Unless the checkpoint is recorded when `stack`
+    is closed, nothing is left of it; the guest's writers are told how it ended, and the conversation with the guest is
+    ended."""
+    guest = open_guest(context, vm, planned.facts, planned.settings.require, stack) if planned.in_window else None
+    telling = stack.enter_context(_telling(context))
+    part = Part(context, vm, planned, stack.enter_context(journalled(context, vm, "checkpoint")))
+    running = RunningPart(context, vm, part, guest) if planned.in_window else None
+    if running:
+        telling.append((part, running))
+    return part, running
 
-    def __init__(
-        self,
-        context: Context,
-        vm: Vm,
-        name: str,
-        settings: Settings,
-        exclude: tuple[str, ...],
-        stack: contextlib.ExitStack,
-    ) -> None:
-        """Refuses what cannot work before anything is touched. `stack` closes the conversation with the guest. Raises
-        QuiesceError."""
-        self._context = context
-        self._vm = vm
-        self._name = name
-        self._settings = settings
-        recover(context, vm)
-        facts = vm.facts()
-        present = {disk.target for disk in facts.disks}
-        excluded = (*(target for target in settings.exclude if target in present), *exclude)
-        disks = plan.disks_to_switch(facts, excluded)
-        _require_power(facts, settings)
-        plan.require_nothing_in_the_way(facts)
-        found = survey(context, vm)
-        if found.tree.has_name(name):
-            raise NameTakenError(f"{vm.name} has a checkpoint named {name!r} already", hint="choose another --name")
-        found.require_known_chain({disk.target: str(disk.path) for disk in disks})
-        plan.require_short_chains(disks, found.chains, context.emit)
-        self._parent = found.tree.head_parent
-        self._off = facts.power is PowerState.OFF
-        if self._off:
-            offline.require(vm, offline.judge(context, vm, {str(disk.path) for disk in disks}), settings.require)
-        if settings.type is Type.STANDARD and excluded:
-            raise RefusedError(
-                f"disk {', '.join(excluded)} would not go back with the memory; the guest's memory would ruin it",
-                hint="a standard checkpoint must have all disks",
-            )
-        in_window = settings.type is Type.PRODUCTION and not self._off
-        requester = production.open_agent(context, vm, facts, settings.require, stack) if in_window else None
-        self.attempt = Part(context, vm, disks, tuple(dict.fromkeys(excluded)))
-        self.guest: production.Guest | None = None
-        """Who takes part in a window; None where there is none: the VM is off, or the checkpoint a standard one."""
-        if in_window:
-            self.guest = production.Guest(context, vm, self.attempt, settings.require, requester)
 
-    @contextlib.contextmanager
-    def undone_unless_recorded(self) -> Iterator[None]:
-        """Unless the block records the checkpoint, nothing is left of it. The guest's writers are told how it ended."""
-        try:
-            with self.attempt.undone_unless_recorded():
-                yield
-        except BaseException:
-            self._tell_writers(kept=self._is_recorded())
-            raise
-        self._tell_writers(kept=True)
+@contextmanager
+def _telling(context: Context) -> Iterator[list[tuple[Part, RunningPart]]]:
+    """Tells the writers how it ended, whatever went wrong after the checkpoint was recorded, as with another member of a
+    group."""
+    members: list[tuple[Part, RunningPart]] = []
+    try:
+        yield members
+    finally:
+        for part, running in members:
+            kept = False
+            with suppress(QuiesceError):
+                kept = context.catalog.checkpoints.has(part.id)
+            running.tell_writers(kept=kept)
 
-    def _is_recorded(self) -> bool:
-        """Whatever went wrong afterwards, as with another member of a group."""
-        with contextlib.suppress(QuiesceError):
-            return self._context.catalog.has(self.attempt.id)
-        return False
 
-    def _tell_writers(self, *, kept: bool) -> None:
-        if self.guest:
-            self.guest.tell_writers(kept=kept)
+def take_alone(context: Context, vm: Vm, part: Part) -> Evidence:
+    """Where there is no window."""
+    return take_offline(context, vm, part) if part.plan.off else take_standard(context, vm, part)
 
-    def make_overlays(self) -> None:
-        self.attempt.make_overlays()
 
-    def take_alone(self) -> Evidence:
-        """Where there is no window."""
-        if not self._off:
-            return standard.take(self._context, self._vm, self.attempt)
-        verdict = offline.take(self._context, self._vm, self.attempt)
-        self.attempt.untouched = images.written(self._vm, self.attempt.overlays.values())
-        return verdict
-
-    def require_as_taken(self) -> None:
-        """Raises RefusedError if the VM was off when it was taken, and runs now: beside others it is not of their instant."""
-        if self._off and self._vm.active():
-            raise RefusedError(f"{self._vm.name} was started by somebody else meanwhile", hint="try again")
-
-    def describe(self, verdict: Evidence, group: GroupPart | None = None) -> Checkpoint:
-        return self.attempt.describe(verdict, self._name, self._settings.require, self._parent, group)
+def require_still_off(taken: Sequence[tuple[Vm, Part]]) -> None:
+    """Raises RefusedError if a VM was off when it was taken, and runs now: beside others it is not of their instant."""
+    for vm, part in taken:
+        if part.plan.off and vm.active():
+            raise RefusedError(f"{vm.name} was started by somebody else meanwhile", hint="try again")
 
 
 def settings_of(context: Context, vm: Vm, type: Type | None, required: Consistency | None) -> Settings:
     """The VM's settings, with what this call says put in their place."""
-    settings = context.catalog.settings(vm.host.name, vm.uuid)
+    settings = context.catalog.settings.get(vm.key)
     if type is None and settings.type is Type.DISABLED:
         raise RefusedError(
             f"checkpoints are disabled for {vm.name}", hint=f"quiesce settings {vm.name} --type production, or give --type"
@@ -166,13 +119,14 @@ def settings_of(context: Context, vm: Vm, type: Type | None, required: Consisten
     return settings
 
 
-def _require_power(facts: Facts, settings: Settings) -> None:
-    if facts.power is PowerState.OFF:
-        if settings.type is Type.STANDARD:
-            raise RefusedError(f"{facts.name} is off: it has no memory to save", hint="use --type production")
-        plan.require_no_saved_memory(facts)
-        plan.require_persistent(facts)
-    elif settings.type is Type.STANDARD:
-        plan.require_running(facts)  # saving the memory of a paused VM leaves QEMU unable to merge until it is resumed
-    else:
-        plan.require_answering(facts, settings.require)
+def recover(context: Context, vm: Vm, operation: Interrupted) -> str:
+    """Undoes a checkpoint that was not recorded: the VM is brought back onto its old images, with all it wrote. Raises
+    QuiesceError while libvirt is still busy with the switch: it may take effect later."""
+    vm.end_saving()
+    if context.catalog.checkpoints.has(operation.id):
+        images.write_manifest(context, vm, context.catalog.checkpoints.tree(vm.key).find(operation.id))
+        return "was complete"
+    if not operation.of(Switch):
+        return "had not begun to switch"  # nothing was ever written to its overlays; they are removed with the orphans
+    images.put_back(context, vm, {step.target: (step.path, step.backing) for step in operation.of(MakeOverlay)})
+    return "was undone"

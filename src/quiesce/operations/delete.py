@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from quiesce.catalog.journal import Journal
+from quiesce.catalog.journal import Interrupted
+from quiesce.catalog.steps import Hide
 from quiesce.context import Context
 from quiesce.disks import images
 from quiesce.disks.merges import Waiting, merge_hidden
@@ -13,8 +14,8 @@ from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import RefusedError
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, Tree
-from quiesce.operations.recover import recover
-from quiesce.taking import plan
+from quiesce.recovery import journalled, operating
+from quiesce.taking.requirements import require_nothing_in_the_way
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,13 @@ def delete(
     waiting: list[Waiting] = []
     for name in dict.fromkeys(reference.vm for reference in references):
         patterns = [reference.checkpoint for reference in references if reference.vm == name]
-        with context.vm(name) as vm, context.locked(vm, "delete"):
-            if not dry_run:
-                recover(context, vm)  # first, as it may correct what is chosen from
-            chosen = _choose(context.catalog.tree(vm.host.name, vm.uuid), patterns, subtree)
-            deleted += chosen
-            if not dry_run:
+        if dry_run:
+            with context.vm(name) as vm, context.locked(vm, "delete"):
+                deleted += _choose(context.catalog.checkpoints.tree(vm.key), patterns, subtree)
+        else:
+            with operating(context, name, "delete") as vm:
+                chosen = _choose(context.catalog.checkpoints.tree(vm.key), patterns, subtree)
+                deleted += chosen
                 waiting += _delete(context, vm, chosen)
     return Deleted(tuple(deleted), tuple(waiting))
 
@@ -61,7 +63,7 @@ def _choose_all(context: Context, references: Sequence[CheckpointReference], sub
     chosen: list[Checkpoint] = []
     for name in dict.fromkeys(reference.vm for reference in references):
         with context.vm(name) as vm:
-            tree = context.catalog.tree(vm.host.name, vm.uuid)
+            tree = context.catalog.checkpoints.tree(vm.key)
         chosen += _choose(tree, [reference.checkpoint for reference in references if reference.vm == name], subtree)
     return chosen
 
@@ -69,7 +71,9 @@ def _choose_all(context: Context, references: Sequence[CheckpointReference], sub
 def _require_whole(context: Context, chosen: list[Checkpoint]) -> None:
     going = {node.id for node in chosen}
     for node in chosen:
-        staying = [part for part in context.catalog.parts(node.group.id) if part.id not in going] if node.group else []
+        staying = (
+            [part for part in context.catalog.checkpoints.parts(node.group.id) if part.id not in going] if node.group else []
+        )
         if node.group and staying:
             whole = f"{node.group.group}@{node.group.name}"
             raise RefusedError(
@@ -87,14 +91,23 @@ def _choose(tree: Tree, patterns: Sequence[str], subtree: bool) -> list[Checkpoi
 
 def _delete(context: Context, vm: Vm, chosen: list[Checkpoint]) -> tuple[Waiting, ...]:
     with context.phase("plan"):
-        plan.require_nothing_in_the_way(vm.facts())
-    journal = Journal(context.catalog, vm.host.name, vm.uuid, "delete")
-    hidden = [replace(node, hidden=True, files=()) for node in chosen]
-    with journal.step("hide", checkpoints=[node.id for node in hidden]):
-        context.catalog.update(*hidden)
-        for node in hidden:
-            images.write_manifest(context, vm, node)
-    with context.phase("merge"):
-        waiting = merge_hidden(context, vm, journal)
-    journal.finish("done")
-    return waiting
+        require_nothing_in_the_way(vm.facts())
+    with journalled(context, vm, "delete") as journal:
+        hidden = [replace(node, hidden=True, files=()) for node in chosen]
+        with journal.step(Hide(tuple(node.id for node in hidden))):
+            context.catalog.checkpoints.update(*hidden)
+            for node in hidden:
+                images.write_manifest(context, vm, node)
+        with context.phase("merge"):
+            return merge_hidden(context, vm, journal)
+
+
+def go_on(context: Context, vm: Vm) -> tuple[Waiting, ...]:
+    """Merges what earlier deletions could not. To be called under the VM's lock."""
+    with journalled(context, vm, "delete") as journal:
+        return merge_hidden(context, vm, journal)
+
+
+def recover(_context: Context, _vm: Vm, _operation: Interrupted) -> str:
+    """A merge that was under way has been brought to a known state; to go on with it may take hours."""
+    return "goes on with the next deletion, or with `quiesce doctor --repair`"

@@ -67,8 +67,8 @@ def diff(context: Context, reference: CheckpointReference, other: str | None = N
         found = survey(context, vm)
         first = found.tree.find(reference.checkpoint)
         second = found.tree.find(other) if other is not None else None
-        before = context.catalog.domain_xml(first.id)
-        after = context.catalog.domain_xml(second.id) if second else vm.definition()
+        before = context.catalog.checkpoints.domain_xml(first.id)
+        after = context.catalog.checkpoints.domain_xml(second.id) if second else vm.definition()
         common, one_line = parted(found.tree, first.id, second.id if second else None)
         names = (f"{vm.name}@{first.name}", f"{vm.name}@{second.name}" if second else vm.name)
         return Difference(
@@ -131,7 +131,7 @@ def _side(found: Survey, chain: tuple[str, ...], common: str | None) -> DiskSide
     if not chain:
         return None
     above = chain[: chain.index(common)] if common else chain
-    sizes = [found.volumes[path].allocation if path in found.volumes else None for path in above if path not in found.merged]
-    image = found.volumes.get(chain[0])
+    sizes = [found.images[path].allocation if path in found.images else None for path in above if path not in found.merged]
+    image = found.images.get(chain[0])
     written = None if None in sizes else sum(size for size in sizes if size is not None)
     return DiskSide(chain[0], image.capacity if image else None, written)

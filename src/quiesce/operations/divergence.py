@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quiesce.applications.divergence import judge_server
 from quiesce.context import Context
-from quiesce.disks.standing import head, stands_at
+from quiesce.disks.head import head, stands_at
 from quiesce.hypervisor.vm import PowerState, Vm
 from quiesce.model.divergence import Agreement, ServerFindings, describe
 from quiesce.model.errors import DivergenceError, QuiesceError
 from quiesce.model.groups import Member, Tier
+from quiesce.model.keys import VmKey
 from quiesce.model.names import CheckpointReference
 from quiesce.model.reports import WriterReport
 from quiesce.model.tree import Checkpoint, Witness
@@ -34,7 +35,7 @@ class Divergence:
 def divergence(context: Context, reference: CheckpointReference) -> Divergence:
     """What would disagree if this one VM were restored. Changes nothing; asks the guests of the others."""
     with context.vm(reference.vm) as vm:
-        node = context.catalog.tree(vm.host.name, vm.uuid).find(reference.checkpoint)
+        node = context.catalog.checkpoints.tree(vm.key).find(reference.checkpoint)
     return Divergence((node,), _servers(context, (node,)))
 
 
@@ -50,7 +51,7 @@ def require_agreement(context: Context, going: Sequence[Checkpoint]) -> None:
     disagreeing = [each for each in servers if not each.agrees]
     if disagreeing:
         group = next((node.group for node in going if node.group), None)
-        parts = {part.vm_name for part in context.catalog.parts(group.id)} if group else set()
+        parts = {part.vm_name for part in context.catalog.checkpoints.parts(group.id)} if group else set()
         together = ""
         if group and {each.vm_name for each in disagreeing} <= parts:  # or else that would be refused as well
             together = f"restore all of them: quiesce group restore {group.group}@{group.name}; or "
@@ -80,8 +81,7 @@ def witnesses(context: Context, members: Iterable[Member]) -> tuple[Witness, ...
 class _Other:
     """A server that stays as it is."""
 
-    host: str
-    vm_uuid: str
+    key: VmKey
     vm_name: str
     part: Checkpoint | None = None
     """Its own checkpoint of the same instant."""
@@ -90,7 +90,7 @@ class _Other:
 
 def _quiet(context: Context) -> Context:
     """Many phases at once are no progress."""
-    return Context(context.uri, context.catalog, lambda _: None)
+    return replace(context, emit=lambda _: None)
 
 
 def _servers(context: Context, going: Sequence[Checkpoint]) -> tuple[ServerFindings, ...]:
@@ -104,26 +104,25 @@ def _servers(context: Context, going: Sequence[Checkpoint]) -> tuple[ServerFindi
 
 def _others(context: Context, going: Sequence[Checkpoint]) -> list[_Other]:
     """Who was there at that instant, and who is in a group with one of them now."""
-    found: dict[tuple[str, str], _Other] = {}
+    found: dict[VmKey, _Other] = {}
     for node in going:
         if node.group:
-            for part in context.catalog.parts(node.group.id):
-                found[part.host, part.vm_uuid] = _Other(part.host, part.vm_uuid, part.vm_name, part=part)
+            for part in context.catalog.checkpoints.parts(node.group.id):
+                found[part.key] = _Other(part.key, part.vm_name, part=part)
             for seen in node.group.witnesses:
-                found.setdefault((seen.host, seen.vm_uuid), _Other(seen.host, seen.vm_uuid, seen.vm_name, witness=seen))
-    restored = {(node.host, node.vm_uuid) for node in going}
-    for group in context.catalog.groups():
+                found.setdefault(seen.key, _Other(seen.key, seen.vm_name, witness=seen))
+    restored = {node.key for node in going}
+    for group in context.catalog.groups.all():
         members = members_of(context, group.name)
-        if any((member.host, member.vm_uuid) in restored and member.tier is not Tier.EXTERNAL for member in members):
+        if any(member.key in restored and member.tier is not Tier.EXTERNAL for member in members):
             for member in members:
-                other = _Other(member.host, member.vm_uuid, member.vm_name)
-                found.setdefault((member.host, member.vm_uuid), other)
+                found.setdefault(member.key, _Other(member.key, member.vm_name))
     return [other for key, other in found.items() if key not in restored]
 
 
 def _judge(context: Context, other: _Other, going: Sequence[WriterReport]) -> ServerFindings:
     try:
-        with context.vm(other.vm_uuid) as vm:
+        with context.vm(other.key.uuid) as vm:
             return _judge_vm(context, vm, other, going)
     except QuiesceError as error:
         return ServerFindings.whole(other.vm_name, Agreement.UNKNOWN, f"it cannot be asked: {error.message}")
@@ -135,7 +134,7 @@ def _judge_vm(context: Context, vm: Vm, other: _Other, going: Sequence[WriterRep
         return ServerFindings.whole(vm.name, Agreement.AGREES, "it is off, and stands at its part of that checkpoint")
     if vm.facts().power is PowerState.OFF:
         return ServerFindings.whole(vm.name, Agreement.UNKNOWN, "it is off; only a guest that runs can say where it stands")
-    if part and part.id not in {node.id for node in context.catalog.tree(vm.host.name, vm.uuid).ancestors(head(context, vm))}:
+    if part and part.id not in {node.id for node in context.catalog.checkpoints.tree(vm.key).ancestors(head(context, vm))}:
         return ServerFindings.whole(vm.name, Agreement.MOVED, "it was put back to another checkpoint since")
     if other.witness and other.witness.reason:
         return ServerFindings.whole(

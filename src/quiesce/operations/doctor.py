@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from quiesce.catalog import journal, manifest
 from quiesce.context import Context
-from quiesce.disks import images, machine_files, merges
+from quiesce.disks import images, merges
 from quiesce.disks.survey import Survey, survey
-from quiesce.hypervisor import volumes
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError
 from quiesce.model.tree import Checkpoint
-from quiesce.operations.recover import recover
+from quiesce.operations.delete import go_on
+from quiesce.recovery import recover_all
 from quiesce.repair import lost
 
 
@@ -41,8 +42,8 @@ def doctor(context: Context, vm_name: str | None, *, repair: bool) -> list[Diagn
         return [_one(context, vm_name, repair)]
     with context.host() as host:
         here = {str(domain.UUIDString()): str(domain.name()) for domain in host.domains()}
-        known = context.catalog.vm_uuids(host.name)
-    return [_each(context, here.get(uuid, uuid), repair) for uuid in known]
+        known = context.catalog.vms(host.id)
+    return [_each(context, here.get(key.uuid, key.uuid), repair) for key in known]
 
 
 def _each(context: Context, name: str, repair: bool) -> Diagnosis:
@@ -72,12 +73,12 @@ def _one(context: Context, name: str, repair: bool) -> Diagnosis:
         with context.locked(vm, "doctor"):
             interrupted = [
                 f"the {operation.verb} begun at {operation.started} was interrupted"
-                for operation in journal.interrupted(context.catalog, vm.host.name, vm.uuid)
+                for operation in journal.interrupted(context.catalog, vm.key)
             ]
             found += interrupted
             if interrupted and not repair:
                 return Diagnosis(vm.name, tuple(found), ())  # all else may be its doing
-            mended += recover(context, vm) if interrupted else []
+            mended += recover_all(context, vm) if interrupted else []
             while finding := next(_findings(context, vm, found), None):
                 found.append(finding.text)
                 if repair and finding.mend:
@@ -103,7 +104,7 @@ def _renamed(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
     nodes = [replace(node, vm_name=vm.name) for node in found.tree.nodes if node.vm_name != vm.name]
 
     def mend() -> str:
-        context.catalog.update(*nodes)
+        context.catalog.checkpoints.update(*nodes)
         for node in nodes:
             images.write_manifest(context, vm, node)
         return f"{len(nodes)} checkpoints now say that their VM is {vm.name}"
@@ -140,7 +141,7 @@ def _giving_up(context: Context, vm: Vm, node: Checkpoint) -> Callable[[], str]:
 
 def _moved(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
     """The VM stands elsewhere than the catalog says: somebody copied, pulled or replaced a disk."""
-    if found.unreadable or not set(found.head.values()) <= found.volumes.keys():
+    if found.unreadable or not set(found.head.values()) <= found.images.keys():
         return
     parent = found.tree.get(found.tree.head_parent)
     standing = found.standing(found.head)
@@ -150,7 +151,7 @@ def _moved(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
     actual = parts.popitem()[1] if len(set(parts.values())) == 1 else None
 
     def mend() -> str:
-        context.catalog.set_head(vm.host.name, vm.uuid, actual)
+        context.catalog.checkpoints.set_head(vm.key, actual)
         return f"the catalog has {vm.name} based on {name(actual)} now"
 
     def name(id: str | None) -> str:
@@ -173,7 +174,7 @@ def _manifests(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
             return f"the manifest of {node.name!r} was written anew"
 
         try:
-            right = images.manifest_of(context, vm, node) == images.read_manifest(vm, node)
+            right = images.manifest_of(context, vm, node) == images.read_manifest(context, vm, node)
         except QuiesceError:
             right = False
         if not right:
@@ -181,11 +182,10 @@ def _manifests(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
     for path, stray in _strays(context, vm, found):
 
         def remove(path: str = path) -> str:
-            with volumes.beside(vm.host, path) as (pool, name):
-                pool.delete(name)
+            context.storage(vm.host).remove(path)
             return f"{path} was removed"
 
-        if stray.paths() <= found.volumes.keys():
+        if stray.paths() <= found.images.keys():
             text = f"{path} describes checkpoint {stray.name!r}, which the catalog does not have: `quiesce catalog rebuild`"
             yield _Finding(text)
         else:
@@ -194,16 +194,16 @@ def _manifests(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
 
 def _strays(context: Context, vm: Vm, found: Survey) -> Iterator[tuple[str, Checkpoint]]:
     """Manifests of checkpoints of this VM that the catalog does not have."""
-    for path in sorted(found.volumes):
-        id = manifest.checkpoint_id(volumes.split(path)[1])
-        if id and not context.catalog.has(id) and (described := _described(vm, path)):
+    for path in sorted(found.images):
+        id = manifest.checkpoint_id(posixpath.basename(path))
+        if id and not context.catalog.checkpoints.has(id) and (described := _described(context, vm, path)):
             yield path, described
 
 
-def _described(vm: Vm, path: str) -> Checkpoint | None:
+def _described(context: Context, vm: Vm, path: str) -> Checkpoint | None:
     """The checkpoint of this VM that a manifest describes."""
     try:
-        described = manifest.load(machine_files.content(vm.host, path)).checkpoint
+        described = manifest.load(context.storage(vm.host).read(path)).checkpoint
     except QuiesceError:
         return None
     return described if described.vm_uuid == vm.uuid else None
@@ -213,7 +213,7 @@ def _orphans(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
     if found.unreadable:
         return
     described = found.chains.needed(file for _, stray in _strays(context, vm, found) for file in stray.paths())
-    for path in sorted(found.live & found.volumes.keys() - found.needed()):
+    for path in sorted(found.live & found.images.keys() - found.needed()):
         yield _Finding(f"{path} is, or may be, what a disk wrote that {vm.name} no longer has; it is left alone")
     for path in found.orphans():
         if path in described:
@@ -228,7 +228,7 @@ def _orphans(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
 
 def _unmerged(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
     def mend() -> str:
-        waiting = merges.go_on(context, vm)
+        waiting = go_on(context, vm)
         return "; ".join(["deleted checkpoints were merged", *(f"{item.name}: {item.reason}" for item in waiting)])
 
     if not found.unreadable and merges.anything_to_do(found):

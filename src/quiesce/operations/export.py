@@ -6,17 +6,19 @@ from dataclasses import dataclass
 
 from quiesce.catalog import exported
 from quiesce.catalog.exported import Export, ExportedDisk, ExportedFile
-from quiesce.catalog.journal import Journal
+from quiesce.catalog.journal import Interrupted, Journal
+from quiesce.catalog.steps import CopyDisk, WriteExport
 from quiesce.context import Context
 from quiesce.disks import machine_files
 from quiesce.disks.survey import Survey, survey
-from quiesce.hypervisor import domain_xml, merge, volumes
+from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.vm import Vm
-from quiesce.model.errors import QuiesceError, RefusedError, UsageError
+from quiesce.model.errors import HypervisorError, RefusedError, UsageError
 from quiesce.model.events import Warned
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, Role
-from quiesce.operations.recover import recover
+from quiesce.recovery import journalled, operating
+from quiesce.storage.port import Storage, minding_room, require_room
 
 
 @dataclass(frozen=True)
@@ -36,33 +38,25 @@ def export(context: Context, reference: CheckpointReference, directory: str) -> 
         raise UsageError(f"{directory} is no absolute path", hint="the directory is one of the VM's host")
     directory = directory.rstrip("/")
     with (
-        context.vm(reference.vm) as vm,
-        context.locked(vm, "export"),
-        context.locked_directory(vm.host.name, directory, "quiesce export to"),
+        operating(context, reference.vm, "export") as vm,
+        context.locked_directory(vm.key.host, directory, "quiesce export to"),
     ):
         with context.phase("plan"):
-            recover(context, vm)
             found = survey(context, vm)
             node = found.tree.find(reference.checkpoint)
             if missing := found.missing(node):
                 raise RefusedError(f"checkpoint {node.name!r} cannot be exported: {', '.join(missing)} is gone")
             needed = _bytes(found, node)
-            _require_empty(vm, directory, needed)
+            _require_empty(context.storage(vm.host), directory, needed)
         if node.file(Role.MEMORY):
             context.emit(Warned(f"the memory of {node.name!r} is left out: what is exported is its disks"))
-        names = [*(f"{disk.target}.qcow2" for disk in node.disks), *_NAMES.values(), exported.DOMAIN, exported.NAME]
-        journal = Journal(context.catalog, vm.host.name, vm.uuid, "export")
-        try:
-            with (
-                journal.step("export", directory=directory, files=names),
-                volumes.minding_room(vm.host, directory, needed, "the export"),
-            ):
-                done = _write(context, vm, found, node, directory, journal)
-        except BaseException:
-            _undo(context, vm, journal, directory, names)
-            raise
-        journal.finish("done")
-        return Exported(directory, done)
+        names = (*(f"{disk.target}.qcow2" for disk in node.disks), *_NAMES.values(), exported.DOMAIN, exported.NAME)
+        with (
+            journalled(context, vm, "export") as journal,
+            journal.step(WriteExport(directory, names)),
+            minding_room(context.storage(vm.host), directory, needed, "the export"),
+        ):
+            return Exported(directory, _write(context, vm, found, node, directory, journal))
 
 
 _NAMES = {Role.NVRAM: "nvram.fd", Role.TPM: "tpm.state"}
@@ -73,53 +67,58 @@ def _bytes(found: Survey, node: Checkpoint) -> int:
     total = 0
     for disk in node.disks:
         chain = found.chains.chain(disk.path)
-        written = sum(found.volumes[path].allocation for path in chain if path in found.volumes)
-        total += min(written, found.volumes[disk.path].capacity) + 1024 * 1024
-    return total + sum(found.volumes[file.path].capacity for file in node.files if file.role in _NAMES)
+        written = sum(found.images[path].allocation for path in chain if path in found.images)
+        total += min(written, found.images[disk.path].capacity) + 1024 * 1024
+    return total + sum(found.images[file.path].capacity for file in node.files if file.role in _NAMES)
 
 
-def _require_empty(vm: Vm, directory: str, needed: int) -> None:
-    with volumes.directory(vm.host, directory, build=True) as pool:
-        if present := pool.volumes():
-            raise RefusedError(f"{directory} is not empty: {present[0].path} is in it", hint="name one that does not exist")
-        pool.require_room(needed, "the export")
+def _require_empty(storage: Storage, directory: str, needed: int) -> None:
+    if present := storage.contents(directory, make=True):
+        raise RefusedError(f"{directory} is not empty: {min(present)} is in it", hint="name one that does not exist")
+    require_room(storage, directory, needed, "the export")
 
 
 def _write(context: Context, vm: Vm, found: Survey, node: Checkpoint, directory: str, journal: Journal) -> Export:
+    storage = context.storage(vm.host)
     disks, kept = [], {}
-    with merge.Helper(vm.host) as helper:
+    with storage.merger() as merger:
         for disk in node.disks:
-            name, capacity = f"{disk.target}.qcow2", found.volumes[disk.path].capacity
-            with context.phase(f"export {disk.target}"), journal.step("copy", disk=disk.target):
-                with volumes.directory(vm.host, directory) as pool:
-                    path = pool.create_flat(name, capacity)
-                helper.copy(disk.path, path, context.progress(f"export {disk.target}"))
+            name, capacity = f"{disk.target}.qcow2", found.images[disk.path].capacity
+            path, phase = storage.inside(directory, name), f"export {disk.target}"
+            with context.phase(phase), journal.step(CopyDisk(disk.target)):
+                storage.make_flat(path, capacity)
+                merger.copy(disk.path, path, context.progress(phase))
             disks.append(ExportedDisk(disk.target, name, capacity))
     for role, name in _NAMES.items():
         if file := node.file(role):
-            machine_files.write(vm.host, f"{directory}/{name}", machine_files.content(vm.host, file.path))
+            machine_files.write(storage, storage.inside(directory, name), storage.read(file.path))
             kept[role] = name
     nvram = f"{directory}/{kept[Role.NVRAM]}" if Role.NVRAM in kept else None
     sources = {disk.target: f"{directory}/{disk.file}" for disk in disks}
-    xml = domain_xml.exported(context.catalog.domain_xml(node.id), sources=sources, nvram=nvram)
-    machine_files.write(vm.host, f"{directory}/{exported.DOMAIN}", xml.encode())
+    xml = domain_xml.exported(context.catalog.checkpoints.domain_xml(node.id), sources=sources, nvram=nvram)
+    machine_files.write(storage, storage.inside(directory, exported.DOMAIN), xml.encode())
     names = [*(disk.file for disk in disks), *kept.values(), exported.DOMAIN]
-    files = tuple(_checksum(context, vm, directory, name) for name in names)
+    files = tuple(_checksum(context, storage, directory, name) for name in names)
     done = Export(exported.FORMAT, node, tuple(disks), files, kept.get(Role.NVRAM), kept.get(Role.TPM))
-    with journal.step("write-manifest"):
-        machine_files.write(vm.host, f"{directory}/{exported.NAME}", exported.dump(done))
+    machine_files.write(storage, storage.inside(directory, exported.NAME), exported.dump(done))
     return done
 
 
-def _checksum(context: Context, vm: Vm, directory: str, name: str) -> ExportedFile:
-    phase = f"checksum of {name}"
-    with context.phase(phase), volumes.directory(vm.host, directory) as pool:
-        return ExportedFile(name, pool.size(name), pool.sha256(name, context.progress(phase)))
+def _checksum(context: Context, storage: Storage, directory: str, name: str) -> ExportedFile:
+    phase, path = f"checksum of {name}", storage.inside(directory, name)
+    with context.phase(phase):
+        return ExportedFile(name, storage.size(path), storage.sha256(path, context.progress(phase)))
 
 
-def _undo(context: Context, vm: Vm, journal: Journal, directory: str, names: list[str]) -> None:
-    try:
-        machine_files.remove(vm.host, directory, names)
-        journal.finish("undone")
-    except QuiesceError as error:
-        context.emit(Warned(f"what was written to {directory} could not be removed: {error.message}"))
+def recover(context: Context, vm: Vm, operation: Interrupted) -> str:
+    """Removes an export that is not whole; one that has its manifest is."""
+    storage = context.storage(vm.host)
+    for step in operation.unfinished(WriteExport):
+        try:
+            if storage.has(storage.inside(step.directory, exported.NAME)):
+                return "was complete"
+        except HypervisorError:
+            continue  # the directory is gone, with all that was in it
+        for name in step.files:
+            storage.remove(storage.inside(step.directory, name))
+    return "was undone"

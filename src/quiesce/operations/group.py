@@ -26,20 +26,20 @@ class Shown:
 def create(context: Context, name: str, members: Sequence[str]) -> Group:
     """A new group of members written as `VM`, `VM:TIER` or `@GROUP`. Raises NameTakenError, UsageError, NotFoundError."""
     group = _extended(context, Group(check_group_name(name)), members)
-    context.catalog.set_group(group, new=True)
+    context.catalog.groups.put(group, new=True)
     return group
 
 
 def add(context: Context, name: str, members: Sequence[str]) -> Group:
     """Raises NotFoundError, RefusedError for what is a member already, or a group that would be in itself."""
-    group = _extended(context, context.catalog.group(name), members)
-    context.catalog.set_group(group)
+    group = _extended(context, context.catalog.groups.get(name), members)
+    context.catalog.groups.put(group)
     return group
 
 
 def remove(context: Context, name: str, members: Sequence[str]) -> Group:
     """Raises NotFoundError for what is no member."""
-    group = context.catalog.group(name)
+    group = context.catalog.groups.get(name)
     for words in map(parse_member, members):
         if not words.group:
             group = group.without_member(words.vm)
@@ -47,40 +47,40 @@ def remove(context: Context, name: str, members: Sequence[str]) -> Group:
             group = replace(group, groups=tuple(inner for inner in group.groups if inner != words.group))
         else:
             raise NotFoundError(f"{name} has no group {words.group!r} in it", hint=f"quiesce group show {name}")
-    context.catalog.set_group(group)
+    context.catalog.groups.put(group)
     return group
 
 
 def forget(context: Context, name: str) -> Group:
     """Checkpoints of its members stay, and stay together. Raises RefusedError while it is in another group."""
-    group = context.catalog.group(name)
-    outer = next((other.name for other in context.catalog.groups() if name in other.groups), None)
+    group = context.catalog.groups.get(name)
+    outer = next((other.name for other in context.catalog.groups.all() if name in other.groups), None)
     if outer:
         raise RefusedError(f"{name} is in group {outer}", hint=f"quiesce group remove {outer} @{name}")
-    context.catalog.remove_group(name)
+    context.catalog.groups.remove(name)
     return group
 
 
 def show(context: Context, name: str) -> Shown:
-    group = context.catalog.group(name)
-    return Shown(group, members_of(context, name), tuple(context.catalog.group_checkpoints(name)))
+    group = context.catalog.groups.get(name)
+    return Shown(group, members_of(context, name), tuple(context.catalog.checkpoints.of_group(name)))
 
 
 def show_all(context: Context) -> list[Shown]:
-    return [show(context, group.name) for group in context.catalog.groups()]
+    return [show(context, group.name) for group in context.catalog.groups.all()]
 
 
 def members_of(context: Context, name: str) -> tuple[Member, ...]:
-    return all_members(name, context.catalog.group)
+    return all_members(name, context.catalog.groups.get)
 
 
 def parts_of(context: Context, reference: str) -> tuple[GroupPart, list[Checkpoint]]:
     """The group's checkpoint `GROUP@CHECKPOINT`, by name or id, and what is left of its parts. Raises UsageError,
     NotFoundError."""
     asked = parse_reference(reference)
-    for part in reversed(context.catalog.group_checkpoints(asked.vm)):
+    for part in reversed(context.catalog.checkpoints.of_group(asked.vm)):
         if asked.checkpoint in (part.name, part.id):
-            return part, context.catalog.parts(part.id)
+            return part, context.catalog.checkpoints.parts(part.id)
     raise NotFoundError(f"group {asked.vm} has no checkpoint {asked.checkpoint!r}", hint=f"quiesce group show {asked.vm}")
 
 
@@ -93,12 +93,12 @@ def delete_checkpoint(context: Context, reference: str, *, dry_run: bool = False
 def _extended(context: Context, group: Group, members: Sequence[str]) -> Group:
     for words in map(parse_member, members):
         if words.group:
-            context.catalog.group(words.group)
+            context.catalog.groups.get(words.group)
             if words.group in group.groups:
                 raise RefusedError(f"group {words.group} is in {group.name} already")
             group = replace(group, groups=(*group.groups, words.group))
         else:
             with context.vm(words.vm) as vm:
-                group = group.with_member(Member(vm.host.name, vm.uuid, vm.name, words.tier))
-    all_members(group.name, lambda name: group if name == group.name else context.catalog.group(name))
+                group = group.with_member(Member(vm.key.host, vm.uuid, vm.name, words.tier))
+    all_members(group.name, lambda name: group if name == group.name else context.catalog.groups.get(name))
     return group

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -17,11 +17,14 @@ from quiesce.model.groups import Member, Tier
 from quiesce.model.names import check_checkpoint_name, default_checkpoint_name
 from quiesce.model.settings import Type
 from quiesce.model.tree import Checkpoint, GroupPart, Witness
-from quiesce.operations.checkpoint import DEFAULT_WINDOW_S, Taking, settings_of
+from quiesce.operations.checkpoint import DEFAULT_WINDOW_S, begin, require_still_off, settings_of, take_alone
 from quiesce.operations.divergence import witnesses
 from quiesce.operations.group import members_of
-from quiesce.taking import production
-from quiesce.taking.part import Evidence, record
+from quiesce.recovery import recover_all
+from quiesce.taking.evidence import Evidence
+from quiesce.taking.part import Part, record
+from quiesce.taking.plan import plan
+from quiesce.taking.production import RunningPart, take_production
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,15 @@ class Taken:
     part: GroupPart
     checkpoints: tuple[Checkpoint, ...]
     """One for each member, in the group's order."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """One member's part."""
+
+    vm: Vm
+    part: Part
+    running: RunningPart | None
 
 
 def group_checkpoint(
@@ -39,52 +51,52 @@ def group_checkpoint(
     required: Consistency | None = None,
     window_s: float = DEFAULT_WINDOW_S,
 ) -> Taken:
-    """Takes a production checkpoint of every VM of the group, all at one instant: front ends of all are held first, then
-    what lies behind; all are frozen before any is switched, and none goes on before all were.
+    """Takes a production checkpoint of every member, external ones left out, at one instant; or of none.
 
-    All members get their checkpoint, each with at least the label `required` of it, or none does: then a QuiesceError is
-    raised, all guests run, and nothing is left behind. Killed at any moment, every guest releases itself within `window_s`,
-    and the next operation on each VM, or `doctor`, finds that all parts are recorded, or removes them all. A member that is
-    off takes part with what its guest left.
-    """
+    All members' applications are held level by level, all front ends first, then all filesystems are frozen, all disks
+    switched, and all of it released in reverse order. Each label is at least `required`, or what the member's own settings
+    require. If one of them cannot be had, a QuiesceError is raised, all guests run, and nothing is left behind. Killed at any
+    moment, the next operation on a member, or `quiesce doctor`, finds that all parts are recorded, or removes them all. A
+    member that is off takes part with what its guest left."""
     name = check_checkpoint_name(name) if name is not None else default_checkpoint_name(datetime.now(UTC))
     everybody = members_of(context, group)
     members = [member for member in everybody if member.tier is not Tier.EXTERNAL]
     external = [member for member in everybody if member.tier is Tier.EXTERNAL]
-    with contextlib.ExitStack() as stack:
-        vms = _opened(context, group, members, stack)
-        takings: list[Taking] = []
+    with ExitStack() as stack:
+        vms = _locked(context, group, members, stack)
         with context.phase("plan"):
-            for vm in vms:
-                settings = replace(settings_of(context, vm, None, required), type=Type.PRODUCTION)
-                taking = Taking(context, vm, name, settings, (), stack)
-                stack.enter_context(taking.undone_unless_recorded())
-                takings.append(taking)
-        for taking in takings:
-            taking.make_overlays()
+            opened = [_open(context, vm, name, required, stack) for vm in vms]
+        for each in opened:
+            each.part.make_overlays()
         seen = _witnesses(context, external)
-        verdicts = _take(context, takings, window_s)
-        ids = tuple(taking.attempt.id for taking in takings)
-        part = GroupPart(uuid.uuid4().hex, group, name, ids, _skew_us(verdicts), seen)
+        evidence = _take(context, opened, window_s)
+        ids = tuple(each.part.id for each in opened)
+        part = GroupPart(uuid.uuid4().hex, group, name, ids, _skew_us(evidence), seen)
         with context.phase("record"):
-            nodes = [taking.describe(verdict, part) for taking, verdict in zip(takings, verdicts, strict=True)]
-            record(context.catalog, [(taking.attempt, node) for taking, node in zip(takings, nodes, strict=True)])
+            nodes = record(context, [(each.part, found) for each, found in zip(opened, evidence, strict=True)], part)
     for node in nodes:
         for warning in node.warnings:
             context.emit(Warned(f"{node.vm_name}: {warning}"))
     return Taken(part, tuple(nodes))
 
 
-def _opened(context: Context, group: str, members: Sequence[Member], stack: contextlib.ExitStack) -> list[Vm]:
+def _locked(context: Context, group: str, members: Sequence[Member], stack: ExitStack) -> list[Vm]:
     """All members, locked: each on a connection of its own, as libvirt does five things at a time on one."""
     if not members:
         raise RefusedError(f"group {group} has no members", hint=f"quiesce group add {group} VM:TIER")
     vms = [stack.enter_context(context.vm(member.vm_uuid)) for member in members]
     for vm, member in zip(vms, members, strict=True):
-        if vm.host.name != member.host:
-            raise RefusedError(f"{member.vm_name} is on host {member.host}, this is {vm.host.name}")
+        if vm.key != member.key:
+            raise RefusedError(f"{member.vm_name} is on host {context.catalog.hosts.name(member.host)}, this is {vm.host.name}")
         stack.enter_context(context.locked(vm, f"group checkpoint {group}, with"))
     return vms
+
+
+def _open(context: Context, vm: Vm, name: str, required: Consistency | None, stack: ExitStack) -> _Opened:
+    settings = replace(settings_of(context, vm, None, required), type=Type.PRODUCTION)
+    recover_all(context, vm)
+    part, running = begin(context, vm, plan(context, vm, name, settings), stack)
+    return _Opened(vm, part, running)
 
 
 def _witnesses(context: Context, external: Sequence[Member]) -> tuple[Witness, ...]:
@@ -99,18 +111,17 @@ def _witnesses(context: Context, external: Sequence[Member]) -> tuple[Witness, .
     return found
 
 
-def _take(context: Context, takings: Sequence[Taking], window_s: float) -> list[Evidence]:
+def _take(context: Context, opened: Sequence[_Opened], window_s: float) -> list[Evidence]:
     """Those that are off first: nothing of them changes any more."""
-    verdicts = {taking.attempt.id: taking.take_alone() for taking in takings if not taking.guest}
-    running = [(taking, taking.guest) for taking in takings if taking.guest]
+    evidence = {each.part.id: take_alone(context, each.vm, each.part) for each in opened if not each.running}
+    running = [(each.part.id, each.running) for each in opened if each.running]
     if running:
-        found = production.take(context, [guest for _, guest in running], window_s)
-        verdicts |= {taking.attempt.id: verdict for (taking, _), verdict in zip(running, found, strict=True)}
-    for taking in takings:
-        taking.require_as_taken()
-    return [verdicts[taking.attempt.id] for taking in takings]
+        found = take_production(context, [member for _, member in running], window_s)
+        evidence |= {id: each for (id, _), each in zip(running, found, strict=True)}
+    require_still_off([(each.vm, each.part) for each in opened])
+    return [evidence[each.part.id] for each in opened]
 
 
-def _skew_us(verdicts: Sequence[Evidence]) -> int:
-    switched = [verdict.switched_ns for verdict in verdicts if verdict.switched_ns]
+def _skew_us(evidence: Sequence[Evidence]) -> int:
+    switched = [each.switched_ns for each in evidence if each.switched_ns]
     return (max(switched) - min(switched)) // 1000 if switched else 0

@@ -7,10 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from quiesce.catalog.journal import Journal
+from quiesce.catalog.journal import Interrupted, Journal
+from quiesce.catalog.steps import RestoreGroup
 from quiesce.context import Context
-from quiesce.disks.standing import head, stands_at
-from quiesce.guests import linux
+from quiesce.disks.head import head, stands_at
+from quiesce.guests.port import IDENTIFY_TIMEOUT_S
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError, RefusedError
 from quiesce.model.events import Warned
@@ -88,9 +89,16 @@ def _part(node: Checkpoint) -> CheckpointReference:
 
 def _begun(context: Context, vm: Vm, reference: str) -> Journal:
     """So that it is known of each member that the others may have gone back without it."""
-    journal = Journal(context.catalog, vm.host.name, vm.uuid, "group restore")
-    journal.intend("put back", reference=reference)
+    journal = Journal(context.catalog, vm.key, "group restore")
+    journal.intend(RestoreGroup(reference))
     return journal
+
+
+def recover(_context: Context, _vm: Vm, operation: Interrupted) -> str:
+    """Whether to go on is its user's to say: meanwhile the members may have been started."""
+    for step in operation.of(RestoreGroup):
+        return f"may have put other servers back without this one; `quiesce group restore {step.reference}` goes on"
+    return "had not begun"
 
 
 def _tiers(context: Context, part: GroupPart) -> dict[str, Tier]:
@@ -129,9 +137,8 @@ def _wait_until_ready(context: Context, vm: Vm, node: Checkpoint, deadline: floa
     missing = expected if PORT_NAME in vm.facts().channels else set()
     while missing and time.monotonic() < deadline:
         with contextlib.suppress(QuiesceError):
-            linux.require_agent_port(vm.facts())
-            with linux.agent(vm) as (requester, _), linux.translated(vm.name):
-                found = requester.identify(linux.IDENTIFY_TIMEOUT_S)
+            with context.guest(vm, vm.facts()) as asked:
+                found = asked.identify(IDENTIFY_TIMEOUT_S)
             missing = expected - {writer.id for writer in found.writers if writer.grade.vouched}
         if missing:
             time.sleep(1)

@@ -11,7 +11,7 @@ from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.qemu_agent import QemuAgent
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import AgentError, HypervisorError
-from quiesce.taking import plan
+from quiesce.taking.requirements import require_running
 from quiesce.wire.messages import PORT_NAME, QEMU_AGENT_RESTART
 
 MIN_PYTHON = (3, 9)
@@ -39,7 +39,7 @@ def guest_install(context: Context, vm_name: str) -> Installed:
     with context.vm(vm_name) as vm:
         with context.phase("plan"):
             facts = vm.facts()
-            plan.require_running(facts)
+            require_running(facts)
             port = facts.channels.get(domain_xml.QEMU_AGENT_PORT)
             if port is None:
                 raise AgentError(
@@ -96,8 +96,8 @@ def _wait_for_agent(vm: Vm) -> str:
     while True:
         try:
             linux.require_agent_port(vm.facts())
-            with linux.agent(vm) as (_requester, greeting):
-                return greeting.software
+            with linux.linux_guest(vm) as guest:
+                return guest.software()
         except AgentError:
             if time.monotonic() > deadline:
                 raise

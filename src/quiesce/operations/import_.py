@@ -7,14 +7,18 @@ from dataclasses import dataclass
 
 from quiesce.catalog import exported
 from quiesce.catalog.exported import Export
-from quiesce.catalog.journal import Journal, interrupted
+from quiesce.catalog.journal import Interrupted, Journal
+from quiesce.catalog.steps import CopyIn, Define
 from quiesce.context import Context
 from quiesce.disks import machine_files
-from quiesce.hypervisor import domain_xml, merge, volumes
+from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.connection import Host
+from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import NameTakenError, NotFoundError, QuiesceError, RefusedError, UsageError
 from quiesce.model.events import Warned
+from quiesce.model.keys import VmKey
 from quiesce.repair.imports import undo_import
+from quiesce.storage.port import Storage, minding_room, require_room
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,15 @@ def import_vm(
     source, to = source.rstrip("/"), to.rstrip("/")
     with context.host() as host:
         with context.phase("check the export"):
-            export, xml = _read(host, source)
+            storage = context.storage(host)
+            export, xml = _read(storage, source)
             identity = domain_xml.identity(xml) if same else domain_xml.Identity(str(name), str(uuid.uuid4()))
             _require_free(host, identity)
             _require_fitting(host, xml)
-            _verify(context, host, source, export)
+            _verify(context, storage, source, export)
         with (
-            context.locked_uuid(host.name, identity.uuid, f"quiesce import {identity.name}"),
-            context.locked_directory(host.name, to, "quiesce import to"),
+            context.locked_key(VmKey(host.id, identity.uuid), f"quiesce import {identity.name}"),
+            context.locked_directory(host.id, to, "quiesce import to"),
         ):
             _make(context, host, source, to, export, xml, identity, same=same)
     with context.vm(identity.uuid) as vm:
@@ -58,11 +63,10 @@ def import_vm(
     return Imported(identity.name, identity.uuid, to, start)
 
 
-def _read(host: Host, source: str) -> tuple[Export, str]:
+def _read(storage: Storage, source: str) -> tuple[Export, str]:
     try:
-        with volumes.directory(host, source) as pool:
-            export = exported.load(pool.read(exported.NAME))
-            return export, pool.read(exported.DOMAIN).decode()
+        export = exported.load(storage.read(storage.inside(source, exported.NAME)))
+        return export, storage.read(storage.inside(source, exported.DOMAIN)).decode()
     except (NotFoundError, UnicodeDecodeError) as error:
         raise NotFoundError(f"{source} holds no export of quiesce", hint="an interrupted one has no manifest") from error
 
@@ -80,11 +84,11 @@ def _require_fitting(host: Host, xml: str) -> None:
         raise RefusedError(f"{host.name} cannot run it: {'; '.join(problems)}", details={"problems": problems})
 
 
-def _verify(context: Context, host: Host, source: str, export: Export) -> None:
+def _verify(context: Context, storage: Storage, source: str, export: Export) -> None:
     for file in export.files:
         phase = f"checksum of {file.name}"
-        with context.phase(phase), volumes.directory(host, source) as pool:
-            if pool.sha256(file.name, context.progress(phase)) != file.sha256:
+        with context.phase(phase):
+            if storage.sha256(storage.inside(source, file.name), context.progress(phase)) != file.sha256:
                 raise QuiesceError(f"{source}/{file.name} is damaged: its checksum is not that of the manifest")
 
 
@@ -99,48 +103,65 @@ def _make(
     *,
     same: bool,
 ) -> None:
-    journal = Journal(context.catalog, host.name, identity.uuid, "import")
-    needed = sum(file.bytes for file in export.files)
+    key = VmKey(host.id, identity.uuid)
+    journal = Journal(context.catalog, key, "import")
     try:
-        with volumes.directory(host, to, build=True) as pool:
-            pool.require_room(needed, "the import")
-            present = {volume.path for volume in pool.volumes()}
-        paths = {disk.target: f"{to}/{identity.name}.{disk.target}.qcow2" for disk in export.disks}
-        nvram = f"{to}/{identity.name}.nvram.fd" if export.nvram else None
-        if taken := present & {*paths.values(), *([nvram] if nvram else [])}:
-            raise RefusedError(f"{min(taken)} is there already")
-        with merge.Helper(host) as helper:
-            for disk in export.disks:
-                phase = f"copy {disk.target}"
-                path = paths[disk.target]
-                room = volumes.minding_room(host, to, needed, "the import")
-                with context.phase(phase), journal.step("copy", path=path), room:
-                    with volumes.directory(host, to) as pool:
-                        pool.create_flat(volumes.split(path)[1], disk.capacity)
-                    helper.copy(f"{source}/{disk.file}", path, context.progress(phase))
-        if nvram:
-            with journal.step("copy", path=nvram):
-                machine_files.copy(host, f"{source}/{export.nvram}", nvram)
-        with context.phase("define"), journal.step("define"):
-            definition = domain_xml.imported(
-                xml, identity=identity, generation=str(uuid.uuid4()), sources=paths, nvram=nvram, same=same
-            )
-            if export.tpm and (place := domain_xml.tpm_state(definition)):
-                machine_files.copy(host, f"{source}/{export.tpm}", place)
-            host.define(definition)
+        _copy_and_define(context, host, source, to, export, xml, identity, journal, same=same)
     except BaseException:
-        _undo(context, host, identity.uuid, journal)
+        _give_up(context, host, journal)
         raise
-    if context.catalog.tree(host.name, identity.uuid).nodes:
-        context.catalog.set_head(host.name, identity.uuid, None)  # the same again, and it stands on none of its checkpoints now
+    if context.catalog.checkpoints.tree(key).nodes:
+        context.catalog.checkpoints.set_head(key, None)  # the same VM again: it is based on none of its checkpoints now
     journal.finish("done")
 
 
-def _undo(context: Context, host: Host, vm_uuid: str, journal: Journal) -> None:
+def _copy_and_define(
+    context: Context,
+    host: Host,
+    source: str,
+    to: str,
+    export: Export,
+    xml: str,
+    identity: domain_xml.Identity,
+    journal: Journal,
+    *,
+    same: bool,
+) -> None:
+    storage = context.storage(host)
+    needed = sum(file.bytes for file in export.files)
+    present = storage.contents(to, make=True).keys()
+    require_room(storage, to, needed, "the import")
+    paths = {disk.target: storage.inside(to, f"{identity.name}.{disk.target}.qcow2") for disk in export.disks}
+    nvram = storage.inside(to, f"{identity.name}.nvram.fd") if export.nvram else None
+    if taken := present & {*paths.values(), *([nvram] if nvram else [])}:
+        raise RefusedError(f"{min(taken)} is there already")
+    with storage.merger() as merger:
+        for disk in export.disks:
+            phase, path = f"copy {disk.target}", paths[disk.target]
+            room = minding_room(storage, to, needed, "the import")
+            with context.phase(phase), journal.step(CopyIn(path)), room:
+                storage.make_flat(path, disk.capacity)
+                merger.copy(storage.inside(source, disk.file), path, context.progress(phase))
+    if nvram:
+        with journal.step(CopyIn(nvram)):
+            machine_files.copy(storage, storage.inside(source, str(export.nvram)), nvram)
+    with context.phase("define"), journal.step(Define()):
+        definition = domain_xml.imported(
+            xml, identity=identity, generation=str(uuid.uuid4()), sources=paths, nvram=nvram, same=same
+        )
+        if export.tpm and (place := domain_xml.tpm_state(definition)):
+            machine_files.copy(storage, storage.inside(source, export.tpm), place)
+        host.define(definition)
+
+
+def _give_up(context: Context, host: Host, journal: Journal) -> None:
+    """As after a kill."""
     try:
-        for operation in interrupted(context.catalog, host.name, vm_uuid):
-            if operation.id == journal.id:
-                undo_import(host, vm_uuid, operation)
-        journal.finish("undone")
+        outcome = undo_import(context, host, journal.key.uuid, journal.read())
+        journal.finish(f"failed: it {outcome}")
     except QuiesceError as error:
         context.emit(Warned(f"the failed import could not be undone: {error.message}"))
+
+
+def recover(context: Context, vm: Vm, operation: Interrupted) -> str:
+    return undo_import(context, vm.host, vm.uuid, operation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -9,11 +10,11 @@ from quiesce.catalog import manifest
 from quiesce.catalog.manifest import Manifest
 from quiesce.context import Context
 from quiesce.disks import images
-from quiesce.disks.survey import chains_of, look, survey
-from quiesce.hypervisor import domain_xml, volumes
+from quiesce.disks.survey import survey
 from quiesce.hypervisor.connection import Host
 from quiesce.model.errors import NotFoundError, QuiesceError
 from quiesce.model.events import Warned
+from quiesce.model.keys import VmKey
 from quiesce.model.tree import Checkpoint
 
 
@@ -29,8 +30,8 @@ def rebuild(context: Context, directories: Iterable[str] = ()) -> Rebuilt:
     """Records every checkpoint whose manifest lies in a storage pool, beside a disk of a VM, or in one of `directories`, and
     that the catalog does not have. What the catalog has stays as it is."""
     with context.host() as host:
-        found = _manifests(context, host, {*directories, *host.pool_directories(), *_disk_directories(host)})
-        new = [item for item in found if not context.catalog.has(item.checkpoint.id)]
+        found = _manifests(context, host, {*directories, *host.pool_directories(), *_disk_directories(context, host)})
+        new = [item for item in found if not context.catalog.checkpoints.has(item.checkpoint.id)]
         added = []
         for uuid in sorted({item.checkpoint.vm_uuid for item in new}):
             mine = [item for item in new if item.checkpoint.vm_uuid == uuid]
@@ -39,60 +40,61 @@ def rebuild(context: Context, directories: Iterable[str] = ()) -> Rebuilt:
     return Rebuilt(tuple(added), len(found))
 
 
-def _disk_directories(host: Host) -> set[str]:
+def _disk_directories(context: Context, host: Host) -> set[str]:
+    storage = context.storage(host)
     return {
-        volumes.split(disk.path)[0]
+        storage.place(disk.path)
         for xml in host.definitions()
-        for disk in domain_xml.disks(xml)
+        for disk in host.disks(xml)
         if disk.path and disk.source_type == "file"
     }
 
 
 def _manifests(context: Context, host: Host, directories: set[str]) -> list[Manifest]:
+    storage = context.storage(host)
     found: dict[str, Manifest] = {}
-    for path in sorted(directories):
+    for place in sorted(directories):
         try:
-            with volumes.directory(host, path) as directory:
-                names = [volumes.split(volume.path)[1] for volume in directory.volumes()]
-                for name in filter(manifest.checkpoint_id, names):
-                    try:
-                        item = manifest.load(directory.read(name))
-                        found[item.checkpoint.id] = replace(item, checkpoint=replace(item.checkpoint, host=host.name))
-                    except QuiesceError as error:
-                        context.emit(Warned(f"{path}/{name} was left out: {error.message}"))
+            paths = [path for path in storage.contents(place) if manifest.checkpoint_id(posixpath.basename(path))]
         except QuiesceError as error:
-            context.emit(Warned(f"{path} was left out: {error.message}"))
+            context.emit(Warned(f"{place} was left out: {error.message}"))
+            continue
+        for path in paths:
+            try:
+                item = manifest.load(storage.read(path))
+                found[item.checkpoint.id] = replace(item, checkpoint=replace(item.checkpoint, host=host.id))
+            except QuiesceError as error:
+                context.emit(Warned(f"{path} was left out: {error.message}"))
     return list(found.values())
 
 
 def _record(context: Context, host: Host, uuid: str, mine: list[Manifest]) -> list[Checkpoint]:
-    catalog = context.catalog
-    tree = catalog.tree(host.name, uuid)
+    catalog, key = context.catalog, VmKey(host.id, uuid)
+    tree = catalog.checkpoints.tree(key)
     nodes = {node.id: node for node in (*tree.nodes, *(item.checkpoint for item in mine))}
-    noted = set(catalog.images_made_for(host.name, uuid))
+    noted = set(catalog.images.made_for(key))
     names = {node.name for node in tree.checkpoints}
     added = []
     for item in sorted(mine, key=lambda item: item.checkpoint.created):
         node = item.checkpoint
         if node.parent not in nodes:
-            node = replace(node, parent=_standing(host, node, tuple(nodes.values())))
+            node = replace(node, parent=_parent(context, host, node, tuple(nodes.values())))
         if not node.hidden and node.name in names:
             node = replace(node, name=f"{node.name[:80]} {node.id[:8]}")
         names.add(node.name)
-        catalog.add(node, item.domain_xml, head_parent=tree.head_parent)
+        catalog.checkpoints.add(node, item.domain_xml, head_parent=tree.head_parent)
         for path in item.made:
             if path not in noted:
-                catalog.note_image(host.name, uuid, path)
+                catalog.images.note(key, path)
                 noted.add(path)
         added.append(node)
     return added
 
 
-def _standing(host: Host, node: Checkpoint, others: tuple[Checkpoint, ...]) -> str | None:
-    """The checkpoint that this one lies on, by the images' headers."""
+def _parent(context: Context, host: Host, node: Checkpoint, others: tuple[Checkpoint, ...]) -> str | None:
+    """The checkpoint that this one is based on, by the images' headers."""
     owned = {disk.path: other.id for other in others if other.id != node.id for disk in other.disks}
-    found, _ = look(host, node.paths())
-    chains = chains_of(found)
+    chains = context.storage(host).look(node.paths()).chains
     bases = [base for disk in node.disks if (base := chains.base(disk.path, owned))]
     return owned[bases[0]] if bases else None
 
@@ -104,15 +106,15 @@ def _find_head(context: Context, uuid: str) -> None:
             found = survey(context, vm)
             owners = found.owners()
             owned = {path for node in found.tree.nodes for path in node.paths()}
-            for path in sorted(found.volumes.keys() - found.made - owned):
+            for path in sorted(found.images.keys() - found.made - owned):
                 ours = images.named_like_ours(path) and found.chains.base(path, owners)
-                if ours and path not in found.others and not context.catalog.made_image(vm.host.name, path):
-                    context.catalog.note_image(vm.host.name, vm.uuid, path)
+                if ours and path not in found.others and not context.catalog.images.has(vm.key.host, path):
+                    context.catalog.images.note(vm.key, path)
                     # It may be what a disk of the VM wrote that it no longer has: nobody can tell any more.
-                    context.catalog.set_live(vm.host.name, [path], True)
-            context.catalog.set_live(vm.host.name, found.head.values(), True)
+                    context.catalog.images.set_live(vm.key.host, [path], True)
+            context.catalog.images.set_live(vm.key.host, found.head.values(), True)
             standing = set(found.standing(found.head).values()) - {None}
-            context.catalog.set_head(vm.host.name, vm.uuid, standing.pop() if len(standing) == 1 else None)
+            context.catalog.checkpoints.set_head(vm.key, standing.pop() if len(standing) == 1 else None)
     except QuiesceError as error:
         if not isinstance(error, NotFoundError):
             context.emit(Warned(f"where VM {uuid} stands could not be found out: {error.message}; `quiesce doctor` says more"))

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import uuid
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from quiesce.catalog.journal import Journal
+from quiesce.catalog.journal import Interrupted, Journal
+from quiesce.catalog.steps import PutBack, Stop
 from quiesce.context import Context
 from quiesce.disks import images, machine_files, merges
 from quiesce.disks.survey import Survey, survey
 from quiesce.guests import linux
-from quiesce.hypervisor import domain_xml, volumes
+from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.vm import Facts, PowerState, Vm
 from quiesce.model.errors import NotFoundError, QuiesceError, RefusedError
 from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, DiskImage, Kind, MachineFile, Role, Tree
+from quiesce.operations.delete import go_on
 from quiesce.operations.divergence import require_agreement
-from quiesce.operations.recover import recover
-from quiesce.taking import plan
-from quiesce.wire.schema import to_wire
+from quiesce.recovery import journalled, operating, recover_all
+from quiesce.storage.port import Storage
+from quiesce.taking import requirements
 
 FLUSH_TIMEOUT_S = 30.0
 """Longest that a guest about to be powered off is given to write out what is dirty, in seconds."""
@@ -51,14 +52,14 @@ def restore(
     as they are.
 
     The state it leaves is kept as a safety checkpoint unless `discard_current`: the very images it wrote until it was powered
-    off, so nothing it acknowledged is lost. What can fail for want of room or rights is done before the VM is stopped; a
-    failure after that leaves it off and defined as before.
+    off, so nothing it acknowledged is lost. What can fail for want of room or rights is done before the VM is stopped. A
+    failure after that leaves the VM off: defined as before or, if the new definition was in effect, at the checkpoint; a
+    warning says which.
 
     Raises DivergenceError, unless `accept_divergence`, if other servers of a group would disagree with it.
     """
-    with context.vm(reference.vm) as vm, context.locked(vm, "restore"):
+    with operating(context, reference.vm, "restore") as vm:
         with context.phase("plan"):
-            recover(context, vm)
             planned = _plan(context, vm, reference, discard_current=discard_current)
         if not accept_divergence:
             require_agreement(context, [planned.node])
@@ -68,7 +69,7 @@ def restore(
 def require_restorable(context: Context, vm: Vm, reference: CheckpointReference, *, discard_current: bool) -> None:
     """Raises QuiesceError if `restore` would refuse. Changes nothing but what was interrupted. To be called under the VM's
     lock."""
-    recover(context, vm)
+    recover_all(context, vm)
     _plan(context, vm, reference, discard_current=discard_current)
 
 
@@ -92,11 +93,11 @@ def _plan(context: Context, vm: Vm, reference: CheckpointReference, *, discard_c
     facts = vm.facts()
     found = survey(context, vm)
     node = found.tree.find(reference.checkpoint)
-    plan.require_persistent(facts)
-    plan.require_no_saved_memory(facts)
-    plan.require_nothing_in_the_way(facts)
+    requirements.require_persistent(facts)
+    requirements.require_no_saved_memory(facts)
+    requirements.require_nothing_in_the_way(facts)
     _require_files(found, node)
-    kept = _kept(context, found, facts, node)
+    kept = _kept(context, vm, found, facts, node)
     _require_memory_fits(vm, node)
     safety = None if discard_current else _safety(vm, facts, found.tree, kept)
     if safety:
@@ -109,7 +110,9 @@ def _restore(context: Context, vm: Vm, planned: _Planned, *, start: bool) -> Res
     if planned.facts.power is PowerState.RUNNING and safety:
         with context.phase("flush the guest"):
             _flush(context, vm, planned.facts)
-    restored = _Restore(context, vm, planned.found, node, planned.kept, safety).run()
+    with journalled(context, vm, "restore") as journal:
+        restored = _Restore(context, vm, planned, journal)
+        restored.run()
     memory = node.file(Role.MEMORY)
     if memory:
         with context.phase("resume"):
@@ -119,67 +122,49 @@ def _restore(context: Context, vm: Vm, planned: _Planned, *, start: bool) -> Res
             vm.start()
     if merges.anything_to_do(survey(context, vm)):
         with context.phase("merge"):
-            merges.go_on(context, vm)
+            go_on(context, vm)
     return Restored(node, restored.safety, restored.generation, start or memory is not None)
 
 
 class _Restore:
     """The steps that change something."""
 
-    def __init__(
-        self,
-        context: Context,
-        vm: Vm,
-        found: Survey,
-        node: Checkpoint,
-        kept: tuple[str, ...],
-        safety: Checkpoint | None,
-    ) -> None:
-        self.safety = safety
+    def __init__(self, context: Context, vm: Vm, planned: _Planned, journal: Journal) -> None:
+        self.safety = planned.safety
         self.generation = str(uuid.uuid4())
         self.sources: dict[str, str] = {}
-        self._kept = kept
         self.nvram: str | None = None
+        self._kept = planned.kept
         self._context = context
         self._vm = vm
-        self._node = node
-        self._sizes = found.volumes
+        self._node = planned.node
+        self._sizes = planned.found.images
         self._before = vm.definition()
-        self._left = [path for target, path in vm.file_disks().items() if target not in kept]
-        self._journal = Journal(context.catalog, vm.host.name, vm.uuid, "restore")
-        self._made: dict[str, str] = {}
+        self._journal = journal
 
-    def run(self) -> _Restore:
+    def run(self) -> None:
         context, vm = self._context, self._vm
-        try:
-            with context.phase("make differencing disks"):
-                self._make_files()
-            with context.phase("stop"), self._journal.step("stop"):
-                vm.power_off()
-            if self.safety:
-                self._keep_state()
-            with context.phase("define"):
-                self._define()
-        except BaseException:
-            if not self._recorded():
-                self._undo()
-            raise
+        with context.phase("make overlays"):
+            self._make_files()
+        with context.phase("stop"), self._journal.step(Stop()):
+            vm.power_off()
+        if self.safety:
+            self._keep_state()
+        with context.phase("define"):
+            self._define()
         if self.safety:
             images.write_manifest(context, vm, self.safety)
         for path in survey(context, vm).orphans():
             images.discard_or_warn(context, vm, self._journal, path)
-        self._journal.finish("done")
-        return self
 
     def _make_files(self) -> None:
         for image in self._node.disks:
             size = self._sizes[image.path].capacity
-            self._made[image.target] = images.make_overlay(
+            self.sources[image.target] = images.make_overlay(
                 self._context, self._vm, self._journal, image.target, size, image.path, image.format
             )
-        self.sources |= self._made
         if variables := self._node.file(Role.NVRAM):
-            self.nvram = self._write(machine_files.content(self._vm.host, variables.path), Role.NVRAM)
+            self.nvram = self._write(self._context.storage(self._vm.host).read(variables.path), Role.NVRAM)
 
     def _write(self, content: bytes, role: Role) -> str:
         return machine_files.keep(self._context, self._vm, self._journal, role, content, self._node.disks[0].path)
@@ -188,7 +173,7 @@ class _Restore:
         """UEFI variables and TPM state as they are now that the VM is off. The former's file is not written again: the VM gets
         another one."""
         assert self.safety is not None
-        state = machine_files.read(self._vm)
+        state = machine_files.read(self._context, self._vm)
         files = [MachineFile(Role.TPM, self._write(state[Role.TPM], Role.TPM))] if Role.TPM in state else []
         if Role.NVRAM in state:
             variables = domain_xml.nvram(self._before) if self.nvram else self._write(state[Role.NVRAM], Role.NVRAM)
@@ -196,20 +181,19 @@ class _Restore:
         self.safety = replace(self.safety, files=tuple(files))
 
     def _define(self) -> None:
-        context, vm, node, safety = self._context, self._vm, self._node, self.safety
-        untouched = images.written(vm, self._made.values())
+        context, vm, node = self._context, self._vm, self._node
         tpm = node.file(Role.TPM)
-        intended = {
-            "checkpoint": node.id,
-            "sources": self._made,
-            "before": self._before,
-            "safety": to_wire(safety) if safety else None,
-            "untouched": untouched,
-            "tpm": tpm.path if tpm else None,
-        }
-        with self._journal.step("define", **intended):
+        step = PutBack(
+            checkpoint=node.id,
+            sources=self.sources,
+            before=self._before,
+            safety=self.safety,
+            untouched=images.untouched(context, vm, self.sources.values()),
+            tpm=tpm.path if tpm else None,
+        )
+        with self._journal.step(step):
             xml = domain_xml.restored(
-                domain_xml.with_disks_of(context.catalog.domain_xml(node.id), self._before, self._kept),
+                domain_xml.with_disks_of(context.catalog.checkpoints.domain_xml(node.id), self._before, self._kept),
                 identity=domain_xml.Identity(vm.name, vm.uuid),
                 generation=self.generation,
                 sources=self.sources,
@@ -218,34 +202,39 @@ class _Restore:
             vm.redefine(xml)
             if vm.active():
                 raise RefusedError(f"{vm.name} was started by somebody else during the restore", hint="stop it and try again")
-            if tpm:
-                machine_files.put_tpm(vm, tpm.path)
-            if safety:
-                live = self._made.values()
-                context.catalog.add(safety, self._before, head_parent=node.id, untouched=untouched, live=live)
-            else:
-                context.catalog.set_head(vm.host.name, vm.uuid, node.id, untouched)
-                context.catalog.set_live(vm.host.name, self._made.values(), True)
-                context.catalog.set_live(vm.host.name, self._left, False)
+            _record(context, vm, step)
 
-    def _recorded(self) -> bool:
-        """Whether definition and catalog agree that the restore is done, whatever interrupted it afterwards."""
-        defined = bool(self._made) and self._made.items() <= self._vm.sources().items()
-        at_node = self._context.catalog.tree(self._vm.host.name, self._vm.uuid).head_parent == self._node.id
-        return defined and at_node and (self.safety is None or self._context.catalog.has(self.safety.id))
 
-    def _undo(self) -> None:
-        """The VM defined as before, the new files gone. What cannot be undone stays journalled."""
-        try:
-            if set(self._made.values()) & set(self._vm.file_disks(next_start=True).values()):
-                self._vm.redefine(self._before)
-                if self.safety and (tpm := self.safety.file(Role.TPM)) and not self._vm.active():
-                    machine_files.put_tpm(self._vm, tpm.path)
-            with suppress(NotFoundError):
-                images.discard_orphans(self._context, self._vm)
-            self._journal.finish("undone")
-        except QuiesceError as error:
-            self._context.emit(Warned(f"the failed restore could not be undone: {error.message}"))
+def recover(context: Context, vm: Vm, operation: Interrupted) -> str:
+    """A restore whose definition is in effect is completed: the guest may have run on it. Any other is undone: nothing but its
+    new files has been made, and the VM at most powered off."""
+    for step in operation.of(PutBack):
+        made, running = set(step.sources.values()), set(vm.sources().values())
+        if vm.active() and not made & running and made & set(vm.file_disks(next_start=True).values()):
+            vm.redefine(step.before)  # somebody started it in between: it runs, and stays, where it was
+            break
+        found = survey(context, vm)
+        if made & found.chains.needed(found.named):
+            _record(context, vm, step)
+            if step.safety:
+                images.write_manifest(context, vm, step.safety)
+            return "was completed"
+    return "was undone; the VM is based on the checkpoint that it was based on before"
+
+
+def _record(context: Context, vm: Vm, step: PutBack) -> None:
+    """The VM, which is defined on the restored images, gets the rest: the TPM's state, and its place in the catalog."""
+    checkpoints, catalog_images = context.catalog.checkpoints, context.catalog.images
+    if step.tpm and not vm.active():
+        machine_files.put_tpm(context, vm, step.tpm)
+    made = step.sources.values()
+    if step.safety and not checkpoints.has(step.safety.id):
+        checkpoints.add(step.safety, step.before, head_parent=step.checkpoint, untouched=step.untouched, live=made)
+        return
+    checkpoints.set_head(vm.key, step.checkpoint, step.untouched)
+    catalog_images.set_live(vm.key.host, made, True)
+    left = {disk.path for disk in vm.host.disks(step.before) if disk.path} - set(vm.sources().values())
+    catalog_images.set_live(vm.key.host, left, False)
 
 
 def _require_files(found: Survey, node: Checkpoint) -> None:
@@ -257,14 +246,14 @@ def _require_files(found: Survey, node: Checkpoint) -> None:
         )
 
 
-def _kept(context: Context, found: Survey, facts: Facts, node: Checkpoint) -> tuple[str, ...]:
+def _kept(context: Context, vm: Vm, found: Survey, facts: Facts, node: Checkpoint) -> tuple[str, ...]:
     """The disks the checkpoint leaves out and the VM has: they stay as they are."""
     present = {disk.target for disk in facts.disks}
-    recorded = {disk.target: disk.path for disk in domain_xml.disks(context.catalog.domain_xml(node.id))}
+    recorded = {disk.target: disk.path for disk in vm.host.disks(context.catalog.checkpoints.domain_xml(node.id))}
     for target in node.excluded:
         if target in present:
             context.emit(Warned(f"disk {target} is not part of {node.name!r}; it stays as it is now"))
-        elif (path := recorded.get(target)) and not _is_free(found, path):
+        elif (path := recorded.get(target)) and not _is_free(context.storage(vm.host), found, path):
             raise RefusedError(
                 f"disk {target} is not part of {node.name!r}, and the VM no longer has it; what it was on then, {path}, is"
                 " gone, or belongs to a checkpoint or another VM now",
@@ -273,9 +262,10 @@ def _kept(context: Context, found: Survey, facts: Facts, node: Checkpoint) -> tu
     return tuple(target for target in node.excluded if target in present)
 
 
-def _is_free(found: Survey, path: str) -> bool:
-    """Whether a VM can be put on this image: what it said is still there, and nobody else reads or writes it."""
-    there = path in found.volumes or volumes.split(path)[0] not in {volumes.split(known)[0] for known in found.volumes}
+def _is_free(storage: Storage, found: Survey, path: str) -> bool:
+    """Whether a VM can be put on this image: it is still there, as far as we can see, and nobody else reads or writes it."""
+    looked_at = {storage.place(known) for known in found.images}
+    there = path in found.images or storage.place(path) not in looked_at
     taken = path in found.owners() or path in found.merged or path in found.others or found.chains.readers(path)
     return there and not taken
 
@@ -296,7 +286,7 @@ def _safety(vm: Vm, facts: Facts, tree: Tree, excluded: tuple[str, ...]) -> Chec
     now = datetime.now(UTC)
     return Checkpoint(
         id=uuid.uuid4().hex,
-        host=vm.host.name,
+        host=vm.key.host,
         vm_uuid=vm.uuid,
         vm_name=vm.name,
         name=f"before restore {now:%Y-%m-%dT%H.%M.%S.%f}Z",
@@ -304,7 +294,9 @@ def _safety(vm: Vm, facts: Facts, tree: Tree, excluded: tuple[str, ...]) -> Chec
         kind=Kind.SAFETY,
         consistency=Consistency.CRASH,
         required=Consistency.CRASH,
-        disks=tuple(DiskImage(disk.target, str(disk.path), disk.format) for disk in plan.disks_to_switch(facts, excluded)),
+        disks=tuple(
+            DiskImage(disk.target, str(disk.path), disk.format) for disk in requirements.disks_to_switch(facts, excluded)
+        ),
         parent=tree.head_parent,
         excluded=excluded,
     )
@@ -315,7 +307,7 @@ def _flush(context: Context, vm: Vm, facts: Facts) -> None:
     guest's ruin that is the reason for the restore, so no failure of it is one of ours."""
     try:
         linux.require_agent_port(facts)
-        with linux.agent(vm) as (requester, _), linux.translated(vm.name):
-            requester.prepare(1000, False, FLUSH_TIMEOUT_S)
+        with context.guest(vm, facts) as found:
+            found.prepare(1000, False, FLUSH_TIMEOUT_S)
     except QuiesceError as error:
         context.emit(Warned(f"the guest was not flushed before it was powered off: {error.message}"))

@@ -10,7 +10,7 @@ from quiesce.context import Context
 from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency
 from quiesce.model.settings import Settings, Type
-from quiesce.taking import plan
+from quiesce.taking.requirements import require_some_disk_left
 
 
 def settings(
@@ -30,15 +30,15 @@ def settings(
     given: dict[str, Any] = {"type": type, "require": require, "automatic": automatic, "exclude": exclude}
     changes = {name: value for name, value in given.items() if value is not None}
     with context.vm(vm_name) as vm:
-        catalog, host = context.catalog, vm.host.name
+        catalog = context.catalog
         if not changes:
-            return catalog.settings(host, vm.uuid)
+            return catalog.settings.get(vm.key)
         if exclude:
             changes["exclude"] = tuple(dict.fromkeys(exclude))
-            plan.require_some_disk_left(vm.facts(), exclude)
-        with lock.wait(catalog.lock_directory(), f"{host}-{vm.uuid}-settings"):
-            changed = replace(catalog.settings(host, vm.uuid), **changes)
-            catalog.set_settings(host, vm.uuid, changed)
+            require_some_disk_left(vm.facts(), exclude)
+        with lock.wait(catalog.lock_directory(), f"{vm.key.host}-{vm.uuid}-settings"):
+            changed = replace(catalog.settings.get(vm.key), **changes)
+            catalog.settings.put(vm.key, changed)
     if changed.automatic and changed.type is Type.DISABLED:
         context.emit(Warned(f"no checkpoint of {vm.name} is taken automatically while its type is disabled"))
     return changed

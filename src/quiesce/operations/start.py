@@ -13,7 +13,7 @@ from quiesce.model.names import automatic_name
 from quiesce.model.settings import Type
 from quiesce.model.tree import Checkpoint
 from quiesce.operations.checkpoint import checkpoint
-from quiesce.operations.recover import recover
+from quiesce.recovery import recover_all
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def start(context: Context, vm_name: str) -> Started:
     with context.vm(vm_name) as vm:
         taken = _checkpoint(context, vm)
         with context.locked(vm, "start"):
-            recover(context, vm)
+            recover_all(context, vm)
             _require_off(vm)
             with context.phase("start"):
                 vm.start()
@@ -43,8 +43,8 @@ def start(context: Context, vm_name: str) -> Started:
 
 def _checkpoint(context: Context, vm: Vm) -> Checkpoint | None:
     _require_off(vm)
-    catalog, host = context.catalog, vm.host.name
-    if not catalog.settings(host, vm.uuid).wants_automatic or catalog.tree(host, vm.uuid).checkpoints:
+    catalog = context.catalog
+    if not catalog.settings.get(vm.key).wants_automatic or catalog.checkpoints.tree(vm.key).checkpoints:
         return None
     if vm.facts().managed_save:
         context.emit(Warned(f"{vm.name} goes on with its saved memory, so no automatic checkpoint is taken"))

@@ -10,7 +10,7 @@ from quiesce.model.tree import Checkpoint, Tree
 def tree(context: Context, vm_name: str) -> Tree:
     """Raises NotFoundError if there is no such VM."""
     with context.vm(vm_name) as vm:
-        return context.catalog.tree(vm.host.name, vm.uuid)
+        return context.catalog.checkpoints.tree(vm.key)
 
 
 def show(context: Context, reference: CheckpointReference) -> Checkpoint:

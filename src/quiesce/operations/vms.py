@@ -25,7 +25,7 @@ class VmSummary:
 def vms(context: Context) -> list[VmSummary]:
     with context.host() as host:
         names = [name for domain in host.domains() if not (name := str(domain.name())).startswith(HELPER_PREFIX)]
-        counts = context.catalog.counts(host.name)
+        counts = context.catalog.checkpoints.counts(host.id)
     found = []
     for name in names:
         with suppress(NotFoundError):  # it was undefined meanwhile

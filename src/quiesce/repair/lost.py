@@ -7,21 +7,23 @@ from dataclasses import dataclass
 from functools import partial
 
 from quiesce.catalog import journal
-from quiesce.catalog.journal import Interrupted, Journal
+from quiesce.catalog.journal import Interrupted
 from quiesce.context import Context
 from quiesce.disks import images, machine_files
-from quiesce.disks.survey import chains_of, look, survey
+from quiesce.disks.survey import survey
 from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import RefusedError
+from quiesce.model.keys import VmKey
 from quiesce.model.tree import Role, Tree
+from quiesce.recovery import journalled
 from quiesce.repair.imports import undo_import
 
 
 @dataclass(frozen=True)
 class Lost:
-    uuid: str
+    key: VmKey
     name: str
     checkpoints: int
 
@@ -31,15 +33,15 @@ def never_imported(context: Context, vm_uuid: str) -> Callable[[], str] | None:
     with context.host() as host:
         if host.has(vm_uuid):
             return None
-        pending = journal.interrupted(context.catalog, host.name, vm_uuid)
+        pending = journal.interrupted(context.catalog, VmKey(host.id, vm_uuid))
     imports = [operation for operation in pending if operation.verb == "import"]
     return partial(_undo_imports, context, vm_uuid, imports) if imports else None
 
 
 def _undo_imports(context: Context, vm_uuid: str, imports: list[Interrupted]) -> str:
-    with context.host() as host, context.locked_uuid(host.name, vm_uuid, "quiesce doctor"):
+    with context.host() as host, context.locked_key(VmKey(host.id, vm_uuid), "quiesce doctor"):
         for operation in imports:
-            outcome = undo_import(host, vm_uuid, operation)
+            outcome = undo_import(context, host, vm_uuid, operation)
             journal.finish(context.catalog, operation.id, f"recovered: {outcome}")
     return "the files of an interrupted import were removed"
 
@@ -49,18 +51,18 @@ def undefined(context: Context, name: str) -> Lost | None:
     with context.host() as host:
         if host.has(name):
             return None
-        return next((lost for lost in _lost(context, host) if name in (lost.uuid, lost.name)), None)
+        return next((lost for lost in _lost(context, host) if name in (lost.key.uuid, lost.name)), None)
 
 
 def redefined(context: Context, vm: Vm) -> Lost | None:
     """The VM that had this one's name and disks before, if libvirt no longer has it."""
-    if context.catalog.tree(vm.host.name, vm.uuid).nodes:
+    if context.catalog.checkpoints.tree(vm.key).nodes:
         return None
     for lost in _lost(context, vm.host):
         if lost.name == vm.name:
-            nodes = context.catalog.tree(vm.host.name, lost.uuid).nodes
-            found, _ = look(vm.host, {*vm.chain(), *(path for node in nodes for path in node.paths())})
-            read = chains_of(found).needed(vm.chain())
+            nodes = context.catalog.checkpoints.tree(lost.key).nodes
+            found = context.storage(vm.host).look({*vm.chain(), *(path for node in nodes for path in node.paths())})
+            read = found.chains.needed(vm.chain())
             if any(node.paths() & read for node in nodes):
                 return lost
     return None
@@ -69,8 +71,8 @@ def redefined(context: Context, vm: Vm) -> Lost | None:
 def take_over(context: Context, vm: Vm, old: Lost) -> str:
     """Everything recorded of the old one belongs to this VM now."""
     with context.locked(vm, "doctor"):
-        context.catalog.rehome(vm.host.name, old.uuid, vm.uuid)
-        for node in context.catalog.tree(vm.host.name, vm.uuid).nodes:
+        context.catalog.rehome(old.key, vm.key)
+        for node in context.catalog.checkpoints.tree(vm.key).nodes:
             images.write_manifest(context, vm, node)
     return f"its {old.checkpoints} checkpoints belong to {vm.name} as it is now"
 
@@ -82,31 +84,30 @@ def define_again(context: Context, lost: Lost) -> str:
     Raises RefusedError where nobody can tell what the VM wrote last.
     """
     with context.host() as host:
-        tree = context.catalog.tree(host.name, lost.uuid)
+        tree = context.catalog.checkpoints.tree(lost.key)
         node = tree.get(tree.visible(tree.head_parent)) or tree.checkpoints[-1]
         if node.excluded:
             raise RefusedError(
                 f"{lost.name} has disks that its checkpoint {node.name!r} leaves out; nobody knows which they are now",
-                hint=f"define it yourself, with UUID {lost.uuid}: `quiesce show` names its images",
+                hint=f"define it yourself, with UUID {lost.key.uuid}: `quiesce show` names its images",
             )
         heads = _heads(context, host, lost, tree)
         planned = {
-            disk.target: images.new_path(lost.name, disk.path, disk.target, "qcow2")
+            disk.target: images.new_path(context.storage(host), lost.name, disk.path, disk.target, "qcow2")
             for disk in node.disks
             if disk.target not in heads
         }
-        host.define(domain_xml.with_sources(context.catalog.domain_xml(node.id), heads | planned))
-    with context.vm(lost.uuid) as vm, context.locked(vm, "doctor"):
-        _put_machine_files(vm, {file.role: file.path for file in node.files})
-        operation = Journal(context.catalog, vm.host.name, lost.uuid, "define")
-        sizes = survey(context, vm, patient=True).volumes
+        host.define(domain_xml.with_sources(context.catalog.checkpoints.domain_xml(node.id), heads | planned))
+    with context.vm(lost.key.uuid) as vm, context.locked(vm, "doctor"), journalled(context, vm, "define") as operation:
+        _put_machine_files(context, vm, {file.role: file.path for file in node.files})
+        sizes = survey(context, vm, patient=True).images
         for disk in node.disks:
             if path := planned.get(disk.target):
                 size = sizes[disk.path].capacity
                 images.make_overlay(context, vm, operation, disk.target, size, disk.path, disk.format, path)
-        context.catalog.set_live(vm.host.name, planned.values(), True)
-        context.catalog.set_head(vm.host.name, lost.uuid, node.id, {} if heads else images.written(vm, planned.values()))
-        operation.finish("done")
+        context.catalog.images.set_live(vm.key.host, planned.values(), True)
+        untouched = None if heads else images.untouched(context, vm, planned.values())
+        context.catalog.checkpoints.set_head(vm.key, node.id, untouched)
     if not planned:
         return f"{lost.name} was defined again, on the disks it wrote last"
     return (
@@ -117,34 +118,39 @@ def define_again(context: Context, lost: Lost) -> str:
 def _lost(context: Context, host: Host) -> list[Lost]:
     here = {str(domain.UUIDString()) for domain in host.domains()}
     found = []
-    for uuid in context.catalog.vm_uuids(host.name):
-        nodes = context.catalog.tree(host.name, uuid).checkpoints
-        if uuid not in here and nodes:
-            found.append(Lost(uuid, nodes[-1].vm_name, len(nodes)))
+    for key in context.catalog.vms(host.id):
+        nodes = context.catalog.checkpoints.tree(key).checkpoints
+        if key.uuid not in here and nodes:
+            found.append(Lost(key, nodes[-1].vm_name, len(nodes)))
     return found
 
 
 def _heads(context: Context, host: Host, lost: Lost, tree: Tree) -> dict[str, str]:
     """The images the VM wrote last, by target. Raises RefusedError if there is more than one for a disk."""
-    live = context.catalog.live_images(host.name, lost.uuid)
+    live = context.catalog.images.live(lost.key)
     owned = {disk.path: disk.target for node in tree.nodes for disk in node.disks}
-    found, _ = look(host, live | owned.keys())
-    chains = chains_of(found)
+    found = context.storage(host).look(live | owned.keys())
     heads: dict[str, str] = {}
-    for path in sorted(live & found.keys() - owned.keys()):
-        base = chains.base(path, owned)
+    for path in sorted(live & found.images.keys() - owned.keys()):
+        base = found.chains.base(path, owned)
         if base is None or owned[base] in heads:
             raise RefusedError(
-                f"which disk of {lost.name} {path} was cannot be told", hint=f"define the VM yourself, with UUID {lost.uuid}"
+                f"which disk of {lost.name} {path} was cannot be told",
+                hint=f"define the VM yourself, with UUID {lost.key.uuid}",
             )
         heads[owned[base]] = path
     return heads
 
 
-def _put_machine_files(vm: Vm, kept: dict[Role, str]) -> None:
+def _put_machine_files(context: Context, vm: Vm, kept: dict[Role, str]) -> None:
     """UEFI variables and TPM state as the checkpoint has them, where undefining the VM removed them."""
-    present = machine_files.read(vm)
+    present, storage = machine_files.read(context, vm), context.storage(vm.host)
     if Role.NVRAM in kept and Role.NVRAM not in present and (place := domain_xml.nvram(vm.definition())):
-        machine_files.write(vm.host, place, machine_files.content(vm.host, kept[Role.NVRAM]))
+        machine_files.write(storage, place, storage.read(kept[Role.NVRAM]))
     if Role.TPM in kept and Role.TPM not in present:
-        machine_files.put_tpm(vm, kept[Role.TPM])
+        machine_files.put_tpm(context, vm, kept[Role.TPM])
+
+
+def recover(_context: Context, _vm: Vm, _operation: Interrupted) -> str:
+    """The VM is defined; a disk whose overlay was not made is found by `doctor`."""
+    return "can be called again"

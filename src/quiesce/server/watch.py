@@ -15,9 +15,10 @@ from enum import Enum
 from quiesce.context import Context
 from quiesce.hypervisor.events import Lifecycle, LifecycleEvents, PowerChange
 from quiesce.hypervisor.vm import Facts, PowerState
-from quiesce.model.errors import AgentError, BusyError, ConsistencyError, HypervisorError, QuiesceError
-from quiesce.model.events import Event, Progress, Warned
+from quiesce.model.errors import AgentError, BusyError, CancelledError, ConsistencyError, HypervisorError, QuiesceError
+from quiesce.model.events import Event, Warned
 from quiesce.model.grades import Consistency
+from quiesce.model.keys import VmKey
 from quiesce.model.names import CheckpointReference, automatic_name
 from quiesce.model.settings import Settings, Type
 from quiesce.model.tree import Checkpoint, Kind, Tree
@@ -94,7 +95,7 @@ def watch(context: Context, stop: threading.Event, say: Say) -> None:
     try:
         while not stop.is_set():
             try:
-                with closing(LifecycleEvents(context.uri)) as events:
+                with closing(LifecycleEvents(context.uri, context.catalog.hosts.identify)) as events:
                     say(Said(Severity.INFO, f"watching the VMs of {events.host_name}"))
                     failure = ""
                     service.listen(events)
@@ -106,10 +107,6 @@ def watch(context: Context, stop: threading.Event, say: Say) -> None:
     finally:
         stop.set()
         service.end()
-
-
-class _StoppedError(Exception):
-    """The service ends; the work is left where it can be taken up again."""
 
 
 class _Service:
@@ -128,10 +125,10 @@ class _Service:
     def listen(self, events: LifecycleEvents) -> None:
         """Returns when the service is to end. Raises HypervisorError when the connection is lost."""
         for event in events.present():
-            self._put(events.host_name, event)
+            self._put(events.host_id, event)
         while not self._stop.is_set():
             if heard := events.next(POLL_S):
-                self._put(events.host_name, heard)
+                self._put(events.host_id, heard)
 
     def end(self) -> None:
         deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -178,7 +175,7 @@ class _Handler:
         say: Say,
         window: threading.Lock,
     ) -> None:
-        self._context = replace(context, emit=self._emit)
+        self._context = replace(context, emit=self._emit, cancelled=self._cancelled)
         self._host = host
         self._event = event
         self._stop = stop
@@ -196,7 +193,7 @@ class _Handler:
                     self._patiently(lambda last: self._take(vm.facts(), last))
             else:
                 self._patiently(lambda _: self._remove())
-        except _StoppedError:
+        except CancelledError:
             self._said(Severity.INFO, "interrupted; the next deletion goes on with it")
         except QuiesceError as error:
             self._said(Severity.ERROR, f"{error.message} ({error.hint})" if error.hint else error.message)
@@ -245,16 +242,18 @@ class _Handler:
         return 0
 
     def _settings(self) -> Settings:
-        return self._context.catalog.settings(self._host, self._event.uuid)
+        return self._context.catalog.settings.get(VmKey(self._host, self._event.uuid))
 
     def _tree(self) -> Tree:
-        return self._context.catalog.tree(self._host, self._event.uuid)
+        return self._context.catalog.checkpoints.tree(VmKey(self._host, self._event.uuid))
 
     def _emit(self, event: Event) -> None:
         if isinstance(event, Warned):
             self._said(Severity.WARNING, event.message)
-        elif isinstance(event, Progress) and self._event.change is PowerChange.SHUT_DOWN and self._stop.is_set():
-            raise _StoppedError  # of a merge, which may take hours, and can be interrupted anywhere
+
+    def _cancelled(self) -> bool:
+        """A merge may take hours, and can be interrupted anywhere; a checkpoint under way is waited for."""
+        return self._event.change is PowerChange.SHUT_DOWN and self._stop.is_set()
 
     def _note(self, text: str) -> None:
         """Says it unless it was the last thing noted."""

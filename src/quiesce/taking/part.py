@@ -1,92 +1,43 @@
-"""One attempt at a checkpoint, of whatever type: its differencing disks and other files, and how they are undone."""
+"""One VM's part of a checkpoint that is being taken, alone or with others: its overlays and other files, and its record."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+from quiesce.catalog.checkpoints import New
 from quiesce.catalog.journal import Journal
-from quiesce.catalog.store import Catalog, New
+from quiesce.catalog.steps import Record
 from quiesce.context import Context
 from quiesce.disks import images, machine_files
-from quiesce.hypervisor.domain_xml import Disk
 from quiesce.hypervisor.vm import Vm
-from quiesce.model.errors import HypervisorError, QuiesceError
-from quiesce.model.events import Warned
-from quiesce.model.grades import Consistency
-from quiesce.model.reports import Filesystem, WriterReport
-from quiesce.model.tree import Checkpoint, DiskImage, GroupPart, Kind, MachineFile, Role
-
-
-@dataclass
-class Evidence:
-    """What the checkpoint is worth, and the evidence."""
-
-    consistency: Consistency
-    kind: Kind = Kind.PRODUCTION
-    off: bool = False
-    stall_us: int = 0
-    writers: tuple[WriterReport, ...] = ()
-    filesystems: tuple[Filesystem, ...] = ()
-    phases_us: dict[str, int] = field(default_factory=dict)
-    guest_clock_ns: dict[str, int] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    files: tuple[MachineFile, ...] = ()
-    switched_ns: int = 0
-    """When the switch returned, by this host's CLOCK_MONOTONIC."""
-
-
-def record(catalog: Catalog, taken: Sequence[tuple[Part, Checkpoint]]) -> None:
-    """The checkpoints, from now on in the catalog: all of them or none, whatever dies when."""
-    with ExitStack() as steps:
-        new = [attempt.new(node) for attempt, node in taken]
-        for attempt, node in taken:
-            steps.enter_context(attempt.journal.step("record", checkpoint=node.id))
-        catalog.add_together(new)
-    for attempt, node in taken:
-        attempt.write_manifest(node)
+from quiesce.model.tree import Checkpoint, DiskImage, GroupPart, MachineFile, Role
+from quiesce.taking.evidence import Evidence
+from quiesce.taking.plan import Plan
 
 
 class Part:
-    """One attempt and what must be undone if it fails."""
+    """To be used under the VM's lock. What it leaves when it fails is undone from its journal (operations/checkpoint.py:
+    recover)."""
 
-    def __init__(self, context: Context, vm: Vm, disks: tuple[Disk, ...], excluded: tuple[str, ...]) -> None:
-        self.created = datetime.now(UTC)
-        self.excluded = excluded
+    def __init__(self, context: Context, vm: Vm, plan: Plan, journal: Journal) -> None:
+        self.plan = plan
+        self.journal = journal
         self.overlays: dict[str, str] = {}
-        self.untouched: dict[str, str] | None = None
-        """Of a VM that is off: when each overlay was last written, as it was made the VM's disk."""
-        self.known = True
-        """Libvirt is doing nothing of which the outcome is not known."""
+        """By target; empty until they are made."""
+        self.id = journal.id
+        """Of the checkpoint, too."""
+        self._created = datetime.now(UTC)
         self._context = context
         self._vm = vm
-        self._disks = disks
-        self._beside = str(disks[0].path)
+        self._beside = str(plan.disks[0].path)
         self._state: dict[Role, bytes] = {}
         self._warnings: list[str] = []
-        self.journal = Journal(context.catalog, vm.host.name, vm.uuid, "checkpoint")
-        self.id = self.journal.id
-
-    @property
-    def paths(self) -> set[str]:
-        """The images the checkpoint will consist of."""
-        return {str(disk.path) for disk in self._disks}
-
-    @contextmanager
-    def undone_unless_recorded(self) -> Iterator[None]:
-        """Unless the block records the checkpoint, no overlay is left, in use or lying about."""
-        try:
-            yield
-        except BaseException:
-            self._undo()
-            raise
-        self.journal.finish("done")
 
     def make_overlays(self) -> None:
-        with self._context.phase("make differencing disks"):
-            for disk in self._disks:
+        with self._context.phase("make overlays"):
+            for disk in self.plan.disks:
                 self.overlays[disk.target] = images.make_overlay(
                     self._context,
                     self._vm,
@@ -99,14 +50,14 @@ class Part:
 
     @contextmanager
     def machine_state(self) -> Iterator[None]:
-        """Takes what is no disk: UEFI variables and TPM state. Read before the switch and after it: if both are the same, it is
-        what was there at that instant."""
-        before = machine_files.read(self._vm)
+        """Around the switch: takes the UEFI variables and the TPM's state. They are read before the switch and after it: if
+        both are the same, they were so at that instant."""
+        before = machine_files.read(self._context, self._vm)
         yield
-        self._state = machine_files.read(self._vm)
+        self._state = machine_files.read(self._context, self._vm)
+        names = {Role.NVRAM: "the UEFI variables", Role.TPM: "the TPM's state"}
         for role in Role:
             if before.get(role) != self._state.get(role):
-                names = {Role.NVRAM: "the UEFI variables", Role.TPM: "the TPM's state"}
                 self._warnings.append(
                     f"{names.get(role, role.value)} changed while the disks were switched; kept as just after it"
                 )
@@ -115,41 +66,38 @@ class Part:
         """Notes a file of the VM that is about to be made, beside its first disk."""
         return images.note_new(self._context, self._vm, self._beside, "machine", role.value)
 
-    def describe(
-        self, verdict: Evidence, name: str, required: Consistency, parent: str | None, group: GroupPart | None = None
-    ) -> Checkpoint:
-        """The checkpoint, to be recorded; what of the machine is no disk is written beside its disks."""
-        node = Checkpoint(
+    def checkpoint(self, evidence: Evidence, group: GroupPart | None = None) -> Checkpoint:
+        """The checkpoint, to be recorded; UEFI variables and the TPM's state are written beside its disks."""
+        warnings = [*evidence.warnings, *self._warnings]
+        if self.plan.excluded:
+            warnings.append(f"not in it: disk {', '.join(self.plan.excluded)}, and whatever applications keep there")
+        return Checkpoint(
             id=self.id,
-            host=self._vm.host.name,
+            host=self._vm.key.host,
             vm_uuid=self._vm.uuid,
             vm_name=self._vm.name,
-            name=name,
-            created=self.created.isoformat(timespec="milliseconds"),
-            kind=verdict.kind,
-            consistency=verdict.consistency,
-            required=required,
-            disks=tuple(DiskImage(disk.target, str(disk.path), disk.format) for disk in self._disks),
-            parent=parent,
-            off=verdict.off,
-            excluded=self.excluded,
-            files=verdict.files + self._write_state(),
-            stall_us=verdict.stall_us,
-            writers=verdict.writers,
-            filesystems=verdict.filesystems,
-            phases_us=verdict.phases_us,
-            guest_clock_ns=verdict.guest_clock_ns,
-            warnings=(*verdict.warnings, *self._warnings),
+            name=self.plan.name,
+            created=self._created.isoformat(timespec="milliseconds"),
+            kind=evidence.kind,
+            consistency=evidence.consistency,
+            required=self.plan.settings.require,
+            disks=tuple(DiskImage(disk.target, str(disk.path), disk.format) for disk in self.plan.disks),
+            parent=self.plan.parent,
+            off=evidence.off,
+            excluded=self.plan.excluded,
+            files=evidence.files + self._write_state(),
+            stall_us=evidence.stall_us,
+            writers=evidence.writers,
+            filesystems=evidence.filesystems,
+            phases_us=evidence.phases_us,
+            guest_clock_ns=evidence.guest_clock_ns,
+            warnings=tuple(warnings),
             group=group,
         )
-        if self.excluded:
-            left_out = f"not in it: disk {', '.join(self.excluded)}, and whatever applications keep there"
-            node = replace(node, warnings=(*node.warnings, left_out))
-        return node
 
-    def new(self, node: Checkpoint) -> New:
-        """What the catalog is to note of it."""
-        return New(node, self._vm.definition(), node.id, self.untouched, tuple(self.overlays.values()))
+    def new(self, node: Checkpoint, evidence: Evidence) -> New:
+        """What the catalog is to record."""
+        return New(node, self._vm.definition(), node.id, evidence.untouched, tuple(self.overlays.values()))
 
     def write_manifest(self, node: Checkpoint) -> None:
         images.write_manifest(self._context, self._vm, node)
@@ -160,17 +108,15 @@ class Part:
             for role, content in self._state.items()
         )
 
-    def _undo(self) -> None:
-        """Brings the VM back onto its old images and removes the overlays. What cannot be undone stays journalled."""
-        try:
-            if self._context.catalog.has(self.id):
-                return  # recorded, so the overlays are the VM's disks for good
-            if not self.known:
-                raise HypervisorError("libvirt has not returned from the switch; its outcome is not known")
-            below = {disk.target: str(disk.path) for disk in self._disks}
-            overlays = {target: (overlay, below[target]) for target, overlay in self.overlays.items()}
-            images.put_back(self._context, self._vm, overlays)
-            images.discard_orphans(self._context, self._vm)
-            self.journal.finish("undone")
-        except QuiesceError as error:
-            self._context.emit(Warned(f"the failed attempt could not be undone: {error.message}"))
+
+def record(context: Context, taken: Sequence[tuple[Part, Evidence]], group: GroupPart | None = None) -> list[Checkpoint]:
+    """The checkpoints of these parts, from now on in the catalog: all of them or none, whatever dies when."""
+    nodes = [part.checkpoint(evidence, group) for part, evidence in taken]
+    new = [part.new(node, evidence) for (part, evidence), node in zip(taken, nodes, strict=True)]
+    with ExitStack() as steps:
+        for (part, _), node in zip(taken, nodes, strict=True):
+            steps.enter_context(part.journal.step(Record(node.id)))
+        context.catalog.checkpoints.add_together(new)
+    for (part, _), node in zip(taken, nodes, strict=True):
+        part.write_manifest(node)
+    return nodes

@@ -1,122 +1,89 @@
-"""What can be checkpointed, and what cannot and why: decided from facts, before anything is touched."""
+"""What a checkpoint of one VM will be. Reads, refuses, and changes nothing."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from quiesce.context import Context
+from quiesce.disks.head import standing_of
+from quiesce.disks.survey import survey
 from quiesce.hypervisor.domain_xml import Disk
-from quiesce.hypervisor.vm import Facts, PowerState
-from quiesce.model.chains import Chains
-from quiesce.model.errors import BusyError, RefusedError, UsageError
-from quiesce.model.events import Emit, Warned
+from quiesce.hypervisor.vm import Facts, PowerState, Vm
+from quiesce.model.errors import ConsistencyError, NameTakenError, RefusedError
 from quiesce.model.grades import Consistency
+from quiesce.model.settings import Settings, Type
+from quiesce.model.standing import Standing
+from quiesce.taking import requirements
 
-MAX_CHAIN = 190
-"""libvirt itself stops at 200 images in a chain (notes/libvirt-qemu.md 1.2)."""
-LONG_CHAIN = 30
+
+@dataclass(frozen=True)
+class Plan:
+    """One VM's part of a checkpoint, before anything is touched."""
+
+    name: str
+    settings: Settings
+    facts: Facts
+    disks: tuple[Disk, ...]
+    """The disks it will consist of."""
+    excluded: tuple[str, ...]
+    parent: str | None
+    """The checkpoint that the VM is based on."""
+
+    @property
+    def off(self) -> bool:
+        return self.facts.power is PowerState.OFF
+
+    @property
+    def in_window(self) -> bool:
+        """The VM runs, and is switched in a freeze window."""
+        return self.settings.type is Type.PRODUCTION and not self.off
+
+    @property
+    def images(self) -> frozenset[str]:
+        """The images the checkpoint will consist of."""
+        return frozenset(str(disk.path) for disk in self.disks)
 
 
-def require_running(facts: Facts) -> None:
-    """Raises RefusedError for a VM that does not run."""
+def plan(context: Context, vm: Vm, name: str, settings: Settings, exclude: tuple[str, ...] = ()) -> Plan:
+    """To be called under the VM's lock, when nothing is interrupted. Raises QuiesceError for whatever cannot work."""
+    facts = vm.facts()
+    present = {disk.target for disk in facts.disks}
+    excluded = (*(target for target in settings.exclude if target in present), *exclude)
+    disks = requirements.disks_to_switch(facts, excluded)
+    _require_power(facts, settings)
+    requirements.require_nothing_in_the_way(facts)
+    found = survey(context, vm)
+    if found.tree.has_name(name):
+        raise NameTakenError(f"{vm.name} has a checkpoint named {name!r} already", hint="choose another --name")
+    found.require_known_chain({disk.target: str(disk.path) for disk in disks})
+    requirements.require_short_chains(disks, found.chains, context.emit)
+    planned = Plan(name, settings, facts, disks, tuple(dict.fromkeys(excluded)), found.tree.head_parent)
+    if planned.off:
+        _require_worth(vm, standing_of(context, vm, planned.images), settings.require)
+    if settings.type is Type.STANDARD and excluded:
+        raise RefusedError(
+            f"disk {', '.join(excluded)} would not go back with the memory; the guest's memory would ruin it",
+            hint="a standard checkpoint must have all disks",
+        )
+    return planned
+
+
+def _require_power(facts: Facts, settings: Settings) -> None:
     if facts.power is PowerState.OFF:
-        raise RefusedError(f"{facts.name} is off", hint=f"start it first: virsh start {facts.name}")
-    if facts.power is PowerState.PAUSED:
-        raise RefusedError(
-            f"{facts.name} is paused; its guest cannot be asked to come to rest",
-            hint=f"virsh resume {facts.name}, or --require crash",
+        if settings.type is Type.STANDARD:
+            raise RefusedError(f"{facts.name} is off: it has no memory to save", hint="use --type production")
+        requirements.require_no_saved_memory(facts)
+        requirements.require_persistent(facts)
+    elif settings.type is Type.STANDARD:
+        requirements.require_running(facts)  # saving the memory of a paused VM leaves QEMU unable to merge until it is resumed
+    else:
+        requirements.require_answering(facts, settings.require)
+
+
+def _require_worth(vm: Vm, found: Standing, required: Consistency) -> None:
+    if not found.consistency.satisfies(required):
+        raise ConsistencyError(
+            f"{vm.name} is off, but its guest is not known to have shut itself down; a checkpoint would only be"
+            f" {found.consistency.value}-consistent, {required.value} is required",
+            hint="start it and shut it down (virsh shutdown), or accept less with --require crash",
         )
-    if facts.power is not PowerState.RUNNING:
-        raise RefusedError(f"{facts.name} is neither running nor off", hint=f"virsh domstate {facts.name}")
-
-
-def require_answering(facts: Facts, required: Consistency) -> None:
-    """Raises RefusedError for a VM whose guest cannot be asked, unless nobody wants to ask it."""
-    if not (facts.power is PowerState.PAUSED and required is Consistency.CRASH):
-        require_running(facts)
-
-
-def require_no_saved_memory(facts: Facts) -> None:
-    if facts.managed_save:
-        raise RefusedError(
-            f"{facts.name} has a saved memory image, which does not fit other disks than it was saved with",
-            hint=f"start it, or drop the saved memory: virsh managedsave-remove {facts.name}",
-        )
-
-
-def require_persistent(facts: Facts) -> None:
-    if not facts.persistent:
-        raise RefusedError(f"{facts.name} is transient: libvirt forgets it when it stops", hint="virsh define it first")
-
-
-def require_nothing_in_the_way(facts: Facts) -> None:
-    """Raises RefusedError, BusyError for what libvirt itself is doing with the VM or keeps of it."""
-    if facts.job:
-        raise BusyError(f"{facts.name} has {facts.job} running", hint="wait for it to end: virsh domjobinfo, virsh blockjob")
-    if facts.snapshots:
-        raise RefusedError(
-            f"{facts.name} has {facts.snapshots} snapshot(s) of libvirt's own, which would break with ours",
-            hint=f"see `virsh snapshot-list {facts.name}`; delete them, or only their records with --metadata",
-        )
-
-
-def require_some_disk_left(facts: Facts, exclude: tuple[str, ...]) -> None:
-    """Raises UsageError if a disk to exclude is none of the VM's, or if no disk would be left."""
-    unknown = set(exclude) - {disk.target for disk in facts.disks}
-    if unknown:
-        raise UsageError(
-            f"{facts.name} has no disk {', '.join(sorted(unknown))} to exclude", hint=f"virsh domblklist {facts.name}"
-        )
-    disks = {disk.target for disk in facts.disks if disk.device not in ("cdrom", "floppy")}
-    if disks and disks <= set(exclude):
-        raise UsageError(f"nothing of {facts.name} would be left to checkpoint", hint="--type disabled forbids checkpoints")
-
-
-def disks_to_switch(facts: Facts, exclude: tuple[str, ...] = ()) -> tuple[Disk, ...]:
-    """The disks a checkpoint consists of. Raises RefusedError naming every disk that cannot take part, UsageError as
-    `require_some_disk_left` does."""
-    require_some_disk_left(facts, exclude)
-    problems: list[str] = [f"{device}: its state is outside any image" for device in facts.passthrough]
-    chosen = []
-    for disk in facts.disks:
-        if disk.device in ("cdrom", "floppy") or disk.target in exclude:
-            continue
-        problem = _problem(disk)
-        if not problem and facts.persistent and facts.next_sources.get(disk.target) != disk.path:
-            problem = "it is not the disk the VM will have when it is started next; make the change permanent, or undo it"
-        if problem:
-            problems.append(f"disk {disk.target}: {problem}")
-        else:
-            chosen.append(disk)
-    if problems:
-        raise RefusedError(
-            f"{facts.name} cannot be checkpointed: " + "; ".join(problems),
-            hint="a disk can be left out with --exclude",
-            details={"disks": problems},
-        )
-    if not chosen:
-        raise RefusedError(f"{facts.name} has no disk to checkpoint")
-    return tuple(chosen)
-
-
-def require_short_chains(disks: tuple[Disk, ...], chains: Chains, emit: Emit) -> None:
-    """Raises RefusedError for a chain that libvirt would not take another image on."""
-    for disk in disks:
-        length = len(chains.chain(disk.path))
-        if length >= MAX_CHAIN:
-            raise RefusedError(f"disk {disk.target} has a chain of {length} images; delete checkpoints first")
-        if length >= LONG_CHAIN:
-            emit(Warned(f"disk {disk.target} has a chain of {length} images; reads slow down with its length"))
-
-
-def _problem(disk: Disk) -> str | None:
-    if disk.device == "lun":
-        return "a passed-through LUN; the host does not see what is written to it"
-    if disk.source_type != "file" or disk.path is None:
-        return f"its source is of type {disk.source_type}; only image files can be checkpointed"
-    if disk.read_only:
-        return "it is read-only; make it writable, or attach it as a cdrom"
-    if disk.shareable:
-        return "it is shared between VMs; a checkpoint of one of them would be torn"
-    if disk.format != "qcow2":
-        return f"its format is {disk.format}; convert it: qemu-img convert -O qcow2"
-    if disk.mirrored:
-        return "a block job (copy or commit) is running on it"
-    return None

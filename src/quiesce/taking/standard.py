@@ -6,12 +6,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from quiesce.catalog.steps import Switch
 from quiesce.context import Context
-from quiesce.hypervisor import volumes
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.grades import Consistency
 from quiesce.model.tree import Kind, MachineFile, Role
-from quiesce.taking.part import Evidence, Part
+from quiesce.storage.port import minding_room, require_room
+from quiesce.taking.evidence import Evidence
+from quiesce.taking.part import Part
 
 PHASE = "save memory"
 _NOTE = (
@@ -20,29 +22,23 @@ _NOTE = (
 )
 
 
-def take(context: Context, vm: Vm, attempt: Part) -> Evidence:
-    """Switches the VM to the attempt's overlays with its memory saved. The guest runs on while it is, and stands still for the
+def take_standard(context: Context, vm: Vm, part: Part) -> Evidence:
+    """Switches the VM to the part's overlays with its memory saved. The guest runs on while it is, and stands still for the
     last of it."""
-    path = attempt.new_file(Role.MEMORY)
-    directory, needed = volumes.split(path)[0], vm.memory_bytes()
-    with volumes.directory(vm.host, directory) as pool:
-        pool.require_room(needed, "the memory")
-    with attempt.machine_state(), context.phase(PHASE), _watched(context, vm):
-        with (
-            volumes.minding_room(vm.host, directory, needed, "the memory"),
-            attempt.journal.step("switch", overlays=attempt.overlays, memory=path),
-        ):
-            attempt.known = False
+    path, storage = part.new_file(Role.MEMORY), context.storage(vm.host)
+    place, needed = storage.place(path), vm.memory_bytes()
+    require_room(storage, place, needed, "the memory")
+    with part.machine_state(), context.phase(PHASE), _watched(context, vm):
+        with minding_room(storage, place, needed, "the memory"), part.journal.step(Switch(part.overlays, path)):
             try:
-                vm.switch_with_memory(attempt.overlays, path)
+                vm.switch_with_memory(part.overlays, path)
             finally:
                 vm.end_saving()
-                attempt.known = True
     return Evidence(
         Consistency.CRASH,
         kind=Kind.STANDARD,
         stall_us=vm.last_downtime_us(),
-        warnings=[_NOTE],
+        warnings=(_NOTE,),
         files=(MachineFile(Role.MEMORY, path),),
     )
 

@@ -19,7 +19,7 @@ class ProtocolError(Exception):
     """The peer sent something this protocol does not have. The message never quotes more than a few of its bytes."""
 
 
-def encode(message: dict[str, Any]) -> bytes:
+def to_line(message: dict[str, Any]) -> bytes:
     """One line. ASCII only, so that no byte of a message is ever a control character but its final newline."""
     line = json.dumps(message, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode("ascii")
     if len(line) > MAX_LINE:
@@ -27,7 +27,7 @@ def encode(message: dict[str, Any]) -> bytes:
     return line + b"\n"
 
 
-def decode(line: bytes) -> dict[str, Any]:
+def from_line(line: bytes) -> dict[str, Any]:
     """The object in one line.
 
     Raises ProtocolError for anything but one JSON object of bounded depth without fractions, NaN, Infinity or duplicate keys.

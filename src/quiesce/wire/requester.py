@@ -114,7 +114,7 @@ class Requester:
             "deadline_ms": int(timeout * 1000),
             "args": to_wire(arguments),
         }
-        self._transport.send(framing.encode(request), timeout)
+        self._transport.send(framing.to_line(request), timeout)
         misfit: ProtocolError | None = None
         while True:
             try:
@@ -147,7 +147,7 @@ class Requester:
     def _decode(self, line: bytes | None) -> dict[str, Any]:
         if line is None:
             raise ProtocolError(f"a line of more than {framing.MAX_LINE} bytes")
-        return framing.decode(line)
+        return framing.from_line(line)
 
     def _receive_line(self, deadline: float) -> bytes | None:
         while not self._lines:

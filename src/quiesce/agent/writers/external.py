@@ -17,7 +17,7 @@ from quiesce.agent.programs import Program, Programs, Registration
 from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns, left_s
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
-from quiesce.wire.framing import ProtocolError, decode, encode
+from quiesce.wire.framing import ProtocolError, from_line, to_line
 from quiesce.wire.schema import from_wire
 
 LET_GO_TIMEOUT_S = 2.0
@@ -134,8 +134,8 @@ class External(_Registered):
 def _exchange(program: Program, request: dict[str, object], deadline_ns: int) -> Answer:
     """Raises TimeoutError, OSError if the connection ended, ProtocolError."""
     program.requests += 1
-    program.connection.sendall(encode({"id": program.requests, **request}))
-    answer = from_wire(Answer, decode(_receive_line(program, deadline_ns)))
+    program.connection.sendall(to_line({"id": program.requests, **request}))
+    answer = from_wire(Answer, from_line(_receive_line(program, deadline_ns)))
     if answer.id != program.requests:
         raise ProtocolError("it is to another request")
     return answer

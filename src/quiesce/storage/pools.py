@@ -19,12 +19,10 @@ import libvirt
 
 from quiesce.hypervisor import storage_xml
 from quiesce.hypervisor.connection import Host, translated
-from quiesce.hypervisor.storage_xml import Volume
-from quiesce.model.errors import BusyError, HypervisorError, NoSpaceError, NotFoundError
+from quiesce.model.chains import Image
+from quiesce.model.errors import BusyError, HypervisorError, NotFoundError
+from quiesce.storage.port import MIN_FREE, Room, no_space
 
-MIN_FREE = 64 * 1024 * 1024
-"""Least room an overlay is made with, in bytes. An overlay grows with what the guest writes; this much keeps it from running
-full before anybody can act."""
 LEAST = 1024 * 1024
 """Room for the metadata of a small file, in bytes."""
 CHUNK = 256 * 1024
@@ -48,18 +46,13 @@ class Directory:
             info = self.pool.info()
             return int(info[3]), int(info[1])
 
-    def usable(self) -> int:
-        """What is surely free: libvirt counts also what a filesystem keeps for root, ext4 a twentieth."""
-        free, size = self.room()
-        return max(0, free - size // 20)
-
     def require_room(self, needed: int, what: str) -> None:
         """Raises NoSpaceError if less than `needed` bytes are free."""
         free, _ = self.room()
         if free < needed:
             raise no_space(self.path, free, needed, what)
 
-    def volumes(self) -> list[Volume]:
+    def volumes(self) -> list[Image]:
         """Every file in it that libvirt can read, as they were at one time. Raises BusyError if they do not stand still.
 
         While somebody else has libvirt read the directory anew, files may seem to be gone that are not; what is decided by
@@ -76,7 +69,7 @@ class Directory:
                 _refresh(self.pool)  # a file that was removed without libvirt stays on its list until then
         raise BusyError(f"the files in {self.path} come and go", hint="try again")
 
-    def volume(self, name: str) -> Volume:
+    def volume(self, name: str) -> Image:
         """Raises NotFoundError."""
         found = self._lookup(name)
         with translated(f"reading {self.path}/{name}"):
@@ -168,7 +161,7 @@ class Directory:
             if "No space left" in message:
                 with suppress(libvirt.libvirtError):
                     self.pool.refresh(0)
-                raise no_space(self.path, self.usable(), needed, name) from error
+                raise no_space(self.path, Room(*self.room()).usable, needed, name) from error
             raise HypervisorError(f"making {self.path}/{name}: {message}") from error
 
 
@@ -182,34 +175,13 @@ def _unless_gone() -> Iterator[None]:
 
 
 @contextmanager
-def minding_room(host: Host, path: str, needed: int, what: str) -> Iterator[None]:
-    """For work that writes up to `needed` bytes into a directory. Raises NoSpaceError if it fails, and there is no room."""
-    try:
-        yield
-    except HypervisorError as error:
-        with directory(host, path) as pool:
-            usable = pool.usable()
-        if usable < needed:
-            raise no_space(path, usable, needed, what) from error
-        raise
-
-
-def no_space(directory: str, free: int, needed: int, what: str) -> NoSpaceError:
-    missing = max(0, needed - free)
-    return NoSpaceError(
-        f"{directory} has {free} bytes free, {missing} less than the {needed} that {what} may need",
-        hint="free space there, or delete checkpoints: `quiesce tree VM`",
-        details={"directory": directory, "free": free, "needed": needed, "missing": missing},
-    )
-
-
-@contextmanager
 def directory(host: Host, path: str, *, build: bool = False) -> Iterator[Directory]:
     """The directory as a pool: the pool that is there already, or one that lives as long as any of us uses it.
 
     `build`: makes the directory if there is none. An administrator's pool that was inactive stays
     active. Not to be used within another such block. Whoever needs no pool made waits for nobody.
     """
+    path = host.spell(path)
     with _lock_file() as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         while not (pool := _active_pool(host, path)):
@@ -290,7 +262,8 @@ def _find(host: Host, path: str) -> libvirt.virStoragePool | None:
     with translated("listing the storage pools"):
         for pool in host.connection.listAllStoragePools():
             with suppress(libvirt.libvirtError):
-                if storage_xml.pool_directory(pool.XMLDesc(0)) == path:
+                found = storage_xml.pool_directory(pool.XMLDesc(0))
+                if found and host.spell(found) == path:
                     return pool
     return None
 

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 from lab.bare import directory, pool
-from quiesce.hypervisor import storage_xml, volumes
+from quiesce.hypervisor import storage_xml
 from quiesce.hypervisor.connection import Host
+from quiesce.storage import pools
 
 SECONDS = 4
 
@@ -24,7 +25,7 @@ def test_an_administrators_pool_is_listed_while_others_write_to_it() -> None:
         deadline = time.monotonic() + SECONDS
         try:
             while time.monotonic() < deadline:
-                with volumes.directory(host, str(path)) as place:
+                with pools.directory(host, str(path)) as place:
                     if name:
                         place.write(name, b"x" * 300_000)
                         place.create_flat(f"{name}.qcow2", 1024 * 1024)
@@ -57,7 +58,7 @@ def test_the_last_to_use_a_pool_removes_all_that_were_made() -> None:
         return [path.name for path in paths if any(f"<path>{path}</path>" in xml for xml in found)]
 
     def use_until_told() -> None:
-        with contextlib.closing(Host("qemu:///system")) as host, volumes.directory(host, str(paths[0])):
+        with contextlib.closing(Host("qemu:///system")) as host, pools.directory(host, str(paths[0])):
             in_use.set()
             told.wait(60)
 
@@ -68,9 +69,9 @@ def test_the_last_to_use_a_pool_removes_all_that_were_made() -> None:
         longer.start()
         assert in_use.wait(60)
         # Made by hand: to make it as an operation does is to wait until nobody uses any.
-        name = f"{volumes.POOL_PREFIX}of-one-who-is-done"
+        name = f"{pools.POOL_PREFIX}of-one-who-is-done"
         host.connection.storagePoolCreateXML(storage_xml.directory_pool(name, str(second)), 0)
-        with volumes.directory(host, str(second)):
+        with pools.directory(host, str(second)):
             assert ours() == [first.name, second.name]
         assert ours() == [first.name, second.name]
         told.set()

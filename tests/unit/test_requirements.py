@@ -1,4 +1,4 @@
-"""taking/plan.py"""
+"""taking/requirements.py"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quiesce.model.chains import Chains
 from quiesce.model.errors import BusyError, RefusedError, UsageError
 from quiesce.model.events import Event, Warned
 from quiesce.model.grades import Consistency
-from quiesce.taking import plan
+from quiesce.taking import requirements
 
 GOOD = Disk("vda", "disk", "file", "/i/a.qcow2", "qcow2", read_only=False, shareable=False, mirrored=False, chain=())
 CDROM = Disk("sda", "cdrom", "file", None, "raw", read_only=True, shareable=False, mirrored=False, chain=())
@@ -44,7 +44,7 @@ def facts(**changes: Any) -> Facts:
 @pytest.mark.parametrize(("power", "says"), [(PowerState.PAUSED, "is paused"), (PowerState.OTHER, "neither running")])
 @pytest.mark.parametrize(
     "check",
-    [plan.require_running, lambda found: plan.require_answering(found, Consistency.FILESYSTEM)],
+    [requirements.require_running, lambda found: requirements.require_answering(found, Consistency.FILESYSTEM)],
     ids=["running", "answering"],
 )
 def test_a_vm_that_does_not_run_is_refused_with_what_to_do(check, power, says):
@@ -59,39 +59,39 @@ def test_a_vm_that_does_not_run_is_refused_with_what_to_do(check, power, says):
 
 def test_a_paused_vm_will_do_where_its_guest_is_not_asked():
     """Broken: a VM that its administrator has paused could not be kept as it is."""
-    plan.require_answering(facts(power=PowerState.PAUSED), Consistency.CRASH)
+    requirements.require_answering(facts(power=PowerState.PAUSED), Consistency.CRASH)
     with pytest.raises(RefusedError, match="neither running"):
-        plan.require_answering(facts(power=PowerState.OTHER), Consistency.CRASH)
+        requirements.require_answering(facts(power=PowerState.OTHER), Consistency.CRASH)
 
 
 def test_a_vm_with_saved_memory_is_refused():
     """Broken: libvirt would resume the guest on other disks than its memory knows, and the guest ruin them."""
     with pytest.raises(RefusedError, match="saved memory") as refusal:
-        plan.require_no_saved_memory(facts(managed_save=True))
+        requirements.require_no_saved_memory(facts(managed_save=True))
     assert "managedsave-remove web1" in refusal.value.hint
-    plan.require_no_saved_memory(facts())
+    requirements.require_no_saved_memory(facts())
 
 
 def test_a_transient_vm_is_refused_where_it_would_be_gone():
     """Broken: the VM would be stopped for a restore, and no longer exist."""
     with pytest.raises(RefusedError, match="transient"):
-        plan.require_persistent(facts(persistent=False))
-    plan.require_persistent(facts())
+        requirements.require_persistent(facts(persistent=False))
+    requirements.require_persistent(facts())
 
 
 def test_a_job_of_libvirts_is_waited_for():
     """Broken: a switch under a running block job ends with a chain nobody knows."""
     with pytest.raises(BusyError, match="a block job on disk vda") as refusal:
-        plan.require_nothing_in_the_way(facts(job="a block job on disk vda"))
+        requirements.require_nothing_in_the_way(facts(job="a block job on disk vda"))
     assert refusal.value.exit_code == 9
 
 
 def test_libvirts_own_snapshots_are_in_the_way():
     """Broken: libvirt's snapshots would silently stop working."""
     with pytest.raises(RefusedError, match=r"2 snapshot\(s\)") as refusal:
-        plan.require_nothing_in_the_way(facts(snapshots=2))
+        requirements.require_nothing_in_the_way(facts(snapshots=2))
     assert "snapshot-list web1" in refusal.value.hint
-    plan.require_nothing_in_the_way(facts())
+    requirements.require_nothing_in_the_way(facts())
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_each_disk_that_cannot_take_part_is_refused_by_name(disk, says):
     """Broken: the checkpoint would be without this disk, or fail in the window."""
     disk = dataclasses.replace(disk, target="vdx")
     with pytest.raises(RefusedError, match=says) as refusal:
-        plan.disks_to_switch(facts(disks=(GOOD, disk)))
+        requirements.disks_to_switch(facts(disks=(GOOD, disk)))
     assert "disk vdx: " in refusal.value.message
     assert "vda" not in refusal.value.message
     assert refusal.value.exit_code == 4
@@ -124,7 +124,7 @@ def test_all_reasons_are_told_at_once():
     """Broken: the user would mend one disk, and learn of the next one."""
     bad = (but(target="vdb", format="raw"), but(target="vdc", shareable=True))
     with pytest.raises(RefusedError) as refusal:
-        plan.disks_to_switch(facts(disks=bad, passthrough=("scsi host device",)))
+        requirements.disks_to_switch(facts(disks=bad, passthrough=("scsi host device",)))
     assert [text in refusal.value.message for text in ("disk vdb", "disk vdc", "scsi host device")] == [True] * 3
     assert len(refusal.value.details["disks"]) == 3
 
@@ -132,20 +132,20 @@ def test_all_reasons_are_told_at_once():
 def test_passed_through_storage_is_refused():
     """Broken: what lies on it would go on while the rest goes back in time."""
     with pytest.raises(RefusedError, match="outside any image"):
-        plan.disks_to_switch(facts(passthrough=("scsi host device",)))
+        requirements.disks_to_switch(facts(passthrough=("scsi host device",)))
 
 
 @pytest.mark.parametrize("disks", [(), (CDROM,), (dataclasses.replace(CDROM, device="floppy"),)])
 def test_a_vm_without_disks_is_refused(disks):
     """Broken: a checkpoint of nothing would be called one."""
     with pytest.raises(RefusedError, match="no disk"):
-        plan.disks_to_switch(facts(disks=disks))
+        requirements.disks_to_switch(facts(disks=disks))
 
 
 def test_disks_are_taken_and_removable_media_left():
     """Broken: a CD in the drive would keep the VM from every checkpoint."""
     second = but(target="vdb", path="/i/b.qcow2")
-    assert plan.disks_to_switch(facts(disks=(GOOD, CDROM, second))) == (GOOD, second)
+    assert requirements.disks_to_switch(facts(disks=(GOOD, CDROM, second))) == (GOOD, second)
 
 
 def test_long_chains_are_warned_of_and_overlong_ones_refused():
@@ -155,43 +155,43 @@ def test_long_chains_are_warned_of_and_overlong_ones_refused():
         paths = [str(GOOD.path), *(f"/{number}" for number in range(1, length))]
         chains = Chains(dict(zip(paths, [*paths[1:], None], strict=True)))
         events: list[Event] = []
-        plan.require_short_chains((GOOD,), chains, events.append)
+        requirements.require_short_chains((GOOD,), chains, events.append)
         return events
 
-    assert check(plan.LONG_CHAIN - 1) == []
-    (warning,) = check(plan.LONG_CHAIN)
+    assert check(requirements.LONG_CHAIN - 1) == []
+    (warning,) = check(requirements.LONG_CHAIN)
     assert isinstance(warning, Warned)
     assert "vda" in warning.message
-    assert len(check(plan.MAX_CHAIN - 1)) == 1
+    assert len(check(requirements.MAX_CHAIN - 1)) == 1
     with pytest.raises(RefusedError, match="disk vda has a chain of 190"):
-        check(plan.MAX_CHAIN)
+        check(requirements.MAX_CHAIN)
 
 
 def test_a_disk_plugged_in_only_for_this_run_is_refused():
     """Broken: a restore would silently lose it, and a recovery what was written to it."""
     (disk,) = facts().disks[:1]
     with pytest.raises(RefusedError, match=f"disk {disk.target}: it is not the disk the VM will have"):
-        plan.disks_to_switch(facts(next_sources={}))
-    assert plan.disks_to_switch(facts(next_sources={}, persistent=False))
+        requirements.disks_to_switch(facts(next_sources={}))
+    assert requirements.disks_to_switch(facts(next_sources={}, persistent=False))
 
 
 def test_a_disk_that_is_left_out_needs_not_be_one_of_ours():
     """Broken: one raw or shared disk would keep the VM from every checkpoint, though its user does without it."""
     bad = but(target="vdb", path="/i/b.raw", format="raw")
-    assert plan.disks_to_switch(facts(disks=(GOOD, bad)), ("vdb",)) == (GOOD,)
+    assert requirements.disks_to_switch(facts(disks=(GOOD, bad)), ("vdb",)) == (GOOD,)
     with pytest.raises(RefusedError, match="disk vdb: its format is raw") as refusal:
-        plan.disks_to_switch(facts(disks=(GOOD, bad)))
+        requirements.disks_to_switch(facts(disks=(GOOD, bad)))
     assert "--exclude" in refusal.value.hint
 
 
 def test_a_disk_to_leave_out_must_be_there():
     """Broken: a mistyped --exclude would put the disk that was meant into the checkpoint."""
     with pytest.raises(UsageError, match="no disk vdx, vdy to exclude") as refusal:
-        plan.disks_to_switch(facts(), ("vdy", "vda", "vdx"))
+        requirements.disks_to_switch(facts(), ("vdy", "vda", "vdx"))
     assert "domblklist web1" in refusal.value.hint
 
 
 def test_not_every_disk_can_be_left_out():
     """Broken: a checkpoint of nothing would be called one."""
     with pytest.raises(UsageError, match=r"nothing of .* would be left"):
-        plan.disks_to_switch(facts(), ("vda",))
+        requirements.disks_to_switch(facts(), ("vda",))

@@ -1,0 +1,89 @@
+"""Breaks the host side one line at a time and sees whether the fast tests notice.
+
+tests/mutants.toml lists the mutants: a file, a piece of it, what the piece becomes, and the tests that are to go red. Each
+mutant is made in a copy of src/, so that the checkout stays as it is."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LIST = ROOT / "tests" / "mutants.toml"
+ALL = ("tests/unit", "tests/model")
+TIMEOUT_S = 600
+
+
+@dataclass(frozen=True)
+class Mutant:
+    says: str
+    """What is broken, as in: "a disk plugged in during the window is ignored"."""
+    file: str
+    """Below src/quiesce/."""
+    old: str
+    new: str
+    tests: str
+    """The tests that go red, separated by spaces."""
+
+    def made_in(self, source: str) -> str:
+        """The file's text with the mutant in it. Raises ValueError unless the piece is there exactly once."""
+        if source.count(self.old) != 1:
+            raise ValueError(f"{self.file} has {source.count(self.old)} times what {self.says!r} replaces")
+        return source.replace(self.old, self.new)
+
+
+def mutants() -> list[Mutant]:
+    return [Mutant(**each) for each in tomllib.loads(LIST.read_text())["mutant"]]
+
+
+def survives(mutant: Mutant, tests: list[str]) -> bool:
+    """Whether these tests stay green."""
+    with tempfile.TemporaryDirectory(prefix="quiesce-mutant-") as directory:
+        copy = Path(directory) / "src"
+        shutil.copytree(ROOT / "src", copy, ignore=shutil.ignore_patterns("__pycache__"))
+        path = copy / "quiesce" / mutant.file
+        path.write_text(mutant.made_in(path.read_text()))
+        ended = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-n", "2", "-p", "no:cacheprovider", *tests],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        if ended.returncode and " failed" not in ended.stdout and " error" not in ended.stdout:
+            raise RuntimeError(f"pytest ended with {ended.returncode}:\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}")
+        return ended.returncode == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("pattern", nargs="?", default="", help="only mutants with this in their description or file")
+    parser.add_argument(
+        "--long", action="store_true", help="a mutant that its own tests miss is tried on all of tests/unit and tests/model"
+    )
+    options = parser.parse_args()
+    chosen = [each for each in mutants() if options.pattern in each.says or options.pattern in each.file]
+    alive = []
+    for mutant in chosen:
+        started = time.monotonic()
+        alone = survives(mutant, mutant.tests.split())
+        if alone and (not options.long or survives(mutant, list(ALL))):
+            alive.append(mutant)
+        verdict = "SURVIVES" if mutant in alive else "dies late" if alone else "dies"
+        print(f"{verdict:<9} {time.monotonic() - started:6.1f} s  {mutant.file}: {mutant.says}", flush=True)
+    print(f"{len(chosen) - len(alive)} of {len(chosen)} mutants die")
+    sys.exit(1 if alive else 0)
+
+
+if __name__ == "__main__":
+    main()

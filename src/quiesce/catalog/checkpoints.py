@@ -1,0 +1,212 @@
+"""The checkpoints, and the checkpoint that each VM is based on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import sqlalchemy as sa
+
+from quiesce.catalog import images
+from quiesce.catalog.database import Database, from_column, to_column
+from quiesce.catalog.schema import checkpoints, heads
+from quiesce.catalog.schema import images as images_table
+from quiesce.model.errors import NameTakenError
+from quiesce.model.keys import VmKey
+from quiesce.model.standing import Untouched
+from quiesce.model.tree import Checkpoint, GroupPart, Tree
+
+
+@dataclass(frozen=True)
+class New:
+    """A checkpoint to be recorded, and where the VM's disks stand then."""
+
+    checkpoint: Checkpoint
+    domain_xml: str
+    head_parent: str | None
+    untouched: Untouched | None = None
+    live: tuple[str, ...] = ()
+    """The images that the VM writes from now on; it no longer writes the checkpoint's own images."""
+
+
+class Checkpoints:
+    """All methods block; each is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def tree(self, key: VmKey) -> Tree:
+        with self._database.transaction() as connection:
+            nodes = nodes_of(connection, key)
+            head = connection.scalar(sa.select(heads.c.parent).where(heads.c.host == key.host, heads.c.vm_uuid == key.uuid))
+        return Tree.of(nodes, head)
+
+    def untouched(self, key: VmKey) -> Untouched | None:
+        """What the last restore or merge recorded of the VM's images; None if there is no such record."""
+        query = sa.select(heads.c.untouched).where(heads.c.host == key.host, heads.c.vm_uuid == key.uuid)
+        with self._database.transaction() as connection:
+            body = connection.scalar(query)
+        return from_column(Untouched, body) if body else None
+
+    def counts(self, host: str) -> dict[str, int]:
+        """How many checkpoints each VM of the host has, by UUID."""
+        with self._database.transaction() as connection:
+            query = sa.select(checkpoints.c.vm_uuid, sa.func.count(checkpoints.c.name)).where(checkpoints.c.host == host)
+            rows = connection.execute(query.group_by(checkpoints.c.vm_uuid)).all()
+        return {uuid: count for uuid, count in rows}  # noqa: C416 - a row is no pair to dict()
+
+    def domain_xml(self, checkpoint_id: str) -> str:
+        with self._database.transaction() as connection:
+            query = sa.select(checkpoints.c.domain_xml).where(checkpoints.c.id == checkpoint_id)
+            return str(connection.execute(query).scalar_one())
+
+    def add(
+        self,
+        checkpoint: Checkpoint,
+        domain_xml: str,
+        *,
+        head_parent: str | None,
+        untouched: Untouched | None = None,
+        live: Iterable[str] = (),
+    ) -> None:
+        """Records a checkpoint and where the VM's disks now stand. Raises NameTakenError."""
+        self.add_together([New(checkpoint, domain_xml, head_parent, untouched, tuple(live))])
+
+    def add_together(self, new: Sequence[New]) -> None:
+        """The same for several at once: all of them or none. Raises NameTakenError."""
+        try:
+            with self._database.transaction() as connection:
+                for item in new:
+                    _insert(connection, item)
+        except sa.exc.IntegrityError:
+            for item in new:
+                if self.tree(item.checkpoint.key).has_name(item.checkpoint.name):
+                    raise NameTakenError(
+                        f"{item.checkpoint.vm_name} has a checkpoint named {item.checkpoint.name!r} already"
+                    ) from None
+            raise
+
+    def has(self, checkpoint_id: str) -> bool:
+        with self._database.transaction() as connection:
+            return connection.scalar(sa.select(checkpoints.c.id).where(checkpoints.c.id == checkpoint_id)) is not None
+
+    def update(self, *changed: Checkpoint) -> None:
+        """Records these checkpoints anew, all of them or none. Raises NameTakenError."""
+        try:
+            with self._database.transaction() as connection:
+                for checkpoint in changed:
+                    update(connection, checkpoint)
+        except sa.exc.IntegrityError:
+            raise NameTakenError("a checkpoint of that name is there already") from None
+
+    def moved(self, key: VmKey, old: str, new: str) -> list[Checkpoint]:
+        """Records that the content of the image `old` was committed into `new`, its backing file; `old` keeps its content while
+        the file is there. Returns the checkpoints, hidden ones too, that had `old` and now have `new`."""
+        with self._database.transaction() as connection:
+            moved = [
+                replace(node, disks=tuple(replace(disk, path=new) if disk.path == old else disk for disk in node.disks))
+                for node in nodes_of(connection, key)
+                if any(disk.path == old for disk in node.disks)
+            ]
+            for node in moved:
+                update(connection, node)
+            merged = sa.update(images_table).where(images_table.c.host == key.host, images_table.c.path == old)
+            connection.execute(merged.values(merged=True))
+        return moved
+
+    def with_file(self, host: str, path: str) -> list[str]:
+        """Names of the checkpoints that consist of this file, of whatever VM."""
+        with self._database.transaction() as connection:
+            bodies = connection.scalars(sa.select(checkpoints.c.body).where(checkpoints.c.host == host)).all()
+        return [node.name for node in map(_node, bodies) if path in node.paths()]
+
+    def remove(self, checkpoint: Checkpoint) -> list[Checkpoint]:
+        """Forgets a checkpoint. Checkpoints that had it as parent, and the VM itself, get its parent. Returns those
+        checkpoints."""
+        key = checkpoint.key
+        with self._database.transaction() as connection:
+            connection.execute(sa.delete(checkpoints).where(checkpoints.c.id == checkpoint.id))
+            nodes = nodes_of(connection, key)
+            children = [replace(node, parent=checkpoint.parent) for node in nodes if node.parent == checkpoint.id]
+            for node in children:
+                update(connection, node)
+            connection.execute(
+                sa.update(heads)
+                .where(heads.c.host == key.host, heads.c.vm_uuid == key.uuid)
+                .where(heads.c.parent == checkpoint.id)
+                .values(parent=checkpoint.parent)
+            )
+        return children
+
+    def set_head(self, key: VmKey, parent: str | None, untouched: Untouched | None = None) -> None:
+        with self._database.transaction() as connection:
+            _set_head(connection, key, parent, untouched)
+
+    def set_untouched(self, key: VmKey, untouched: Untouched | None) -> None:
+        body = to_column(untouched) if untouched else None
+        with self._database.transaction() as connection:
+            same = heads.c.host == key.host, heads.c.vm_uuid == key.uuid
+            connection.execute(sa.update(heads).where(*same).values(untouched=body))
+
+    def parts(self, group_checkpoint: str) -> list[Checkpoint]:
+        """All parts of a group's checkpoint that are still there, in the group's order; hidden ones are not."""
+        with self._database.transaction() as connection:
+            bodies = connection.scalars(
+                sa.select(checkpoints.c.body).where(checkpoints.c.group_checkpoint == group_checkpoint)
+            ).all()
+        found = [node for node in map(_node, bodies) if not node.hidden and node.group]
+        return sorted(found, key=lambda node: node.group.members.index(node.id) if node.group else 0)
+
+    def of_group(self, group: str) -> list[GroupPart]:
+        """The group's checkpoints that have any part left, each by one of its parts, oldest first."""
+        with self._database.transaction() as connection:
+            query = sa.select(checkpoints.c.body).where(checkpoints.c.group_checkpoint.is_not(None))
+            bodies = connection.scalars(query).all()
+        nodes = sorted(map(_node, bodies), key=lambda node: node.created)
+        parts = [node.group for node in nodes if node.group and node.group.group == group and not node.hidden]
+        return list({part.id: part for part in parts}.values())
+
+
+def nodes_of(connection: sa.Connection, key: VmKey) -> list[Checkpoint]:
+    query = sa.select(checkpoints.c.body).where(checkpoints.c.host == key.host, checkpoints.c.vm_uuid == key.uuid)
+    return [_node(body) for body in connection.scalars(query.order_by(checkpoints.c.id)).all()]
+
+
+def update(connection: sa.Connection, checkpoint: Checkpoint) -> None:
+    connection.execute(
+        sa.update(checkpoints)
+        .where(checkpoints.c.id == checkpoint.id)
+        .values(vm_uuid=checkpoint.vm_uuid, name=_column(checkpoint), body=to_column(checkpoint))
+    )
+
+
+def _insert(connection: sa.Connection, new: New) -> None:
+    checkpoint = new.checkpoint
+    connection.execute(
+        sa.insert(checkpoints).values(
+            id=checkpoint.id,
+            host=checkpoint.host,
+            vm_uuid=checkpoint.vm_uuid,
+            name=_column(checkpoint),
+            group_checkpoint=checkpoint.group.id if checkpoint.group else None,
+            body=to_column(checkpoint),
+            domain_xml=new.domain_xml,
+        )
+    )
+    _set_head(connection, checkpoint.key, new.head_parent, new.untouched)
+    images.set_live(connection, checkpoint.host, [disk.path for disk in checkpoint.disks], False)
+    images.set_live(connection, checkpoint.host, new.live, True)
+
+
+def _node(body: str) -> Checkpoint:
+    return from_column(Checkpoint, body)
+
+
+def _column(checkpoint: Checkpoint) -> str | None:
+    return None if checkpoint.hidden else checkpoint.name
+
+
+def _set_head(connection: sa.Connection, key: VmKey, parent: str | None, untouched: Untouched | None) -> None:
+    connection.execute(sa.delete(heads).where(heads.c.host == key.host, heads.c.vm_uuid == key.uuid))
+    body = to_column(untouched) if untouched else None
+    connection.execute(sa.insert(heads).values(host=key.host, vm_uuid=key.uuid, parent=parent, untouched=body))

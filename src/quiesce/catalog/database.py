@@ -1,0 +1,129 @@
+"""The database of the catalog: SQLite by default, any database of SQLAlchemy by URL. Opened, migrated, and used in
+transactions."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from quiesce.catalog import lock
+from quiesce.catalog.schema import metadata
+from quiesce.codec import CodecError, decode, encode
+from quiesce.model.errors import QuiesceError
+
+REVISION = "0001"
+"""The newest migration. Alembic itself is loaded only when a catalog has another one."""
+
+_version = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
+
+T = TypeVar("T")
+
+
+def default_url() -> str:
+    """`$QUIESCE_CATALOG`, else a file in the system's state directory for root and the user's own for others."""
+    if url := os.environ.get("QUIESCE_CATALOG"):
+        return url if "://" in url else f"sqlite:///{Path(url).absolute()}"
+    if os.geteuid() == 0:
+        directory = Path("/var/lib/quiesce")
+    else:
+        directory = Path(os.environ.get("XDG_STATE_HOME", "~/.local/state")).expanduser() / "quiesce"
+    return f"sqlite:///{directory}/catalog.db"
+
+
+class Database:
+    """One database. Raises QuiesceError if it cannot be opened, or was written by a newer quiesce."""
+
+    def __init__(self, url: str | None = None) -> None:
+        self.url = url or default_url()
+        try:
+            self._engine = sa.create_engine(self.url)
+            if self._engine.dialect.name == "sqlite":
+                _prepare_sqlite(self._engine)
+            with lock.wait(self.lock_directory(), "schema"):
+                self._bring_up_to_date()
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            raise QuiesceError(f"cannot open the catalog {self.url}: {error}") from error
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """Raises QuiesceError for every error of the database but IntegrityError, which it lets through."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except sa.exc.IntegrityError:
+            raise
+        except sa.exc.SQLAlchemyError as error:
+            raise QuiesceError(f"the catalog {self.url}: {error}") from error
+
+    def lock_directory(self) -> Path:
+        """Where operations on VMs of this catalog lock each other out: beside its file."""
+        database = self._engine.url.database
+        if self._engine.dialect.name == "sqlite" and database:
+            return Path(database).parent / "locks"
+        return Path("/run/lock/quiesce")
+
+    def _bring_up_to_date(self) -> None:
+        with self._engine.begin() as connection:
+            tables = set(sa.inspect(connection).get_table_names())
+            if not tables:
+                begin(connection)
+                metadata.create_all(connection)
+                _version.create(connection)
+                connection.execute(sa.insert(_version).values(version_num=REVISION))
+                return
+            found = connection.scalar(sa.select(_version.c.version_num)) if _version.name in tables else None
+        if found is None:
+            raise QuiesceError(
+                f"{self.url} is not a catalog of this quiesce", hint="move it away; see `quiesce catalog rebuild`"
+            )
+        if found != REVISION:
+            from quiesce.catalog.migrations import migrate
+
+            migrate(self._engine, self.url)
+
+
+def begin(connection: sa.Connection) -> None:
+    """Begins a transaction that changes tables: Python's sqlite3 begins none before such a statement by itself, so that each
+    would stay although a later one fails."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def to_column(value: Any) -> str:
+    """A dataclass as the text of a column."""
+    return json.dumps(encode(value))
+
+
+def from_column(cls: type[T], text: str) -> T:
+    """A dataclass from the text of a column. Raises QuiesceError if it is none."""
+    try:
+        return decode(cls, json.loads(text))
+    except (CodecError, ValueError, RecursionError) as error:
+        raise QuiesceError(
+            f"the catalog holds a {cls.__name__} that this quiesce cannot read: {error}",
+            hint="was it written by a newer quiesce, or changed by hand? `quiesce catalog rebuild` makes a new one",
+        ) from error
+
+
+def _prepare_sqlite(engine: sa.Engine) -> None:
+    if engine.url.database:
+        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA busy_timeout = 10000")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()

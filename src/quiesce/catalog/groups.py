@@ -1,0 +1,50 @@
+"""The groups of VMs."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from quiesce.catalog.database import Database, from_column, to_column
+from quiesce.catalog.schema import groups
+from quiesce.model.errors import NameTakenError, NotFoundError
+from quiesce.model.groups import Group
+from quiesce.model.keys import VmKey
+
+
+class Groups:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, name: str) -> Group:
+        """Raises NotFoundError."""
+        with self._database.transaction() as connection:
+            body = connection.scalar(sa.select(groups.c.body).where(groups.c.name == name))
+        if body is None:
+            raise NotFoundError(f"no group named {name!r}", hint="`quiesce group list` shows those there are")
+        return from_column(Group, body)
+
+    def all(self) -> list[Group]:
+        with self._database.transaction() as connection:
+            bodies = connection.scalars(sa.select(groups.c.body).order_by(groups.c.name)).all()
+        return [from_column(Group, body) for body in bodies]
+
+    def put(self, group: Group, *, new: bool = False) -> None:
+        """Raises NameTakenError if it is to be a new one and there is one of that name."""
+        try:
+            with self._database.transaction() as connection:
+                if not new:
+                    connection.execute(sa.delete(groups).where(groups.c.name == group.name))
+                connection.execute(sa.insert(groups).values(name=group.name, body=to_column(group)))
+        except sa.exc.IntegrityError:
+            raise NameTakenError(f"there is a group named {group.name!r} already") from None
+
+    def remove(self, name: str) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(sa.delete(groups).where(groups.c.name == name))
+
+
+def rehome(connection: sa.Connection, old: VmKey, new: VmKey) -> None:
+    """The member `old` of every group is `new` from now on."""
+    for (body,) in connection.execute(sa.select(groups.c.body)).all():
+        group = from_column(Group, body).rehomed(old, new)
+        connection.execute(sa.update(groups).where(groups.c.name == group.name).values(body=to_column(group)))

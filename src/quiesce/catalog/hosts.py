@@ -1,0 +1,47 @@
+"""The hosts that the catalog knows, each under an id that never changes."""
+
+from __future__ import annotations
+
+import uuid
+
+import sqlalchemy as sa
+
+from quiesce.catalog import lock
+from quiesce.catalog.database import Database
+from quiesce.catalog.schema import hosts
+from quiesce.model.keys import HostIdentity
+
+
+class Hosts:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: dict[HostIdentity, str] = {}
+
+    def identify(self, identity: HostIdentity) -> str:
+        """The id of this host; a host never seen before gets one.
+
+        A host is known by its UUID, whatever its name is now; and by its name, where the UUID is new: a machine without a
+        hardware UUID that was installed anew, or whose board was changed.
+        """
+        if identity not in self._known:
+            with lock.wait(self._database.lock_directory(), "hosts"):  # else two who see a new host give it two ids
+                self._known[identity] = self._identify(identity)
+        return self._known[identity]
+
+    def name(self, id: str) -> str:
+        """What the host called itself last; the id itself for a host that was never seen."""
+        with self._database.transaction() as connection:
+            return connection.scalar(sa.select(hosts.c.name).where(hosts.c.id == id)) or id
+
+    def _identify(self, identity: HostIdentity) -> str:
+        with self._database.transaction() as connection:
+            for known in (sa.and_(hosts.c.uuid == identity.uuid, hosts.c.uuid != ""), hosts.c.name == identity.name):
+                row = connection.execute(sa.select(hosts).where(known).order_by(hosts.c.id)).first()
+                if row is not None:
+                    if (row.uuid, row.name) != (identity.uuid, identity.name):
+                        changed = sa.update(hosts).where(hosts.c.id == row.id)
+                        connection.execute(changed.values(uuid=identity.uuid, name=identity.name))
+                    return str(row.id)
+            id = uuid.uuid4().hex
+            connection.execute(sa.insert(hosts).values(id=id, uuid=identity.uuid, name=identity.name))
+            return id

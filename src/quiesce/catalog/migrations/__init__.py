@@ -1,0 +1,36 @@
+"""Brings a catalog that an older quiesce wrote up to date, with Alembic.
+
+A migration is a file in versions/, numbered; catalog/database.py names the newest. tests/unit/test_migrations.py opens catalogs
+as each version wrote them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+
+from quiesce.catalog.database import begin
+from quiesce.model.errors import QuiesceError
+
+
+def configuration() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def migrate(engine: sa.Engine, url: str) -> None:
+    """All in one transaction, where the database has transactional DDL. Raises QuiesceError for a revision this quiesce does
+    not know."""
+    config = configuration()
+    try:
+        with engine.begin() as connection:
+            begin(connection)
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except CommandError as error:
+        raise QuiesceError(f"the catalog {url} was written by a newer quiesce: {error}", hint="upgrade quiesce") from error

@@ -1,0 +1,91 @@
+"""The tables of the catalog. Changing one needs a migration (catalog/migrations)."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+hosts = sa.Table(
+    "hosts",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("uuid", sa.String, nullable=False),
+    sa.Column("name", sa.String, nullable=False),
+)
+"""The hosts that have been seen. `id` never changes; `uuid` and `name` are what the host said last."""
+
+heads = sa.Table(
+    "heads",
+    metadata,
+    sa.Column("host", sa.String, primary_key=True),
+    sa.Column("vm_uuid", sa.String, primary_key=True),
+    sa.Column("parent", sa.String, nullable=True),
+    sa.Column("untouched", sa.Text, nullable=True),
+)
+"""The checkpoint that each VM is based on. `untouched`: a model.standing.Untouched."""
+
+checkpoints = sa.Table(
+    "checkpoints",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("host", sa.String, nullable=False),
+    sa.Column("vm_uuid", sa.String, nullable=False),
+    sa.Column("name", sa.String, nullable=True),
+    sa.Column("group_checkpoint", sa.String, nullable=True, index=True),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("domain_xml", sa.Text, nullable=False),
+    sa.UniqueConstraint("host", "vm_uuid", "name"),
+)
+"""`body`: a model.tree.Checkpoint. A hidden checkpoint has no name here, so that another checkpoint can take the name."""
+
+images = sa.Table(
+    "images",
+    metadata,
+    sa.Column("host", sa.String, primary_key=True),
+    sa.Column("path", sa.String, primary_key=True),
+    sa.Column("vm_uuid", sa.String, nullable=False),
+    sa.Column("merged", sa.Boolean, nullable=False, default=False),
+    sa.Column("live", sa.Boolean, nullable=False, default=False),
+)
+"""Files that quiesce made, noted before they are made: quiesce removes no other file. `merged`: the content was committed into
+the backing file. `live`: a VM writes the image, or wrote it when the disk was taken away."""
+
+groups = sa.Table(
+    "groups",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+
+settings = sa.Table(
+    "settings",
+    metadata,
+    sa.Column("host", sa.String, primary_key=True),
+    sa.Column("vm_uuid", sa.String, primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+
+operations = sa.Table(
+    "operations",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("host", sa.String, nullable=False),
+    sa.Column("vm_uuid", sa.String, nullable=False),
+    sa.Column("verb", sa.String, nullable=False),
+    sa.Column("started", sa.String, nullable=False),
+    sa.Column("finished", sa.String, nullable=True),
+    sa.Column("outcome", sa.String, nullable=True),
+)
+"""What is being done, and what was done: see catalog/journal.py."""
+
+steps = sa.Table(
+    "steps",
+    metadata,
+    sa.Column("operation", sa.String, sa.ForeignKey("operations.id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("what", sa.String, nullable=False),
+    sa.Column("details", sa.Text, nullable=False),
+    sa.Column("done", sa.Boolean, nullable=False, default=False),
+)
+"""`details`: the step of that name in catalog/steps.py."""

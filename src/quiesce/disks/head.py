@@ -1,0 +1,39 @@
+"""Which checkpoint a VM is based on, and what the disks of a VM that is off are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from quiesce.context import Context
+from quiesce.disks import images
+from quiesce.disks.survey import survey
+from quiesce.hypervisor.vm import PowerState, Vm
+from quiesce.model.errors import NotFoundError
+from quiesce.model.standing import Standing, standing
+from quiesce.model.tree import Checkpoint
+
+
+def head(context: Context, vm: Vm) -> str | None:
+    """The checkpoint that the VM's present disks are based on, by id."""
+    return context.catalog.checkpoints.tree(vm.key).head_parent
+
+
+def stands_at(context: Context, vm: Vm, node: Checkpoint) -> bool:
+    """Whether the VM is off and its disks have exactly the content of the checkpoint: it was put back to it, or not started
+    since."""
+    if vm.facts().power is not PowerState.OFF or head(context, vm) != node.id:
+        return False
+    left = context.catalog.checkpoints.untouched(vm.key)
+    if not left or not left.written or not left.written.keys() <= set(vm.file_disks().values()):
+        return False
+    try:
+        return left.unchanged(images.untouched(context, vm, left.written).written)
+    except NotFoundError:
+        return False
+
+
+def standing_of(context: Context, vm: Vm, paths: Set[str]) -> Standing:
+    """What these images of the VM, which is off, are worth."""
+    tree, left = context.catalog.checkpoints.tree(vm.key), context.catalog.checkpoints.untouched(vm.key)
+    now = {path: image.written for path, image in survey(context, vm).images.items()} if left else {}
+    return standing(left, tree.get(tree.head_parent), now, paths, shut_itself_down=vm.shut_itself_down())

@@ -1,0 +1,236 @@
+"""Images in memory, for tests: blocks by number, and backing files. It behaves as QEMU and libvirt do, as far as the contract
+asks (tests/unit/test_storage.py runs the contract on it and on real files)."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+
+from quiesce.model.chains import Image
+from quiesce.model.errors import BusyError, HypervisorError, NotFoundError
+from quiesce.storage.port import MIN_FREE, Found, Merger, ReportProgress, Room, no_space
+
+CAPACITY = 2**30
+BLOCK = 65536
+
+
+@dataclass
+class File:
+    blocks: dict[int, str] = field(default_factory=dict)
+    """What an image itself holds."""
+    below: str | None = None
+    format: str = "qcow2"
+    content: bytes = b""
+    """What a file that is no image holds."""
+    written: int = 0
+    capacity: int = CAPACITY
+
+
+class MemoryStorage:
+    """A quiesce.storage.port.Storage. `on_step` is called before anything changes, and may raise: so a test kills an operation
+    there."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, File] = {}
+        self.links: dict[str, str] = {}
+        """Directories that are symbolic links, and where they lead."""
+        self.unreadable: dict[str, str] = {}
+        """Places that cannot be read, and why."""
+        self.free = 2**40
+        self.on_step: Callable[[], None] = lambda: None
+        self.open_by_others: Callable[[], Iterable[str]] = lambda: ()
+        """The topmost images that running VMs have open."""
+        self._clock = 0
+
+    # -- for tests
+
+    def make(self, path: str, below: str | None = None, blocks: dict[int, str] | None = None, format: str = "qcow2") -> str:
+        self.files[path] = File(dict(blocks or {}), below, format)
+        self.touch(path)
+        return path
+
+    def touch(self, path: str) -> None:
+        self._clock += 1
+        self.files[path].written = self._clock
+
+    def chain(self, path: str | None) -> list[str]:
+        found: list[str] = []
+        while path is not None and path not in found:
+            found.append(path)
+            path = self.files[path].below if path in self.files else None
+        return found
+
+    def blocks(self, path: str) -> dict[int, str]:
+        """What a guest would read."""
+        found: dict[int, str] = {}
+        for image in reversed(self.chain(path)):
+            found |= self.files[image].blocks
+        return found
+
+    def above(self, top: str, base: str) -> dict[int, str]:
+        """What the images from `top` down hold, without `base`."""
+        chain = self.chain(top)
+        found: dict[int, str] = {}
+        for image in reversed(chain[: chain.index(base)]):
+            found |= self.files[image].blocks
+        return found
+
+    def commit(self, top: str, base: str, *, opener: str | None, between: Callable[[], None] = lambda: None) -> None:
+        """Puts what is in `top` and above `base` into `base`. `opener`: the topmost image of whoever does it."""
+        self.require_unlocked(base, opener)
+        for block, value in sorted(self.above(top, base).items()):
+            self.on_step()
+            self.files[base].blocks[block] = value
+            self.touch(base)
+            between()
+
+    def rebase(self, opener: str, top: str, base: str) -> None:
+        """The image right above `top` in the chain of `opener` has the backing file `base` from now on. No other chain
+        changes."""
+        chain = self.chain(opener)
+        above = chain[chain.index(top) - 1]
+        self.files[above].below = base
+        self.touch(above)
+
+    def require_unlocked(self, path: str, opener: str | None) -> None:
+        """QEMU's image locks: nobody writes what somebody else has open."""
+        for other in set(self.open_by_others()) - {opener}:
+            if path in self.chain(other):
+                raise BusyError(f"{path} is in use by a VM or program")
+
+    # -- the port
+
+    def identity(self, name: str) -> str:
+        if not name.startswith("/"):
+            return name
+        name = "/" + posixpath.normpath(name).lstrip("/")
+        directory, file = posixpath.split(name)
+        return posixpath.join(self.links.get(directory, directory), file)
+
+    def knows(self, name: str) -> bool:
+        return name.startswith("/") and not name.startswith("/dev/")
+
+    def place(self, image: str) -> str:
+        return posixpath.dirname(self.identity(image))
+
+    def inside(self, place: str, name: str) -> str:
+        return self.identity(posixpath.join(place, name))
+
+    def look(self, images: Iterable[str]) -> Found:
+        places = {self.place(image) for name in images for image in self.chain(self.identity(name)) if self.knows(image)}
+        found = {path: image for place in places - self.unreadable.keys() for path, image in self.contents(place).items()}
+        return Found(found, {place: self.unreadable[place] for place in places & self.unreadable.keys()})
+
+    def contents(self, place: str, *, make: bool = False) -> Mapping[str, Image]:
+        del make  # every place is there
+        place = self.identity(place)
+        self._require_readable(place)
+        return {path: self.image(path) for path in self.files if posixpath.dirname(path) == place}
+
+    def room(self, place: str) -> Room:
+        self._require_readable(self.identity(place))
+        return Room(self.free, 2**40)
+
+    def image(self, name: str) -> Image:
+        path, file = self._file(name)
+        return Image(path, file.format, file.below, file.capacity, len(file.blocks) * BLOCK, str(file.written))
+
+    def make_overlay(self, name: str, capacity: int, backing: str, _backing_format: str) -> None:
+        path = self.identity(name)
+        self._require_absent(path)
+        self.on_step()
+        if self.free < MIN_FREE:
+            raise no_space(self.place(path), self.free, MIN_FREE, "an overlay")
+        self.make(path, self.identity(backing))
+        self.files[path].capacity = capacity
+
+    def make_flat(self, name: str, capacity: int) -> None:
+        path = self.identity(name)
+        self._require_absent(path)
+        self.on_step()
+        self.make(path)
+        self.files[path].capacity = capacity
+
+    @contextmanager
+    def _merger(self) -> Iterator[Merger]:
+        yield MemoryMerger(self)
+
+    def merger(self) -> AbstractContextManager[Merger]:
+        return self._merger()
+
+    def remove(self, name: str) -> None:
+        path = self.identity(name)
+        self._require_readable(self.place(path))
+        if path in self.files:
+            self.on_step()
+            del self.files[path]
+
+    def has(self, name: str) -> bool:
+        self._require_readable(self.place(name))
+        return self.identity(name) in self.files
+
+    def read(self, name: str) -> bytes:
+        return self._file(name)[1].content
+
+    def write(self, name: str, content: bytes, *, make_place: bool = False) -> None:
+        del make_place  # every place is there
+        self.remove(name)
+        self.on_step()
+        path = self.make(self.identity(name), format="raw")
+        self.files[path].content = content
+        self.files[path].capacity = len(content)
+
+    def size(self, name: str) -> int:
+        return len(self.read(name))
+
+    def sha256(self, name: str, progress: ReportProgress) -> str:
+        content = self.read(name)
+        progress(len(content), len(content))
+        return hashlib.sha256(content).hexdigest()
+
+    def _file(self, name: str) -> tuple[str, File]:
+        path = self.identity(name)
+        self._require_readable(self.place(path))
+        if path not in self.files:
+            raise NotFoundError(f"there is no {path}")
+        return path, self.files[path]
+
+    def _require_readable(self, place: str) -> None:
+        if place in self.unreadable:
+            raise HypervisorError(self.unreadable[place])
+
+    def _require_absent(self, path: str) -> None:
+        self._require_readable(self.place(path))
+        if path in self.files:
+            raise HypervisorError(f"making {path}: it is there already")
+
+
+class MemoryMerger:
+    """A quiesce.storage.port.Merger."""
+
+    def __init__(self, storage: MemoryStorage) -> None:
+        self._storage = storage
+
+    def commit_active(self, image: str, base: str, _progress: ReportProgress, then: Callable[[], None] | None = None) -> None:
+        self._storage.require_unlocked(image, None)
+        self._storage.commit(image, base, opener=None)
+        self._storage.on_step()
+        if then:
+            then()
+
+    def commit(self, image: str, top: str, base: str, _progress: ReportProgress) -> None:
+        if top not in self._storage.chain(image)[1:]:
+            raise HypervisorError(f"{top} is not in the chain of {image}")
+        self._storage.require_unlocked(image, None)
+        self._storage.commit(top, base, opener=None)
+        self._storage.on_step()
+        self._storage.rebase(image, top, base)
+
+    def copy(self, image: str, destination: str, _progress: ReportProgress) -> None:
+        self._storage.require_unlocked(destination, None)
+        self._storage.on_step()
+        self._storage.files[destination].blocks = self._storage.blocks(image)
+        self._storage.touch(destination)

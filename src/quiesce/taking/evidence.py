@@ -1,0 +1,30 @@
+"""What a checkpoint is worth, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from quiesce.model.grades import Consistency
+from quiesce.model.reports import Filesystem, WriterReport
+from quiesce.model.standing import Untouched
+from quiesce.model.tree import Kind, MachineFile
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The label of one VM's checkpoint, and what it rests on."""
+
+    consistency: Consistency
+    kind: Kind = Kind.PRODUCTION
+    off: bool = False
+    stall_us: int = 0
+    writers: tuple[WriterReport, ...] = ()
+    filesystems: tuple[Filesystem, ...] = ()
+    phases_us: dict[str, int] = field(default_factory=dict)
+    guest_clock_ns: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    files: tuple[MachineFile, ...] = ()
+    untouched: Untouched | None = None
+    """Of a VM that is off: its new overlays, which nobody has written yet."""
+    switched_ns: int = 0
+    """When the switch returned, by this host's CLOCK_MONOTONIC."""

@@ -1,0 +1,126 @@
+"""What came of a window for one of its members: the evidence, or the error that says why there is none. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from quiesce.guests.port import GuestRefusedError
+from quiesce.model.errors import ConsistencyError, HypervisorError, QuiesceError
+from quiesce.model.grades import LEVELS, Consistency, Grade, judge
+from quiesce.model.reports import FreezeState, WriterReport, required_grades
+from quiesce.taking.evidence import Evidence
+from quiesce.taking.participant import Switched
+from quiesce.window.driver import WindowReport
+from quiesce.window.machine import Action
+from quiesce.wire.messages import Frozen, Held, Inventory, Released, Thawed
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One member of a window, and what was asked of it."""
+
+    member: str
+    """Its name in the window."""
+    vm_name: str
+    required: Consistency
+    inventory: Inventory | None
+    """What its guest said it has; None: the guest was not asked."""
+    guest_clock: bool = True
+    """Whether times in its answers are by the guest's own clock."""
+
+
+def evidence(asked: Asked, report: WindowReport, switched: Switched) -> Evidence:
+    """The label it deserves: less than application-consistent as soon as anything is in doubt."""
+    outcome, name = report.outcome, asked.member
+    frozen: Frozen | None = outcome.value(Action.FREEZE, name)
+    thawed: Thawed | None = outcome.value(Action.THAW, name)
+    held: list[Held] = _answers(report, Action.HOLD, name)
+    released: list[Released] = _answers(report, Action.RELEASE, name)
+    writers = _latest(asked.inventory, [*held, *released])
+    found = Evidence(Consistency.CRASH, phases_us=dict(report.phases_us), switched_ns=switched.at_ns)
+    if outcome.failure or frozen is None or thawed is None:
+        return replace(found, writers=tuple(_as_crash(writer) for writer in writers))
+    unbroken = thawed.unbroken and thawed.freeze_token == frozen.freeze_token and switched.whole
+    flushed = [f"{item.mountpoint}: {item.reason}" for item in thawed.filesystems if item.state is FreezeState.FLUSHED]
+    told = [f"{writer.id}: {warning}" for writer in writers for warning in writer.warnings]
+    clock = {}
+    if held and released and asked.guest_clock:
+        clock = {
+            "held": max(reply.monotonic_ns for reply in held),
+            "released": min(reply.monotonic_ns for reply in released),
+        }
+    return replace(
+        found,
+        consistency=judge(frozen_unbroken=unbroken, writer_grades=required_grades(writers)),
+        writers=writers,
+        filesystems=thawed.filesystems,
+        warnings=(*flushed, *told),
+        stall_us=max([thawed.window_us, *(reply.window_us for reply in released)]),
+        guest_clock_ns=clock,
+    )
+
+
+def _answers(report: WindowReport, action: Action, member: str) -> list[Any]:
+    """One for each level."""
+    return [answer for level in LEVELS if (answer := report.outcome.value(action, member, level)) is not None]
+
+
+def _latest(inventory: Inventory | None, answers: Sequence[Held | Released]) -> tuple[WriterReport, ...]:
+    """Each writer as it reported last."""
+    if inventory is None:
+        return ()
+    latest = {writer.id: writer for writer in inventory.writers}
+    latest |= {writer.id: writer for answer in answers for writer in answer.writers}
+    return tuple(latest.values())
+
+
+def explain(asked: Asked, report: WindowReport) -> QuiesceError:
+    """What stopped the window, for whoever asked for it."""
+    failure, step = report.outcome.failure, report.outcome.failed_step
+    assert failure is not None
+    what = step.action.value if step else "checkpoint"
+    if isinstance(failure, GuestRefusedError):
+        return inconsistent(asked, failure)
+    if isinstance(failure, HypervisorError):
+        return failure
+    return ConsistencyError(
+        f"{asked.vm_name} could not {what} in time: {failure}",
+        hint="nothing was kept, and the guest has been released",
+        details={"step": what},
+    )
+
+
+def inconsistent(asked: Asked, refusal: GuestRefusedError) -> ConsistencyError:
+    """The guest refused."""
+    return ConsistencyError(
+        f"{asked.vm_name} cannot be made {asked.required.value}-consistent: {refusal.reason}",
+        hint="nothing was kept, and the guest runs; a lower label can be had with --require filesystem or crash",
+        details={"writers": [_brief(writer) for writer in refusal.writers]},
+    )
+
+
+def fell_short(asked: Asked, report: WindowReport, found: Evidence) -> ConsistencyError:
+    """The window was completed, and the evidence is not enough."""
+    reasons = [f"{writer.id}: {writer.reason}" for writer in found.writers if not writer.grade.vouched]
+    step, failure = report.outcome.failed_step, report.outcome.failure
+    if step and failure:
+        whose = "" if step.member == asked.member else f" of {step.member}"
+        reasons.insert(0, f"{step.action.value}{whose} failed: {failure}")
+    if not reasons:
+        reasons = ["a freeze was broken, a filesystem mounted, or a disk added from outside"]
+    return ConsistencyError(
+        f"the checkpoint of {asked.vm_name} would only be {found.consistency.value}-consistent,"
+        f" {asked.required.value} is required: {'; '.join(reasons)}",
+        hint="nothing was kept, and the guest runs; try again, or ask for less with --require",
+        details={"writers": [_brief(writer) for writer in found.writers]},
+    )
+
+
+def _as_crash(writer: WriterReport) -> WriterReport:
+    return replace(writer, grade=Grade.CRASH, reason=writer.reason or "the window was not completed")
+
+
+def _brief(writer: WriterReport) -> dict[str, str | None]:
+    return {"id": writer.id, "grade": writer.grade.value, "reason": writer.reason}

@@ -1,0 +1,236 @@
+"""What every storage is held to: tests/unit/test_storage.py runs it on the one in memory, tests/disks/test_storage.py on files of a
+real libvirt host. A storage of another kind gets a Scene of its own and the same suite."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Protocol
+
+import pytest
+
+from quiesce.model.errors import BusyError, HypervisorError, NoSpaceError, NotFoundError
+from quiesce.storage.port import Storage, minding_room, require_room
+
+CAPACITY = 2**20
+
+
+class Scene(Protocol):
+    """A storage with one place that is there and empty, and the means to do what guests and strangers do."""
+
+    storage: Storage
+    place: str
+
+    def base(self, name: str) -> str:
+        """An image without a backing file, as an administrator made it: CAPACITY bytes, qcow2."""
+
+    def write(self, image: str, block: int, value: int) -> None:
+        """As a guest does. `block`: of 64 KiB. `value`: 1 to 255."""
+
+    def content(self, image: str) -> dict[int, int]:
+        """What a guest would read: the value of each block that was written."""
+
+    def other_spelling(self, image: str) -> str:
+        """Another name that leads to the same image."""
+
+    def fill(self) -> None:
+        """Nothing more can be written to the place."""
+
+    def open_elsewhere(self, image: str) -> None:
+        """A program has the image open for writing, until the end of the test."""
+
+    def unreadable(self) -> str:
+        """A place that is not there."""
+
+
+def no_progress(_done: int, _total: int) -> None:
+    pass
+
+
+class StorageContract:
+    """`scene` is a fixture of the module that inherits this."""
+
+    def overlay(self, scene: Scene, name: str, backing: str) -> str:
+        path = scene.storage.inside(scene.place, name)
+        scene.storage.make_overlay(path, CAPACITY, backing, "qcow2")
+        return path
+
+    def chain(self, scene: Scene) -> tuple[str, str, str]:
+        """base <- middle <- top, each with a block of its own and one that all wrote."""
+        base = scene.base("base.qcow2")
+        scene.write(base, 0, 1)
+        scene.write(base, 9, 1)
+        middle = self.overlay(scene, "middle.qcow2", base)
+        scene.write(middle, 1, 2)
+        scene.write(middle, 9, 2)
+        top = self.overlay(scene, "top.qcow2", middle)
+        scene.write(top, 2, 3)
+        scene.write(top, 9, 3)
+        return base, middle, top
+
+    # -- identity
+
+    def test_an_image_has_one_identity_whatever_name_leads_to_it(self, scene: Scene) -> None:
+        """Broken: a deleted checkpoint would never be merged, for an image of its own under another name."""
+        base = scene.base("base.qcow2")
+        other = scene.other_spelling(base)
+        assert other != base
+        assert scene.storage.identity(other) == scene.storage.identity(base) == base
+        assert scene.storage.identity(scene.storage.inside(scene.place, "else.qcow2")) != base
+        assert scene.storage.place(other) == scene.storage.place(base) == scene.place
+        assert scene.storage.image(other) == scene.storage.image(base)
+
+    def test_an_overlay_on_another_name_has_the_image_as_its_backing_file(self, scene: Scene) -> None:
+        """Broken: a chain would seem to end where somebody wrote the path differently, and what it needs be removed."""
+        base = scene.base("base.qcow2")
+        overlay = self.overlay(scene, "over.qcow2", scene.other_spelling(base))
+        assert scene.storage.image(overlay).backing == base
+        assert scene.storage.look([overlay]).chains.chain(overlay) == (overlay, base)
+
+    def test_what_is_no_image_of_this_storage_is_not_looked_for(self, scene: Scene) -> None:
+        """Broken: every operation on a VM with a base on NBD would fail, for a directory of that name cannot be read."""
+        assert scene.storage.knows(scene.base("base.qcow2"))
+        assert not scene.storage.knows("nbd://127.0.0.1:10889/base")
+        found = scene.storage.look(["nbd://127.0.0.1:10889/base"])
+        assert (dict(found.images), dict(found.unreadable)) == ({}, {})
+
+    # -- finding
+
+    def test_everything_in_the_place_of_an_image_is_found(self, scene: Scene) -> None:
+        """Broken: somebody's clone would not be seen, and its backing file be removed."""
+        base, middle, top = self.chain(scene)
+        scene.storage.write(scene.storage.inside(scene.place, "note.json"), b"{}")
+        found = scene.storage.look([top])
+        assert found.images.keys() == {base, middle, top, scene.storage.inside(scene.place, "note.json")}
+        assert found.images == scene.storage.contents(scene.place)
+        assert not found.unreadable
+        assert {path: found.images[path].backing for path in (base, middle, top)} == {base: None, middle: base, top: middle}
+        assert {found.images[path].capacity for path in (base, middle, top)} == {CAPACITY}
+
+    def test_a_place_that_is_not_there_is_said(self, scene: Scene) -> None:
+        """Broken: an unmounted directory would pass for an empty one, and its checkpoints be given up."""
+        place = scene.unreadable()
+        found = scene.storage.look([scene.storage.inside(place, "vda.qcow2")])
+        assert found.unreadable.keys() == {place}
+        with pytest.raises(HypervisorError):
+            scene.storage.contents(place)
+
+    def test_a_place_can_be_made(self, scene: Scene) -> None:
+        """Broken: nobody could export into a new directory."""
+        place = scene.storage.inside(scene.place, "new")
+        assert scene.storage.contents(place, make=True) == {}
+        deeper = scene.storage.inside(scene.place, "newer")
+        scene.storage.write(scene.storage.inside(deeper, "state"), b"x", make_place=True)
+        assert scene.storage.read(scene.storage.inside(deeper, "state")) == b"x"
+
+    def test_an_image_that_is_not_there(self, scene: Scene) -> None:
+        """Broken: what is gone would pass for empty."""
+        path = scene.storage.inside(scene.place, "gone.qcow2")
+        for ask in (scene.storage.image, scene.storage.read, scene.storage.size):
+            with pytest.raises(NotFoundError):
+                ask(path)
+        assert not scene.storage.has(path)
+
+    # -- making and removing
+
+    def test_an_overlay_reads_as_its_backing_file_until_it_is_written(self, scene: Scene) -> None:
+        """Broken: a checkpoint would change with what the VM writes, or not have what was there."""
+        base, middle, top = self.chain(scene)
+        assert scene.content(base) == {0: 1, 9: 1}
+        assert scene.content(middle) == {0: 1, 1: 2, 9: 2}
+        assert scene.content(top) == {0: 1, 1: 2, 2: 3, 9: 3}
+
+    def test_nothing_is_made_over_what_is_there(self, scene: Scene) -> None:
+        """Broken: somebody's image would be lost."""
+        base = scene.base("base.qcow2")
+        scene.write(base, 0, 7)
+        for make in (
+            lambda: scene.storage.make_flat(base, CAPACITY),
+            lambda: scene.storage.make_overlay(base, CAPACITY, base, "qcow2"),
+        ):
+            with pytest.raises(HypervisorError):
+                make()
+        assert scene.content(base) == {0: 7}
+
+    def test_a_write_shows_in_when_it_was_written(self, scene: Scene) -> None:
+        """Broken: a VM that ran since would keep a label that it lost."""
+        base = scene.base("base.qcow2")
+        before = scene.storage.image(base).written
+        assert scene.storage.image(base).written == before
+        scene.write(base, 0, 1)
+        assert scene.storage.image(base).written != before
+
+    def test_small_files(self, scene: Scene) -> None:
+        """Broken: manifests and TPM states would not be what was written; a shorter one would keep the end of the longer."""
+        path = scene.storage.inside(scene.place, "state")
+        for content in (b"long enough to be seen", b"", b"short"):
+            scene.storage.write(path, content)
+            assert scene.storage.read(path) == content
+            assert scene.storage.size(path) == len(content)
+            assert scene.storage.sha256(path, no_progress) == hashlib.sha256(content).hexdigest()
+
+    def test_what_was_removed_is_gone_and_removing_it_again_is_no_error(self, scene: Scene) -> None:
+        """Broken: a recovery that is called again would fail for what it had done."""
+        base = scene.base("base.qcow2")
+        for _ in range(2):
+            scene.storage.remove(base)
+            assert not scene.storage.has(base)
+
+    def test_without_room_nothing_is_made_and_nothing_left(self, scene: Scene) -> None:
+        """Broken: an overlay would be left that nobody knows of, or a VM be switched to one that cannot grow."""
+        base = scene.base("base.qcow2")
+        scene.fill()
+        path = scene.storage.inside(scene.place, "over.qcow2")
+        with pytest.raises(NoSpaceError):
+            scene.storage.make_overlay(path, CAPACITY, base, "qcow2")
+        assert not scene.storage.has(path)
+        room = scene.storage.room(scene.place)
+        assert room.usable <= room.free
+        with pytest.raises(NoSpaceError):
+            require_room(scene.storage, scene.place, room.free + 1, "a test")
+        with pytest.raises(NoSpaceError), minding_room(scene.storage, scene.place, room.usable + 1, "a test"):
+            raise HypervisorError("no space left")
+
+    # -- merging
+
+    def test_the_topmost_is_committed(self, scene: Scene) -> None:
+        """Broken: what the VM wrote would be lost with a deleted checkpoint."""
+        base, middle, top = self.chain(scene)
+        before = scene.content(top)
+        called = []
+        with scene.storage.merger() as merger:
+            merger.commit_active(top, middle, no_progress, lambda: called.append("while it is open"))
+        assert called == ["while it is open"]
+        assert scene.content(middle) == scene.content(top) == before
+        assert scene.content(base) == {0: 1, 9: 1}
+
+    def test_one_in_the_middle_is_committed_and_the_one_above_reads_the_same(self, scene: Scene) -> None:
+        """Broken: a checkpoint would change when the one below it is deleted."""
+        base, middle, top = self.chain(scene)
+        before = scene.content(top), scene.content(middle)
+        with scene.storage.merger() as merger:
+            merger.commit(top, middle, base, no_progress)
+        assert (scene.content(top), scene.content(base)) == before
+        assert scene.storage.image(top).backing == base
+        assert scene.content(middle) == before[1]  # whoever else has it as a backing file reads the right content
+
+    def test_a_copy_has_everything_and_no_backing_file(self, scene: Scene) -> None:
+        """Broken: an export could not be read elsewhere."""
+        _, _, top = self.chain(scene)
+        copy = scene.storage.inside(scene.place, "copy.qcow2")
+        scene.storage.make_flat(copy, CAPACITY)
+        with scene.storage.merger() as merger:
+            merger.copy(top, copy, no_progress)
+        assert scene.content(copy) == scene.content(top)
+        assert scene.storage.image(copy).backing is None
+
+    def test_what_somebody_has_open_is_not_merged(self, scene: Scene) -> None:
+        """Broken: two would write one image, and ruin it."""
+        base, middle, top = self.chain(scene)
+        contents = [scene.content(image) for image in (base, middle, top)]
+        scene.open_elsewhere(top)
+        with scene.storage.merger() as merger:
+            with pytest.raises(BusyError):
+                merger.commit(top, middle, base, no_progress)
+            with pytest.raises(BusyError):
+                merger.commit_active(top, middle, no_progress)
+        assert [scene.content(image) for image in (base, middle, top)] == contents
