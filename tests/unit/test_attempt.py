@@ -14,7 +14,7 @@ from quiesce.agent import commands, filesystems, memory
 from quiesce.agent.attempt import DEADMAN_GRACE_NS, Attempt, AttemptError
 from quiesce.agent.deadman import DeadManError, Undo
 from quiesce.agent.filesystems import FreezeError
-from quiesce.agent.writers import WriterError
+from quiesce.agent.writers.base import WriterError
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Filesystem, FreezeState, Outcome
 from quiesce.wire.messages import ErrorCode, State

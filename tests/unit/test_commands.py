@@ -14,7 +14,7 @@ import pytest
 
 from quiesce.agent import commands
 from quiesce.agent.commands import MAX_WORDS, require_runnable, run
-from quiesce.agent.writers import WriterError
+from quiesce.agent.writers.base import WriterError
 from quiesce.model.reports import Outcome
 
 Script = Callable[..., str]

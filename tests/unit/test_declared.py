@@ -9,7 +9,8 @@ import pytest
 
 from quiesce.agent import cgroups, processes, systemd
 from quiesce.agent.deadman import Undo
-from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns, declared
+from quiesce.agent.writers import declared
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
 from quiesce.agent.writers.declared import Commands, DeclaredFrozen, Misconfigured
 from quiesce.agent.writers.frozen import Frozen
 from quiesce.agent.writers.sqlite import Sqlite

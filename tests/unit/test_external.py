@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quiesce.agent.programs import Programs
-from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns, external
+from quiesce.agent.writers import external
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome
 from quiesce.model.reports import WriterReport as Reported

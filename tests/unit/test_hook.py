@@ -16,7 +16,7 @@ import pytest
 
 from quiesce.agent import hook
 from quiesce.agent.programs import listen
-from quiesce.agent.writers import WriterError
+from quiesce.agent.writers.base import WriterError
 from quiesce.model.grades import Level
 from tests.unit.test_application_writer import Sample
 from tests.unit.test_attempt import World, make_world

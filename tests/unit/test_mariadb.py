@@ -15,7 +15,8 @@ from pymysql.err import OperationalError, ProgrammingError
 
 from quiesce.agent import memory, processes
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import WriterError, deadline_in_ns, mariadb
+from quiesce.agent.writers import mariadb
+from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.agent.writers.mariadb import Database
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome, WriterReport

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quiesce.agent.writers import WriterError
+from quiesce.agent.writers.base import WriterError
 from quiesce.agent.writers.postgresql import Cluster, _code, _say
 from quiesce.agent.writers.postgresql_files import Postmaster, cluster_id, data_directories, read_control_file
 from quiesce.agent.writers.postgresql_stopped import Stopped, _format_lsn

@@ -15,7 +15,8 @@ import pytest
 
 from quiesce.agent import linux, processes
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import WriterError, deadline_in_ns, redis, resp
+from quiesce.agent.writers import redis, resp
+from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.agent.writers.redis import Server
 from quiesce.agent.writers.resp import Client, RespError
 from quiesce.model.grades import Grade, Level

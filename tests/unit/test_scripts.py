@@ -12,7 +12,8 @@ import pytest
 
 from quiesce.agent import install
 from quiesce.agent.deadman import Undo
-from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns, scripts
+from quiesce.agent.writers import scripts
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
 from quiesce.agent.writers.scripts import Azure, Script
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome

@@ -8,7 +8,7 @@ import pytest
 
 from quiesce.agent import systemd
 from quiesce.agent.deadman import Undo
-from quiesce.agent.writers import WriterError, deadline_in_ns
+from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.agent.writers.stopped import StoppedService
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome

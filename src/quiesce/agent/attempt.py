@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 from typing import Optional
 
-from quiesce.agent import commands, filesystems, memory, writers
+from quiesce.agent import commands, filesystems, memory
 from quiesce.agent.deadman import UNDO_TIMEOUT_S, DeadMan, DeadManError, Undo
-from quiesce.agent.writers import ApplicationWriter
+from quiesce.agent.writers import registry
+from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.model.grades import LEVELS, Level
 from quiesce.model.reports import WriterReport
 from quiesce.wire.messages import (
@@ -110,7 +111,7 @@ class Attempt:
             writer.window_ends_ns = self._deadline_ns
             try:
                 writer.hold(deadline_ns)
-            except writers.WriterError:
+            except WriterError:
                 self._taken_back(writer)
                 if self._insist and writer.required and not writer.grade.vouched:
                     raise AttemptError(ErrorCode.REFUSED, _explain([writer]), (writer.report(),)) from None
@@ -196,7 +197,7 @@ class Attempt:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-        writers.remember(self._writers)
+        registry.remember(self._writers)
         self._writers = []
         self._deadline_ns = None
         self.state = State.IDLE

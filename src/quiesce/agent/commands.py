@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from quiesce.agent import linux
 from quiesce.agent.trust import UntrustedError, require_trusted
-from quiesce.agent.writers import WriterError
+from quiesce.agent.writers.base import WriterError
 from quiesce.model.reports import Outcome
 
 

@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional
 from quiesce import __version__
 from quiesce.agent import deadman, filesystems
 from quiesce.agent.attempt import Attempt, AttemptError
-from quiesce.agent.writers import ApplicationWriter
+from quiesce.agent.writers.base import ApplicationWriter
 from quiesce.model.reports import WriterReport
 from quiesce.wire import framing, messages
 from quiesce.wire.framing import ProtocolError

@@ -19,7 +19,7 @@ from quiesce.model.grades import LEVELS, Level
 from quiesce.wire.messages import MAX_WINDOW_MS, State
 
 if TYPE_CHECKING:
-    from quiesce.agent.writers import ApplicationWriter
+    from quiesce.agent.writers.base import ApplicationWriter
 
 SOCKET = "/run/quiesce/hook.sock"
 DEFAULT_WINDOW_S = 30.0

@@ -14,7 +14,7 @@ from quiesce.agent import hook, memory
 from quiesce.agent.programs import Programs, listen
 
 if TYPE_CHECKING:
-    from quiesce.agent.writers import ApplicationWriter
+    from quiesce.agent.writers.base import ApplicationWriter
 
 MAX_CONVERSATION_TRACE = 4000
 
@@ -106,7 +106,6 @@ def _answer_hook(hooks: socket.socket, programs: Programs) -> None:
 
 
 def _discover(programs: Programs, *, without: str = "") -> list[ApplicationWriter]:
-    from quiesce.agent import writers
-    from quiesce.agent.writers import external
+    from quiesce.agent.writers import external, registry
 
-    return writers.discover(external.writers(programs), without=without)
+    return registry.discover(external.writers(programs), without=without)

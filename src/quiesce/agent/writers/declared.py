@@ -22,7 +22,7 @@ from typing import Optional
 from quiesce.agent import cgroups, commands
 from quiesce.agent.deadman import Undo
 from quiesce.agent.trust import UntrustedError, require_trusted
-from quiesce.agent.writers import ApplicationWriter, WriterError, left_s
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.agent.writers.frozen import Frozen
 from quiesce.agent.writers.sqlite import Sqlite
 from quiesce.agent.writers.stopped import StoppedService

@@ -6,7 +6,7 @@ Only those that ran since the machine started: of the others nobody knows more t
 from __future__ import annotations
 
 from quiesce.agent import systemd
-from quiesce.agent.writers import ApplicationWriter, WriterError
+from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from quiesce.agent.programs import Program, Programs, Registration
-from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns, left_s
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns, left_s
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 from quiesce.wire.framing import ProtocolError, decode, encode

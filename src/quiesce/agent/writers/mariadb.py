@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, NoReturn, Optional
 
 from quiesce.agent import memory, processes
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
 from quiesce.agent.writers.mariadb_session import Session, code_of, connect
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome

@@ -10,7 +10,7 @@ from typing import Any
 
 from quiesce.agent import processes
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import WriterError, deadline_in_ns
+from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.model.reports import Outcome
 
 _COM_QUERY = 3

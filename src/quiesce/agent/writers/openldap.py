@@ -15,7 +15,7 @@ import struct
 
 from quiesce.agent import processes
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import ApplicationWriter, WriterError
+from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.agent.writers.frozen import Frozen
 from quiesce.agent.writers.unsupported import Unreached
 from quiesce.model.grades import Grade

@@ -14,7 +14,7 @@ from typing import Any, Optional
 from quiesce.agent import linux, processes
 from quiesce.agent.deadman import Undo
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import ApplicationWriter, WriterError, left_s
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.agent.writers.postgresql import _close, _say
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quiesce.agent import linux, memory
-from quiesce.agent.writers import ApplicationWriter, WriterError, wal
+from quiesce.agent.writers import wal
+from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.agent.writers.postgresql_files import Postmaster, cluster_id, data_directories, paths_of, read_version, running
 from quiesce.agent.writers.postgresql_stopped import Stopped
 from quiesce.model.grades import Grade

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Optional
 
-from quiesce.agent.writers import ApplicationWriter, WriterError
+from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.agent.writers.postgresql_files import cluster_id, paths_of, read_control_file, read_version
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome

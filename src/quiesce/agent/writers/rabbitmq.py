@@ -13,7 +13,7 @@ import json
 import subprocess
 
 from quiesce.agent import processes
-from quiesce.agent.writers import ApplicationWriter, WriterError, left_s
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.agent.writers.frozen import Frozen
 from quiesce.agent.writers.unsupported import Unreached
 from quiesce.model.grades import Grade

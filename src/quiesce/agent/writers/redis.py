@@ -18,7 +18,7 @@ from typing import Any, Callable, Optional
 
 from quiesce.agent import linux, processes
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
 from quiesce.agent.writers.resp import Client, RespError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome

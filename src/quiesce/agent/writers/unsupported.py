@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quiesce.agent import processes
-from quiesce.agent.writers import ApplicationWriter, WriterError
+from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 

@@ -7,7 +7,7 @@ socket. New connections wait in the kernel's backlog. Both keep no data of their
 from __future__ import annotations
 
 from quiesce.agent import processes
-from quiesce.agent.writers import ApplicationWriter
+from quiesce.agent.writers.base import ApplicationWriter
 from quiesce.agent.writers.frozen import Frozen
 from quiesce.model.grades import Grade, Level
 

@@ -1,0 +1,43 @@
+"""Finds the applications of this machine: the modules that know one each, scripts, and the administrator's declarations."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+
+from quiesce.agent import memory
+from quiesce.agent.writers import declared, scripts
+from quiesce.agent.writers.base import ApplicationWriter
+
+BUILT_IN = ("postgresql", "mariadb", "redis", "pgbouncer", "openldap", "rabbitmq", "web", "sqlite", "down", "unsupported")
+"""Modules of this package with a `discover()` that returns the writers of one application."""
+
+LAST_ERRORS = "last-errors"
+
+
+def discover(others: Iterable[ApplicationWriter] = (), *, without: str = "") -> list[ApplicationWriter]:
+    """Every application found in this machine, and `others`, as the administrator wants them treated.
+
+    `without`: the platform that runs its scripts by itself.
+    """
+    found: list[ApplicationWriter] = scripts.discover(without=without)
+    for name in BUILT_IN:
+        found += importlib.import_module(f"quiesce.agent.writers.{name}").discover()
+    errors = memory.recall(LAST_ERRORS)
+    found = declared.configured([*found, *others])
+    seen: dict[str, int] = {}
+    for writer in found:
+        number = seen[writer.id] = seen.get(writer.id, 0) + 1
+        if number > 1:  # as of one in a container and one beside it: neither may stand for the other
+            writer.id = f"{writer.id}#{number}"
+        writer.last_error = errors.get(writer.id)
+    return found
+
+
+def remember(found: Iterable[ApplicationWriter]) -> None:
+    """Keeps each writer's last error, and whatever else it learned. Outside the window."""
+    errors = memory.recall(LAST_ERRORS)
+    for writer in found:
+        errors[writer.id] = writer.error
+        writer.remember()
+    memory.keep(LAST_ERRORS, {id: error for id, error in errors.items() if error})
