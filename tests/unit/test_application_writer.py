@@ -70,6 +70,24 @@ class Sample(ApplicationWriter):
         self.remembered += 1
 
 
+class Observer:
+    """Notes the process group of each command that began, and its negative when it ended."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    def command_started(self, group: int) -> None:
+        self.told.append(group)
+
+    def command_ended(self, group: int) -> None:
+        self.told.append(-group)
+
+    def commands(self) -> int:
+        """How many ran; every one of them is known to have ended."""
+        assert self.told[1::2] == [-group for group in self.told[::2]]
+        return len(self.told) // 2
+
+
 def attempt(writer: ApplicationWriter) -> WriterReport:
     """All of it, by one who does not insist."""
     writer.prepare(NEVER, 1000)

@@ -487,16 +487,20 @@ def test_the_dead_man_knows_what_commands_run_and_its_end_keeps_none_from_lettin
 
     def letting_go() -> None:
         world.deadman_is_gone = True
-        ran.append(commands.run(["/bin/echo", "thawed"], 5))
+        ran.append(commands.run(["/bin/echo", "thawed"], 5, script.command_observer))
 
     ran: list[str] = []
-    attempt = prepared(world.writer("script", hold=lambda _: commands.run(["/bin/true"], 5), abort=letting_go))
+    script = world.writer("script", hold=lambda _: commands.run(["/bin/true"], 5, script.command_observer), abort=letting_go)
+    attempt = prepared(script)
     attempt.hold(Level.BACK_END, soon())
-    [(_, started), (_, ended)] = world.told("running", "ended")
+    [(_, started), (_, ended)] = world.told("command_started", "command_ended")
     assert started == ended > 1
     attempt.abort()
     assert ran == ["thawed"]
-    assert commands.watch is commands.nobody
+    world.deadman_is_gone = False
+    del world.story[:]
+    commands.run(["/bin/true"], 5, script.command_observer)
+    assert world.story == []  # the attempt is over, and its dead-man is told nothing
 
 
 def test_what_went_wrong_is_remembered_however_it_ended(world):

@@ -19,7 +19,7 @@ from quiesce.agent.writers.web import WebServer
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome
 from tests.unit.fake_systemd import Group, Systemctl, group_below
-from tests.unit.test_application_writer import Sample
+from tests.unit.test_application_writer import Observer, Sample
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root's files are heeded")
 
@@ -457,6 +457,16 @@ def test_commands_are_run_in_their_phases(machine):
     assert (writer.grade, writer.position) == (Grade.HELD, {"position": "42\nmore"})
     assert writer.paths() == ["/srv/a", "/srv/b"]
     assert writer.undo() == Undo(command=(str(machine.directory / "release"), "an argument"))
+
+
+def test_the_attempt_is_told_of_every_command_that_runs(machine):
+    """Broken: what a command started would outlive a killed agent, and hold what the dead-man had released."""
+    writer = commands_file(machine)
+    writer.command_observer = observer = Observer()
+    prepared(writer)
+    writer.hold(deadline_in_ns(5))
+    writer.release()
+    assert observer.commands() == len(machine.order()) == 5
 
 
 def test_prepare_and_position_need_not_be(machine):

@@ -17,6 +17,7 @@ from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_
 from quiesce.agent.writers.scripts import Azure, Script
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
+from tests.unit.test_application_writer import Observer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root's scripts are run")
 
@@ -180,6 +181,18 @@ def test_two_directories_are_run_one_after_the_other(machine, monkeypatch):
 # -- when a script fails
 
 FAILS = '[ "$1" != %s ] || { echo "no database" >&2; exit 3; }'
+
+
+@pytest.mark.parametrize("ending", ["release", "abort"])
+def test_the_attempt_is_told_of_every_script_that_runs(ending, machine):
+    """Broken: a freezing script's children would outlive a killed agent, and freeze what the dead-man had thawed."""
+    machine.script(machine.vmware / "a")
+    [writer] = found()
+    writer.command_observer = observer = Observer()
+    hold(writer)
+    assert observer.commands() == 1
+    getattr(writer, ending)()
+    assert observer.commands() == 2
 
 
 @pytest.mark.parametrize(("where", "undone_by"), [("qemu", "thaw"), ("vmware", "freezeFail")])

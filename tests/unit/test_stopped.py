@@ -13,6 +13,7 @@ from quiesce.agent.writers.stopped import StoppedService
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 from tests.unit.fake_systemd import Systemctl
+from tests.unit.test_application_writer import Observer
 
 UNIT = "shop.service"
 STOP, START = f"stop {UNIT}", f"start --no-block {UNIT}"
@@ -49,6 +50,16 @@ def test_it_is_stopped_and_started_again(systemctl):
     assert systemctl.calls == [STOP, START]
     assert (writer.grade, writer.outcome, writer.application) == (Grade.CLEAN, Outcome.STABLE, "rabbitmq")
     assert writer.undo() == Undo(command=(systemctl.path, "start", "--no-block", UNIT))
+
+
+def test_the_attempt_is_told_of_the_commands_that_stop_and_start_it(systemctl):
+    """Broken: a stop under way would outlive a killed agent, and take the service down after the dead-man had started it."""
+    writer = prepared()
+    writer.command_observer = observer = Observer()
+    writer.hold(deadline_in_ns(10))
+    assert observer.commands() == 1
+    writer.release()
+    assert observer.commands() == 2
 
 
 def test_an_attempt_that_ends_early_starts_it(systemctl):

@@ -7,9 +7,10 @@ import os
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Optional
 
-from quiesce.agent import commands, filesystems, memory
+from quiesce.agent import filesystems, memory
 from quiesce.agent.deadman import UNDO_TIMEOUT_S, DeadMan, DeadManError, Undo
 from quiesce.agent.writers import registry
 from quiesce.agent.writers.base import ApplicationWriter, WriterError
@@ -76,7 +77,8 @@ class Attempt:
         """
         self._lock = _wait_for_earlier(deadline_ns)
         self._writers = list(found)
-        commands.watch = self._watch_command
+        for writer in self._writers:
+            writer.command_observer = self
         self._freezer = filesystems.Freezer()
         self._undos = [self._freezer.rcu] if self._freezer.rcu else []
         for writer in self._writers:
@@ -193,7 +195,6 @@ class Attempt:
                 self._freezer.thaw_anybodys()
                 time.sleep(FOREIGN_THAW_S)
             self._freezer.close()
-        commands.watch = commands.nobody
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -235,15 +236,17 @@ class Attempt:
             except DeadManError:
                 pass
 
-    def _watch_command(self, group: int) -> None:
-        """A dead-man that is gone was noticed before the hold; it must not keep anything from being let go."""
-        try:
-            if self._deadman and group > 0:
-                self._deadman.running(group)
-            elif self._deadman:
-                self._deadman.ended(-group)
-        except DeadManError:
-            pass
+    def command_started(self, group: int) -> None:
+        """Never raises: a dead-man that is gone was noticed before the hold, and must not keep a command from letting go."""
+        if self._deadman:
+            with suppress(DeadManError):
+                self._deadman.command_started(group)
+
+    def command_ended(self, group: int) -> None:
+        """Never raises."""
+        if self._deadman:
+            with suppress(DeadManError):
+                self._deadman.command_ended(group)
 
     def _window_us(self) -> int:
         return (time.monotonic_ns() - (self._started_ns or time.monotonic_ns())) // 1000

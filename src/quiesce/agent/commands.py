@@ -6,20 +6,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Optional
 
 from quiesce.agent import linux
 from quiesce.agent.trust import UntrustedError, require_trusted
-from quiesce.agent.writers.base import WriterError
+from quiesce.agent.writers.base import CommandObserver, WriterError
 from quiesce.model.reports import Outcome
 
-
-def nobody(_group: int) -> None:
-    pass
-
-
-watch: Callable[[int], None] = nobody
-"""Told the process group of every command that begins, and its negative when it has ended. An attempt's dead-man is."""
 MAX_WORDS = 300
 """Of what a command says, how much a report keeps, in characters."""
 POLL_S = 0.002
@@ -41,7 +35,12 @@ def require_runnable(path: str) -> None:
         raise WriterError(f"{path} cannot be executed: chmod +x {path}", Outcome.NON_RETRYABLE)
 
 
-def run(command: Sequence[str], timeout_s: float, environment: Mapping[str, str] | None = None) -> str:
+def run(
+    command: Sequence[str],
+    timeout_s: float,
+    observer: Optional[CommandObserver],
+    environment: Optional[Mapping[str, str]] = None,
+) -> str:
     """Runs a command to its end and returns what it said on its standard output, at most MAX_WORDS characters.
 
     Raises WriterError: a time-out (it and its children are killed then), or an exit status other than 0, with its words. Dies
@@ -51,7 +50,7 @@ def run(command: Sequence[str], timeout_s: float, environment: Mapping[str, str]
     # In memory, and no pipes: these would have an end only when the last in the background ends, and break for it before.
     said, complained = os.memfd_create("said"), os.memfd_create("complained")
     try:
-        status = _run(command, timeout_s, environment, said, complained)
+        status = _run(command, timeout_s, observer, environment, said, complained)
         if status:
             ended = f"ended with {status}" if status > 0 else f"was killed by signal {-status}"
             words = _last_words(complained) or _last_words(said)
@@ -67,7 +66,14 @@ def _last_words(descriptor: int) -> str:
     return os.pread(descriptor, 4 * MAX_WORDS, start).decode(errors="replace").strip()[-MAX_WORDS:]
 
 
-def _run(command: Sequence[str], timeout_s: float, environment: Mapping[str, str] | None, said: int, complained: int) -> int:
+def _run(
+    command: Sequence[str],
+    timeout_s: float,
+    observer: Optional[CommandObserver],
+    environment: Optional[Mapping[str, str]],
+    said: int,
+    complained: int,
+) -> int:
     """Returns the exit status, negative if it was killed by that signal."""
     give_up = time.monotonic() + timeout_s
     process = subprocess.Popen(
@@ -80,7 +86,8 @@ def _run(command: Sequence[str], timeout_s: float, environment: Mapping[str, str
         preexec_fn=linux.die_with_service,
     )
     try:
-        watch(process.pid)
+        if observer:
+            observer.command_started(process.pid)
         while process.poll() is None:
             if time.monotonic() >= give_up:
                 raise WriterError(f"{' '.join(command)} did not end within {timeout_s:.1f} s", Outcome.TIMEOUT)
@@ -89,5 +96,6 @@ def _run(command: Sequence[str], timeout_s: float, environment: Mapping[str, str
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        watch(-process.pid)
+        if observer:
+            observer.command_ended(process.pid)
     return process.returncode

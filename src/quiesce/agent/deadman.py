@@ -109,11 +109,11 @@ class DeadMan:
         if index in self._doing:
             self._doing.remove(index)
 
-    def running(self, group: int) -> None:
+    def command_started(self, group: int) -> None:
         """A command is under way, in this process group: killed with us, before what it does is undone."""
         self._tell(_RUNNING, group)
 
-    def ended(self, group: int) -> None:
+    def command_ended(self, group: int) -> None:
         self._tell(_ENDED, group)
 
     def disarm(self) -> None:

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Optional
+from typing import Optional, Protocol
 
 from quiesce.agent.deadman import Undo
 from quiesce.model.grades import Grade, Level
@@ -25,6 +25,15 @@ class WriterError(Exception):
         self.outcome = outcome
         self.grade = grade
         """What the application is worth unheld, where that is known before an attempt."""
+
+
+class CommandObserver(Protocol):
+    """Is told the process group of every command that a writer runs: an attempt tells its dead-man, which kills those that
+    still run when the agent dies."""
+
+    def command_started(self, group: int) -> None: ...
+
+    def command_ended(self, group: int) -> None: ...
 
 
 class ApplicationWriter:
@@ -72,6 +81,8 @@ class ApplicationWriter:
         """CLOCK_MONOTONIC; set before the hold: what holds by a time of its own is to end with it."""
         self.guarded = False
         """The dead-man has its undo."""
+        self.command_observer: Optional[CommandObserver] = None
+        """Set by the attempt; to be passed to `commands.run`. None outside an attempt, as for `identify`."""
 
     @property
     def passed_over(self) -> bool:

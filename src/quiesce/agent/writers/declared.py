@@ -16,6 +16,7 @@ import configparser
 import glob
 import os
 import shlex
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Optional
 
@@ -202,15 +203,16 @@ class Commands(ApplicationWriter):
 
     def on_prepare(self, deadline_ns: int, window_ms: int) -> None:
         if "prepare" in self._commands:
-            commands.run(self._commands["prepare"], left_s(deadline_ns), {"QUIESCE_WINDOW_MS": str(window_ms)})
+            environment = {"QUIESCE_WINDOW_MS": str(window_ms)}
+            self._run("prepare", left_s(deadline_ns), environment)
 
     def on_hold(self, deadline_ns: int) -> None:
         self._held = True
-        commands.run(self._commands["hold"], left_s(deadline_ns))
+        self._run("hold", left_s(deadline_ns))
         self._note_position(deadline_ns)
 
     def on_release(self) -> None:
-        commands.run(self._commands["release"], COMMAND_TIMEOUT_S)
+        self._run("release", COMMAND_TIMEOUT_S)
         self._held = False
 
     def on_abort(self) -> None:
@@ -219,4 +221,7 @@ class Commands(ApplicationWriter):
 
     def _note_position(self, deadline_ns: int) -> None:
         if "position" in self._commands:
-            self.position = {"position": commands.run(self._commands["position"], min(COMMAND_TIMEOUT_S, left_s(deadline_ns)))}
+            self.position = {"position": self._run("position", min(COMMAND_TIMEOUT_S, left_s(deadline_ns)))}
+
+    def _run(self, name: str, timeout_s: float, environment: Optional[Mapping[str, str]] = None) -> str:
+        return commands.run(self._commands[name], timeout_s, self.command_observer, environment)

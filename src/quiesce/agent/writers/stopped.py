@@ -46,7 +46,7 @@ class StoppedService(ApplicationWriter):
         if systemd.show(self.unit).get("ActiveState") != "active":
             raise WriterError(f"{self.unit} was stopped by somebody else meanwhile")
         self._stopped = True
-        commands.run([systemd.SYSTEMCTL, "stop", self.unit], left_s(deadline_ns))
+        commands.run([systemd.SYSTEMCTL, "stop", self.unit], left_s(deadline_ns), self.command_observer)
         state = systemd.show(self.unit)
         if state.get("ActiveState") != "inactive":
             raise WriterError(f"{self.unit} did not shut down cleanly: it is {state.get('ActiveState')}")
@@ -63,5 +63,5 @@ class StoppedService(ApplicationWriter):
     def _start(self) -> None:
         """Does not wait until it is up: the others are to be released."""
         if self._stopped:
-            commands.run([systemd.SYSTEMCTL, "start", "--no-block", self.unit], START_TIMEOUT_S)
+            commands.run([systemd.SYSTEMCTL, "start", "--no-block", self.unit], START_TIMEOUT_S, self.command_observer)
             self._stopped = False
