@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quiesce.agent.writers.base import WriterError
-from quiesce.agent.writers.postgresql import Cluster, _code, _say
+from quiesce.agent.writers.postgresql import Cluster
 from quiesce.agent.writers.postgresql_files import Postmaster, cluster_id, data_directories, read_control_file
+from quiesce.agent.writers.postgresql_locks import LockSession
+from quiesce.agent.writers.postgresql_session import sqlstate_of, words_of
 from quiesce.agent.writers.postgresql_stopped import Stopped, _format_lsn
 from quiesce.agent.writers.wal import parse_lsn
 from quiesce.model.grades import Grade, Level
@@ -306,10 +308,8 @@ def test_a_server_that_is_gone_at_release_loses_the_grade(held):
 
 def test_a_lost_session_loses_the_grade(held):
     """Broken: a hold that the server itself ended (its time-out) would be vouched for."""
-    from quiesce.agent.writers.postgresql import _Session
-
     good = Server([])
-    held._sessions = [_Session("good", good, [], []), _Session("lost", Server(OSError("gone")), [], [])]
+    held._locks.sessions = [LockSession("good", good, [], []), LockSession("lost", Server(OSError("gone")), [], [])]
     held.release()
     assert held.report().grade is Grade.CRASH
     assert "'lost'" in str(held.report().reason)
@@ -328,11 +328,11 @@ def test_a_cluster_in_a_container_is_refused_and_says_why(log):
 def test_what_the_server_says_becomes_the_reason():
     """Broken: the user would read a Python dictionary, or a retry would not be recognised."""
     error = Exception({"S": "ERROR", "C": "55P03", "M": "canceling statement due to lock timeout"})
-    assert _code(error) == "55P03"
-    assert _say(error) == "canceling statement due to lock timeout"
-    assert (_code(OSError("gone")), _say(OSError("gone"))) == ("", "OSError: gone")
-    assert _say(TimeoutError()) == "TimeoutError"
-    assert _say(Exception({})) == "an error without a message"
+    assert sqlstate_of(error) == "55P03"
+    assert words_of(error) == "canceling statement due to lock timeout"
+    assert (sqlstate_of(OSError("gone")), words_of(OSError("gone"))) == ("", "OSError: gone")
+    assert words_of(TimeoutError()) == "TimeoutError"
+    assert words_of(Exception({})) == "an error without a message"
 
 
 def test_data_directories_are_found_where_debians_configuration_says(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from quiesce.agent import linux, processes
 from quiesce.agent.deadman import Undo
 from quiesce.agent.processes import Process
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
-from quiesce.agent.writers.postgresql import _close, _say
+from quiesce.agent.writers.postgresql_session import close, words_of
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome
 
@@ -96,14 +96,14 @@ class PgBouncer(ApplicationWriter):
         try:
             if self._paused:
                 self._resume()
-            _close(self._rescue)
+            close(self._rescue)
             self._rescue = None
         finally:
-            _close(self._console)
+            close(self._console)
             self._console = None
 
     def say(self, error: Exception) -> str:
-        return _say(error)
+        return words_of(error)
 
     def _resume(self) -> None:
         self._rescue._usock.settimeout(5)

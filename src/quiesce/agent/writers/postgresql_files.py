@@ -23,7 +23,7 @@ class Postmaster:
     container: bool
 
 
-def running() -> Iterator[Postmaster]:
+def running_postmasters() -> Iterator[Postmaster]:
     """Postmasters: a server process whose working directory's postmaster.pid names it."""
     own_root = os.stat("/proc/self/root")
     for pid in filter(str.isdigit, os.listdir("/proc")):
