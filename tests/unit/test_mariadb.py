@@ -15,7 +15,7 @@ from pymysql.err import OperationalError, ProgrammingError
 
 from quiesce.agent import memory, processes
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import mariadb
+from quiesce.agent.writers import mariadb, mariadb_locks
 from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.agent.writers.mariadb import Database
 from quiesce.model.grades import Grade, Level
@@ -148,8 +148,10 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     monkeypatch.setattr(pymysql, "connect", server.connect)
     monkeypatch.setattr(processes, "listening_paths", lambda _: ["/run/a/mysqlx.sock", "/run/mysqld/mysqld.sock"])
     monkeypatch.setattr(memory, "DIRECTORY", str(tmp_path))
-    for name, value in {"LOCK_TIMEOUT_MS": 2, "STALE_S": 0.001, "PREPARE_FLUSH_S": 0.01, "HOLD_BUDGET_MS": 100}.items():
+    for name, value in {"PREPARE_FLUSH_S": 0.01, "HOLD_BUDGET_MS": 100}.items():
         monkeypatch.setattr(mariadb, name, value)
+    for name, value in {"LOCK_TIMEOUT_MS": 2, "STALE_S": 0.001}.items():
+        monkeypatch.setattr(mariadb_locks, name, value)
     yield server
     for connection in server.connections:
         connection.close()

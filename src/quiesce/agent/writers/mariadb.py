@@ -1,11 +1,6 @@
 """MariaDB, and MySQL 8: every writer held between two of its transactions, and InnoDB's log empty after its last checkpoint.
 
-How: one connection a table says `LOCK TABLES t READ`, which waits for the transactions that wrote to the table and keeps new
-ones from writing. Were it one connection for all, the server would see a deadlock with a transaction that takes the tables
-in another order, and end it: an error of the application's. So it sees none; we wait for each lock a short while of our own,
-and give up by KILL QUERY. A table at which we gave up is moved to the front of the next try: the application's own order
-is learned (1 to 3 tries, no error of a client; notes/writers.md 17). Then nothing is in flight, and `FLUSH TABLES WITH READ
-LOCK` keeps it so for whatever else could be written; alone, it would stop transactions in their middle.
+How: every table is locked, so that no transaction is open that wrote (mariadb_locks.py).
 
 With no transaction open and every page written, `innodb_log_checkpoint_now` leaves nothing after the last checkpoint, and
 InnoDB starts without crash recovery (log0recv.cc: "redo log is logically empty"). MySQL has no such checkpoint: its recovery
@@ -23,35 +18,28 @@ import math
 import os
 import time
 from contextlib import suppress
-from typing import Any, NamedTuple, NoReturn, Optional
+from typing import Any, NoReturn, Optional
 
 from quiesce.agent import memory, processes
 from quiesce.agent.processes import Process
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
-from quiesce.agent.writers.mariadb_session import Session, code_of, connect
+from quiesce.agent.writers.mariadb_locks import DatabaseLocks
+from quiesce.agent.writers.mariadb_session import Session, connect
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
 HOLD_BUDGET_MS = 5000
 """Longest time spent on getting the locks, in milliseconds, and never more than half of what is left to the deadline."""
-LOCK_TIMEOUT_MS = 60
-"""How long the first try waits for one lock; each try waits twice as long as the one before. Writers queue behind us then."""
-MAX_LOCK_TIMEOUT_MS = 700
 MAX_TABLES = 64
 """Connections opened to lock tables, one each, and never more than half of those that the server has left."""
 PREPARE_FLUSH_S = 2.0
 MAX_FLUSHES = 20
 BOOKKEEPING_BYTES = 64
 """What may follow a checkpoint in the log: its own record (16 bytes; 24 if the log is encrypted)."""
-STALE_S = 0.11
-"""The server renews its list of transactions only if nobody read it for 100 ms (trx0i_s.cc: CACHE_MIN_IDLE_TIME_NS)."""
 RELEASE_TIMEOUT_S = 2.0
 OLDEST_MYSQL = [8, 0, 22]
 
 MEMORY = "mariadb-lock-order"
-
-_NO_SUCH_TABLE = 1146
-_CONFLICT = (1205, 1213, 1317)  # lock time-out, deadlock, KILL QUERY
 
 _CHECKPOINT = "SET GLOBAL innodb_log_checkpoint_now = ON"
 _DIRECTORIES = ("innodb_data_home_dir", "innodb_log_group_home_dir", "innodb_undo_directory", "aria_log_dir_path")
@@ -70,11 +58,6 @@ _TABLES = (
     + _OWN_TABLES
     + " ORDER BY update_time DESC, table_schema, table_name"
 )
-_TRANSACTIONS = (
-    "SELECT /* {mark} */ t.trx_mysql_thread_id, p.user, TIMESTAMPDIFF(SECOND, t.trx_started, NOW()), t.trx_rows_modified,"
-    " t.trx_query FROM information_schema.innodb_trx t"
-    " LEFT JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id ORDER BY t.trx_started"
-)
 _KNOWN_ENGINES = {"InnoDB", "Aria", "MyISAM", "MRG_MyISAM", "MRG_MYISAM", "MEMORY", "CSV", "ARCHIVE", "BLACKHOLE"}
 _PROOF = ("lsn_current", "gtid_binlog_pos", "gtid_executed", "binlog_file", "binlog_position")
 """What moves when anything is written. MySQL's log also moves by itself, and only there the LSN is not among them."""
@@ -89,17 +72,6 @@ def discover() -> list[ApplicationWriter]:
     return found
 
 
-class _Transaction(NamedTuple):
-    thread: int
-    user: Optional[str]
-    seconds: int
-    modified: int
-    """Rows."""
-
-    def __str__(self) -> str:
-        return f"thread {self.thread} of user {self.user or 'unknown'!r} is in a transaction for {self.seconds} s"
-
-
 class Database(ApplicationWriter):
     """A running server."""
 
@@ -111,14 +83,10 @@ class Database(ApplicationWriter):
         self._mariadb = True
         self._variables: dict[str, str] = {}
         self._control: Any = None
-        """Has the lock on everything, and flushes."""
+        """The session that takes the lock on everything, and flushes."""
         self._watcher: Any = None
-        """Kills what waits too long, and sees who is in a transaction."""
-        self._sessions: list[Session] = []
-        """In the order in which their tables are locked."""
-        self._learned: list[str] = []
+        self._locks: Optional[DatabaseLocks] = None
         self._window_s = 0
-        self._looks = 0
 
     # -- what it says of itself
 
@@ -191,8 +159,9 @@ class Database(ApplicationWriter):
         self._watcher = self._connect()
         tables = self._tables(deadline_ns)
         known = set(tables)
-        self._learned = [table for table in memory.recall(MEMORY).get(self.id, []) if table in known]
-        ordered = self._learned + [table for table in tables if table not in set(self._learned)]
+        learned = [table for table in memory.recall(MEMORY).get(self.id, []) if table in known]
+        ordered = learned + [table for table in tables if table not in set(learned)]
+        locks = self._locks = DatabaseLocks(self._control, self._watcher, self._mariadb, learned)
         used = int(self._named("STATUS", ("Threads_connected",), deadline_ns)["Threads_connected"])
         most = max(0, min(MAX_TABLES, (int(self._variables["max_connections"]) - used) // 2))
         if len(ordered) > most:
@@ -203,128 +172,45 @@ class Database(ApplicationWriter):
                 " is a matter of luck to find a moment with none open"
             )
         for table in ordered[:most]:
-            self._sessions.append(self._connect(table))
+            locks.sessions.append(self._connect(table))
         if self._mariadb:
             started = time.monotonic_ns()
             # While it is written to, this has no end of its own; what counts is that the mass of dirty pages is written.
-            self._attempt(self._control, _CHECKPOINT, min(deadline_ns, deadline_in_ns(PREPARE_FLUSH_S)), deadline_ns)
+            locks.run_until(self._control, _CHECKPOINT, min(deadline_ns, deadline_in_ns(PREPARE_FLUSH_S)), deadline_ns)
             self.time("prepare_flush", started)
 
     def on_hold(self, deadline_ns: int) -> None:
+        locks = self._prepared_locks
         started = time.monotonic_ns()
         # Not before: it counts from a session's last statement, and the others may still have had much to prepare.
-        for session in (self._watcher, self._control, *self._sessions):
+        for session in (self._watcher, self._control, *locks.sessions):
             limit = self._window_s
             session.run(f"SET SESSION wait_timeout = {limit}, interactive_timeout = {limit}", deadline_ns)
         budget = min(HOLD_BUDGET_MS * 1_000_000, (deadline_ns - started) // 2)
-        self._hold_writers(started + budget, deadline_ns)
+        try:
+            locks.take(started + budget, deadline_ns)
+        finally:
+            self.timings["lock_tries"] = locks.tries
         self.time("lock", started)
         started = time.monotonic_ns()
         if self._mariadb:
             self._empty_log(deadline_ns)
         else:
-            locked = {session.table for session in self._sessions}
+            locked = {session.table for session in locks.sessions}
             for table in self._tables(deadline_ns):
                 if table not in locked:
                     raise WriterError(f"table {table} was created just now")
             self.position = self._read_position(deadline_ns)
         self.time("flush", started)
 
+    @property
+    def _prepared_locks(self) -> DatabaseLocks:
+        assert self._locks is not None  # made by prepare, which hold and release follow
+        return self._locks
+
     def _tables(self, deadline_ns: int) -> list[str]:
         """Those to be locked: where a lock on everything comes after, only they can have transactions."""
         return [name for name, engine in self._control.run(_TABLES, deadline_ns) if engine == "InnoDB" or not self._mariadb]
-
-    def _hold_writers(self, until_ns: int, deadline_ns: int) -> None:
-        """Every table locked, no transaction open that wrote, and none to come. Raises WriterError, holding perhaps a part."""
-        tries, obstacle = 0, "no time was left"
-        while time.monotonic_ns() < until_ns:
-            timeout_ms = min(LOCK_TIMEOUT_MS << tries, MAX_LOCK_TIMEOUT_MS)
-            tries += 1
-            self.timings["lock_tries"] = tries
-            obstacle, pause_s = self._try_to_hold(timeout_ms, until_ns, deadline_ns)
-            if not obstacle:
-                return
-            lost = self._let_go(deadline_ns)
-            if lost:
-                raise WriterError(f"the session for {lost[0]} was lost")
-            time.sleep(pause_s)
-        oldest = ""
-        with suppress(Exception):
-            oldest = "".join(f"; {transaction}" for transaction in self._transactions(deadline_ns)[:1])
-        raise WriterError(f"its writers could not be held in time: {obstacle}{oldest}", Outcome.TIMEOUT)
-
-    def _try_to_hold(self, timeout_ms: int, until_ns: int, deadline_ns: int) -> tuple[str, float]:
-        """One try. Returns what stood in the way, or the empty string, and how long to let the others run, in seconds."""
-        for session in list(self._sessions):
-            give_up_ns = min(until_ns, time.monotonic_ns() + timeout_ms * 1_000_000)
-            try:
-                locked = self._attempt(session, f"LOCK TABLES {session.table} READ", give_up_ns, deadline_ns)
-            except Exception as error:
-                if code_of(error) != _NO_SUCH_TABLE:
-                    raise
-                self._sessions.remove(session)  # it was dropped since prepare
-                session.close()
-                continue
-            if not locked:
-                self._sessions.remove(session)
-                self._sessions.insert(0, session)
-                self._learned = [session.table, *(table for table in self._learned if table != session.table)]
-                return f"table {session.table} was in use", 0.01
-        everything = "FLUSH TABLES WITH READ LOCK" if self._mariadb else "LOCK INSTANCE FOR BACKUP"
-        give_up_ns = min(until_ns, time.monotonic_ns() + timeout_ms * 1_000_000)
-        if not self._attempt(self._control, everything, give_up_ns, deadline_ns):
-            return f"{everything} had to wait for a statement", 0.01
-        writing = [transaction for transaction in self._transactions(deadline_ns) if transaction.modified]
-        return "; ".join(map(str, writing[:3])), STALE_S
-
-    def _attempt(self, session: Session, statement: str, give_up_ns: int, deadline_ns: int) -> bool:
-        """Whether the statement was done by then. If not, it has been killed, or the server gave it up."""
-        session.send(statement)
-        in_time = session.answers_until(give_up_ns)
-        if not in_time:
-            self._watcher.run(f"KILL QUERY {session.id}", deadline_ns)
-        try:
-            session.answer(deadline_ns)
-            if in_time:
-                return True
-            session.run("DO 0", deadline_ns)  # a kill that came too late hits what comes next
-        except Exception as error:
-            if code_of(error) not in _CONFLICT:
-                raise
-        return False
-
-    def _let_go(self, deadline_ns: int) -> list[str]:
-        """Ends every hold. Returns what could no longer be given back, because its session was gone."""
-        lost = []
-        for session in (self._control, *self._sessions):
-            statement = "UNLOCK INSTANCE" if session is self._control and not self._mariadb else "UNLOCK TABLES"
-            try:
-                session.run(statement, deadline_ns)
-            except Exception:  # noqa: BLE001 - a session that cannot even let go is closed
-                lost.append(session.table or "everything")
-                session.close()
-        return lost
-
-    def _transactions(self, deadline_ns: int) -> list[_Transaction]:
-        """Those open now, but for our own; the oldest first. Raises WriterError if only an older list can be had.
-
-        The server answers from a copy that it keeps as long as it is read often. One of our own transactions is shown with
-        the statement that asks: only in a copy made for it.
-        """
-        self._watcher.run("START TRANSACTION WITH CONSISTENT SNAPSHOT", deadline_ns)
-        try:
-            for _ in range(3):
-                self._looks += 1
-                mark = f"quiesce {self._looks}."
-                rows = self._watcher.run(_TRANSACTIONS.format(mark=mark), deadline_ns)
-                if any(row[0] == self._watcher.id and mark in str(row[4]) for row in rows):
-                    return [_Transaction(*row[:4]) for row in rows if row[0] != self._watcher.id]
-                time.sleep(STALE_S)
-            raise WriterError(
-                "it does not say which transactions are open now; others read information_schema.innodb_trx too often"
-            )
-        finally:
-            self._watcher.run("COMMIT", deadline_ns)
 
     def _empty_log(self, deadline_ns: int) -> None:
         """Checkpoints until nothing follows the last one, and all stands still. Raises WriterError."""
@@ -351,7 +237,7 @@ class Database(ApplicationWriter):
             if name in self.position and position.get(name) != self.position[name]
         ]
         # A session that can still let go was there all the time, and its lock with it.
-        lost = self._let_go(deadline_ns)
+        lost = self._prepared_locks.let_go(deadline_ns)
         if lost:
             raise WriterError(f"the hold of {lost[0]} was lost during the window", Outcome.INCONSISTENT)
         if [name.partition(" ")[0] for name in moved] == ["lsn_current"]:
@@ -363,10 +249,12 @@ class Database(ApplicationWriter):
             raise WriterError(f"it was written to during the window: {', '.join(moved)}", Outcome.INCONSISTENT)
 
     def on_abort(self) -> None:
-        for session in (*self._sessions, self._control, self._watcher):
+        if self._locks:
+            self._locks.close()
+        for session in (self._control, self._watcher):
             if session:
                 session.close()
-        self._sessions, self._control, self._watcher = [], None, None
+        self._control = self._watcher = None
 
     def paths(self) -> list[str]:
         directory = str(self.data_directory)
@@ -376,8 +264,8 @@ class Database(ApplicationWriter):
         return sorted({path for path in found if os.path.isdir(path)})
 
     def remember(self) -> None:
-        if self._learned:
-            memory.keep(MEMORY, {**memory.recall(MEMORY), self.id: self._learned[: 8 * MAX_TABLES]})
+        if self._locks and self._locks.learned:
+            memory.keep(MEMORY, {**memory.recall(MEMORY), self.id: self._locks.learned[: 8 * MAX_TABLES]})
 
     def say(self, error: Exception) -> str:
         if len(error.args) == 2 and isinstance(error.args[0], int) and not isinstance(error, OSError):
