@@ -55,7 +55,7 @@ class Failed(Exception):  # noqa: N818 - it is how a phase ended
         self.reason = reason
 
 
-class RefusedError(Exception):
+class RegistrationError(Exception):
     """The agent does not take this writer. The message is the agent's."""
 
 
@@ -139,7 +139,7 @@ def run(writer: Writer) -> NoReturn:
     """Serves the agent until the process ends, or an exception as KeyboardInterrupt or SystemExit ends this; connects again
     whenever the connection is lost. The application is let go before this waits, or raises.
 
-    Raises RefusedError.
+    Raises RegistrationError.
     """
     turn = _Turn(writer)
     wait_s = FIRST_WAIT_S
@@ -149,7 +149,7 @@ def run(writer: Writer) -> NoReturn:
             try:
                 session.serve()
                 reason = "the agent hung up"
-            except RefusedError:
+            except RegistrationError:
                 raise
             except Exception as error:  # noqa: BLE001 - the agent is there to stay, whatever became of this connection
                 reason = str(error)
@@ -231,7 +231,7 @@ class _Session:
         self._alarm = alarm
 
     def serve(self) -> None:
-        """Until the agent hangs up. The application is let go when this ends, however it does. Raises RefusedError, and
+        """Until the agent hangs up. The application is let go when this ends, however it does. Raises RegistrationError, and
         OSError and others when the connection is of no more use."""
         try:
             with self._writer.connect() as connection:
@@ -246,7 +246,7 @@ class _Session:
                         self.registered = True
                         _logger.info("registered as %s", message["registered"])
                     else:
-                        raise (ConnectionError if self.registered else RefusedError)(message["error"])
+                        raise (ConnectionError if self.registered else RegistrationError)(message["error"])
         finally:
             try:
                 self._turn.end(kept=False)

@@ -487,10 +487,14 @@ def test_the_dead_man_knows_what_commands_run_and_its_end_keeps_none_from_lettin
 
     def letting_go() -> None:
         world.deadman_is_gone = True
-        ran.append(commands.run(["/bin/echo", "thawed"], 5, script.command_observer))
+        ran.append(commands.run_command(["/bin/echo", "thawed"], 5, script.command_observer))
 
     ran: list[str] = []
-    script = world.writer("script", hold=lambda _: commands.run(["/bin/true"], 5, script.command_observer), abort=letting_go)
+
+    def holding(_: int) -> None:
+        commands.run_command(["/bin/true"], 5, script.command_observer)
+
+    script = world.writer("script", hold=holding, abort=letting_go)
     attempt = prepared(script)
     attempt.hold(Level.BACK_END, soon())
     [(_, started), (_, ended)] = world.told("command_started", "command_ended")
@@ -499,7 +503,7 @@ def test_the_dead_man_knows_what_commands_run_and_its_end_keeps_none_from_lettin
     assert ran == ["thawed"]
     world.deadman_is_gone = False
     del world.story[:]
-    commands.run(["/bin/true"], 5, script.command_observer)
+    commands.run_command(["/bin/true"], 5, script.command_observer)
     assert world.story == []  # the attempt is over, and its dead-man is told nothing
 
 

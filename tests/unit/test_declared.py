@@ -11,8 +11,8 @@ from quiesce.agent import cgroups, processes, systemd
 from quiesce.agent.deadman import Undo
 from quiesce.agent.writers import declared
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
-from quiesce.agent.writers.declared import Commands, DeclaredFrozen, Misconfigured
-from quiesce.agent.writers.frozen import Frozen
+from quiesce.agent.writers.declared import Commands, DeclaredCgroup, Misconfigured
+from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.agent.writers.sqlite import Sqlite
 from quiesce.agent.writers.stopped import StoppedService
 from quiesce.agent.writers.web import WebServer
@@ -114,7 +114,7 @@ def test_every_key_of_a_writer_is_heeded(machine):
         f"Unit={UNIT}\nCGroup=/shop.slice\nAction=freeze\nSTATELESS=yes\n; another\nPaths=/srv/a  /srv/b\n"
     )
     writer = only()
-    assert isinstance(writer, DeclaredFrozen)
+    assert isinstance(writer, DeclaredCgroup)
     assert (writer.id, writer.application, writer.unit) == ("declared:shop", "web shop", UNIT)
     assert (writer.level, writer.required, writer.stateless) == (Level.FRONT_END, False, True)
     assert (writer.hold_limit_ms, writer.outlives) == (500, True)
@@ -421,7 +421,7 @@ def test_a_declared_unit_can_be_stopped_for_the_checkpoint(machine):
     machine.file(f"{UNIT_WRITER}Action=stop\nPaths=/srv/shop\n")
     writer = prepared(only())
     assert isinstance(writer, StoppedService)
-    assert not isinstance(writer, Frozen)
+    assert not isinstance(writer, FrozenCgroup)
     assert (writer.grade, writer.paths(), writer.hold_limit_ms) == (Grade.CLEAN, ["/srv/shop"], None)
     writer.hold(deadline_in_ns(5))
     writer.release()

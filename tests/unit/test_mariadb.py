@@ -505,7 +505,7 @@ def test_a_table_dropped_since_prepare_is_passed_over(server):
 def test_more_tables_than_connections_are_held_by_the_lock_on_everything(server, monkeypatch):
     """Broken: a big database could not be held, or its applications would find no connection left."""
     server.variables["max_connections"] = "9"
-    memory.keep(mariadb.MEMORY, {"mariadb:main": ["`shop`.`dropped`", "`shop`.`c`"]})
+    memory.retain(mariadb.MEMORY, {"mariadb:main": ["`shop`.`dropped`", "`shop`.`c`"]})
     writer = held()
     assert [statement.split("`")[3] for _, statement in server.of("LOCK TABLES")] == ["c", "a"]
     assert "of its 3 tables only 2 are waited for" in writer.warnings[0]

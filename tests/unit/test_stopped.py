@@ -44,7 +44,7 @@ def test_it_is_stopped_and_started_again(systemctl):
     """Broken: a service that cannot hold could have no clean checkpoint, or would stay down."""
     writer = held()
     assert systemctl.calls == [STOP]
-    assert systemd.show(UNIT)["ActiveState"] == "inactive"
+    assert systemd.properties_of(UNIT)["ActiveState"] == "inactive"
     writer.release()
     writer.abort()
     assert systemctl.calls == [STOP, START]

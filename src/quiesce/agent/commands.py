@@ -35,7 +35,7 @@ def require_runnable(path: str) -> None:
         raise WriterError(f"{path} cannot be executed: chmod +x {path}", Outcome.NON_RETRYABLE)
 
 
-def run(
+def run_command(
     command: Sequence[str],
     timeout_s: float,
     observer: Optional[CommandObserver],

@@ -58,11 +58,11 @@ class DeadMan:
         """What it has yet to take back."""
 
     @classmethod
-    def start(cls, filesystems: list[int], undos: Sequence[Undo] = (), keep: Sequence[int] = ()) -> DeadMan:
+    def start(cls, filesystems: list[int], undos: Sequence[Undo] = (), keep_open: Sequence[int] = ()) -> DeadMan:
         """Forks the dead-man, which is locked in memory when this returns. Raises DeadManError.
 
-        `filesystems`: descriptors; the other methods name these, and the `undos`, by their positions. `keep`: descriptors that
-        stay open for as long as it lives.
+        `filesystems`: descriptors; the other methods name these, and the `undos`, by their positions. `keep_open`: more
+        descriptors, which stay open for as long as it lives.
         """
         receive, send = os.pipe()
         ready_receive, ready_send = os.pipe()
@@ -71,7 +71,7 @@ class DeadMan:
         if pid == 0:
             try:
                 written = (undo.descriptor for undo in undos if undo.descriptor is not None)
-                _keep_only([receive, ready_send, *filesystems, *written, *keep])
+                _keep_only([receive, ready_send, *filesystems, *written, *keep_open])
                 _Watch(receive, filesystems, undos, conversation).run(ready_send)
             finally:
                 os._exit(0)

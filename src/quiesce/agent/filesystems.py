@@ -18,7 +18,7 @@ from typing import Optional
 
 from quiesce.agent import linux
 from quiesce.agent.deadman import DeadMan, Undo
-from quiesce.agent.mounts import Found, discover
+from quiesce.agent.mounts import Found, find_filesystems
 from quiesce.model.reports import Filesystem, FreezeState
 
 RCU_EXPEDITED = "/sys/kernel/rcu_expedited"
@@ -31,7 +31,8 @@ class FreezeError(Exception):
 
 def inventory() -> tuple[Filesystem, ...]:
     """What a freeze would do with each filesystem, without touching any."""
-    return tuple(_report(item, FreezeState.SKIPPED if item.skip else FreezeState.FREEZABLE, item.skip) for item in discover())
+    found = find_filesystems()
+    return tuple(_report(item, FreezeState.SKIPPED if item.skip else FreezeState.FREEZABLE, item.skip) for item in found)
 
 
 class Freezer:
@@ -40,7 +41,7 @@ class Freezer:
     def __init__(self) -> None:
         self._mounts = _MountWatch()  # before looking, so that no mount falls in between
         self._items: list[_Item] = []
-        for found in discover():
+        for found in find_filesystems():
             item = _Item(found, FreezeState.SKIPPED if found.skip else FreezeState.FREEZABLE, found.skip)
             if not found.skip:
                 item.descriptor = _open(found)
@@ -135,7 +136,8 @@ class Freezer:
         if not self._mounts.changed():
             return ""
         known = {item.found.mount.device for item in self._items if not item.found.skip}
-        return next((item.mount.mountpoint for item in discover() if not item.skip and item.mount.device not in known), "")
+        new = (item for item in find_filesystems() if not item.skip and item.mount.device not in known)
+        return next((item.mount.mountpoint for item in new), "")
 
     def close(self) -> None:
         self._mounts.close()

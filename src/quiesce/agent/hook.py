@@ -69,7 +69,7 @@ def _ask(request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
 # -- the service's side
 
 
-def serve(listener: socket.socket, discover: Discover) -> None:
+def serve_platform(listener: socket.socket, discover: Discover) -> None:
     """Answers one platform from its freeze to its thaw, or to the deadline. Returns when nothing is held any more."""
     held: Optional[_Held] = None
     try:

@@ -20,7 +20,7 @@ def recall(name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def keep(name: str, value: dict[str, Any]) -> None:
+def retain(name: str, value: dict[str, Any]) -> None:
     """Never raises: nothing depends on it but speed, and what is shown."""
     path = os.path.join(DIRECTORY, f"{name}.json")
     try:

@@ -114,7 +114,7 @@ def freeze_order(found: Iterable[Found], carriers: dict[Device, frozenset[Device
     return [item for _, item in indexed]
 
 
-def discover() -> list[Found]:
+def find_filesystems() -> list[Found]:
     """The machine's filesystems in the order to freeze them, those of containers' mount namespaces included."""
     mounts: list[Mount] = []
     seen_namespaces = set()

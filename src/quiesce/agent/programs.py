@@ -224,7 +224,7 @@ class Programs:
 
     def _remember(self) -> None:
         """So that those are missed, too, that do not come back when the agent is restarted."""
-        memory.keep(_KEPT, {name: to_wire(registration) for name, registration in self._known.items()})
+        memory.retain(_KEPT, {name: to_wire(registration) for name, registration in self._known.items()})
 
 
 def _recall() -> dict[str, Registration]:

@@ -102,10 +102,10 @@ def _converse(port: int, programs: Programs) -> None:
 
 
 def _answer_hook(hooks: socket.socket, programs: Programs) -> None:
-    hook.serve(hooks, lambda platform: _discover(programs, without=platform))
+    hook.serve_platform(hooks, lambda platform: _discover(programs, without=platform))
 
 
 def _discover(programs: Programs, *, without: str = "") -> list[ApplicationWriter]:
     from quiesce.agent.writers import external, registry
 
-    return registry.discover(external.writers(programs), without=without)
+    return registry.discover(external.program_writers(programs), without=without)

@@ -32,12 +32,12 @@ class UnitError(Exception):
     """The unit is not there, or must not be frozen."""
 
 
-def show(unit: str) -> dict[str, str]:
+def properties_of(unit: str) -> dict[str, str]:
     """Some of its properties, by name. Raises UnitError."""
-    return show_all([unit])[unit]
+    return properties_of_units([unit])[unit]
 
 
-def show_all(units: Sequence[str]) -> dict[str, dict[str, str]]:
+def properties_of_units(units: Sequence[str]) -> dict[str, dict[str, str]]:
     """The same of several units, by their names. Raises UnitError."""
     command = [SYSTEMCTL, "show", "--property", ",".join(_PROPERTIES), "--", *units]
     try:
@@ -65,7 +65,7 @@ def would_stop_with(unit: str) -> list[str]:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnitError(f"systemctl show {unit}: {error}") from None
     names = sorted({name for name in said.split() if name.endswith((".service", ".socket"))})
-    shown = show_all(names) if names else {}
+    shown = properties_of_units(names) if names else {}
     return [name for name, found in shown.items() if found.get("ActiveState") in ("active", "activating", "reloading")]
 
 
@@ -76,7 +76,7 @@ def freezable_cgroup(unit: str) -> str:
     (systemd issue 38517).
     """
     require_dispensable(unit)
-    found = show(unit)
+    found = properties_of(unit)
     if found.get("LoadState") != "loaded":
         raise UnitError(f"there is no unit {unit}")
     if found.get("ActiveState") != "active" or not found.get("ControlGroup"):

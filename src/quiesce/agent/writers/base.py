@@ -82,7 +82,7 @@ class ApplicationWriter:
         self.guarded = False
         """The dead-man has its undo."""
         self.command_observer: Optional[CommandObserver] = None
-        """Set by the attempt; to be passed to `commands.run`. None outside an attempt, as for `identify`."""
+        """Set by the attempt; to be passed to `commands.run_command`. None outside an attempt, as for `identify`."""
 
     @property
     def passed_over(self) -> bool:

@@ -24,7 +24,7 @@ from quiesce.agent import cgroups, commands
 from quiesce.agent.deadman import Undo
 from quiesce.agent.trust import UntrustedError, require_trusted
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
-from quiesce.agent.writers.frozen import Frozen
+from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.agent.writers.sqlite import Sqlite
 from quiesce.agent.writers.stopped import StoppedService
 from quiesce.model.grades import Grade, Level
@@ -90,7 +90,7 @@ def _declare(found: list[ApplicationWriter], section: configparser.SectionProxy)
     elif _stops(section):
         writer = StoppedService(f"declared:{name}", unit or _missing("Unit"))
     elif unit or section.get("cgroup"):
-        writer = DeclaredFrozen(f"declared:{name}", unit=unit, cgroup=_only_cgroup(section.get("cgroup", "")))
+        writer = DeclaredCgroup(f"declared:{name}", unit=unit, cgroup=_only_cgroup(section.get("cgroup", "")))
     else:
         raise _ConfigurationError(f"writer {name!r} has none of Unit, CGroup, Hold")
     if any(other.id == writer.id for other in found):
@@ -101,7 +101,7 @@ def _declare(found: list[ApplicationWriter], section: configparser.SectionProxy)
     _apply(writer, section)
     # Who names a unit knows better than we what to do with it; and it can only be frozen once.
     # What is shut down has no file open.
-    gives_way = (Frozen, Sqlite) if isinstance(writer, StoppedService) else Frozen
+    gives_way = (FrozenCgroup, Sqlite) if isinstance(writer, StoppedService) else FrozenCgroup
     for other in found:
         if unit and isinstance(other, Sqlite) and other.unit == unit:
             other.freezing = False
@@ -167,7 +167,7 @@ class Misconfigured(ApplicationWriter):
         raise WriterError(self._problem, Outcome.NON_RETRYABLE)
 
 
-class DeclaredFrozen(Frozen):
+class DeclaredCgroup(FrozenCgroup):
     """A unit, or a control group, of the administrator's choice."""
 
     def on_identify(self, deadline_ns: int) -> None:
@@ -224,4 +224,4 @@ class Commands(ApplicationWriter):
             self.position = {"position": self._run("position", min(COMMAND_TIMEOUT_S, left_s(deadline_ns)))}
 
     def _run(self, name: str, timeout_s: float, environment: Optional[Mapping[str, str]] = None) -> str:
-        return commands.run(self._commands[name], timeout_s, self.command_observer, environment)
+        return commands.run_command(self._commands[name], timeout_s, self.command_observer, environment)

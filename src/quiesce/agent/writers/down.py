@@ -25,7 +25,7 @@ UNITS = {
 def discover() -> list[ApplicationWriter]:
     """One writer a service that is down."""
     try:
-        shown = systemd.show_all(list(UNITS))
+        shown = systemd.properties_of_units(list(UNITS))
     except systemd.UnitError as error:
         return [Unasked(str(error))]
     return [
@@ -59,7 +59,7 @@ class Down(ApplicationWriter):
         self._before = found
 
     def on_identify(self, deadline_ns: int) -> None:
-        found = systemd.show(self._unit)
+        found = systemd.properties_of(self._unit)
         if found.get("ExecMainStartTimestamp") != self._before.get("ExecMainStartTimestamp"):
             raise WriterError("it was down, and was started during the attempt", Outcome.INCONSISTENT, Grade.CRASH)
         if found.get("ActiveState") != "inactive" or found.get("Result") != "success":

@@ -32,7 +32,7 @@ _BEST_FIRST = list(Grade)
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProgramAnswer:
     id: int
     outcome: Outcome
     grade: Optional[Grade] = None
@@ -41,7 +41,7 @@ class Answer:
     warnings: tuple[str, ...] = ()
 
 
-def writers(programs: Programs) -> list[ApplicationWriter]:
+def program_writers(programs: Programs) -> list[ApplicationWriter]:
     """One a program that is connected, or missed."""
     return [*map(External, programs.connected()), *map(Missing, programs.missing())]
 
@@ -105,11 +105,11 @@ class External(_Registered):
         if attempt and self._program.open:
             self._ask("post-checkpoint", deadline_in_ns(POST_CHECKPOINT_TIMEOUT_S), kept=kept)
 
-    def _note(self, answer: Answer) -> None:
+    def _note(self, answer: ProgramAnswer) -> None:
         self.grade, self.reason = Grade.CLEAN if self.stateless else answer.grade or Grade.HELD, _cut(answer.reason)
         self.position = dict(answer.position)  # where it stands now, or unknown: not where it stood before
 
-    def _ask(self, do: str, deadline_ns: int, **arguments: int) -> Answer:
+    def _ask(self, do: str, deadline_ns: int, **arguments: int) -> ProgramAnswer:
         """Raises WriterError, having hung up unless the program itself says that it cannot."""
         left_s(deadline_ns)
         try:
@@ -131,11 +131,11 @@ class External(_Registered):
         return answer
 
 
-def _exchange(program: Program, request: dict[str, object], deadline_ns: int) -> Answer:
+def _exchange(program: Program, request: dict[str, object], deadline_ns: int) -> ProgramAnswer:
     """Raises TimeoutError, OSError if the connection ended, ProtocolError."""
     program.requests += 1
     program.connection.sendall(encode({"id": program.requests, **request}))
-    answer = from_wire(Answer, decode(_receive_line(program, deadline_ns)))
+    answer = from_wire(ProgramAnswer, decode(_receive_line(program, deadline_ns)))
     if answer.id != program.requests:
         raise ProtocolError("it is to another request")
     return answer

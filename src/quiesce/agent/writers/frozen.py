@@ -16,7 +16,7 @@ FREEZE_TIMEOUT_MS = 2000
 """Longest wait for all processes to stand still, in milliseconds; one in an uninterruptible wait keeps the others waiting."""
 
 
-class Frozen(ApplicationWriter):
+class FrozenCgroup(ApplicationWriter):
     """Held by freezing its control group, which is a unit's, or given. Clients wait; what it was doing goes on afterwards.
 
     It stands still anywhere in its work, so what that is worth is for each application to say: `worth`.

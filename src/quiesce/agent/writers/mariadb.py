@@ -265,7 +265,7 @@ class Database(ApplicationWriter):
 
     def remember(self) -> None:
         if self._locks and self._locks.learned:
-            memory.keep(MEMORY, {**memory.recall(MEMORY), self.id: self._locks.learned[: 8 * MAX_TABLES]})
+            memory.retain(MEMORY, {**memory.recall(MEMORY), self.id: self._locks.learned[: 8 * MAX_TABLES]})
 
     def say(self, error: Exception) -> str:
         if len(error.args) == 2 and isinstance(error.args[0], int) and not isinstance(error, OSError):

@@ -16,7 +16,7 @@ import struct
 from quiesce.agent import processes
 from quiesce.agent.processes import Process
 from quiesce.agent.writers.base import ApplicationWriter, WriterError
-from quiesce.agent.writers.frozen import Frozen
+from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.agent.writers.unsupported import Unreached
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
@@ -41,7 +41,7 @@ def discover() -> list[ApplicationWriter]:
     return [found[id] for id in sorted(found)]
 
 
-class Slapd(Frozen):
+class Slapd(FrozenCgroup):
     """A directory server."""
 
     application = "openldap"

@@ -30,7 +30,7 @@ from quiesce.agent.writers.postgresql_files import (
 )
 from quiesce.agent.writers.postgresql_locks import ClusterLocks, writing_transactions
 from quiesce.agent.writers.postgresql_session import close, connect, user_of, words_of
-from quiesce.agent.writers.postgresql_stopped import Stopped
+from quiesce.agent.writers.postgresql_stopped import StoppedCluster
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
@@ -67,10 +67,9 @@ FROM pg_control_checkpoint() c, pg_control_system() s
 def discover() -> list[ApplicationWriter]:
     """Every cluster of this machine, running or down."""
     postmasters = list(running_postmasters())
-    directories = {os.path.realpath(postmaster.directory) for postmaster in postmasters}
-    found: list[ApplicationWriter] = [Cluster(postmaster) for postmaster in postmasters]
-    found += [Stopped(directory) for directory in sorted(data_directories()) if os.path.realpath(directory) not in directories]
-    return found
+    running = {os.path.realpath(postmaster.directory) for postmaster in postmasters}
+    stopped = [directory for directory in sorted(data_directories()) if os.path.realpath(directory) not in running]
+    return [*map(Cluster, postmasters), *map(StoppedCluster, stopped)]
 
 
 class Cluster(ApplicationWriter):
@@ -265,7 +264,7 @@ class Cluster(ApplicationWriter):
         if self._locks.learned:
             known = memory.recall(MEMORY)
             known.setdefault(self._postmaster.directory, {}).update(self._locks.learned)
-            memory.keep(MEMORY, known)
+            memory.retain(MEMORY, known)
 
     def say(self, error: Exception) -> str:
         return words_of(error)

@@ -13,7 +13,7 @@ from quiesce.model.reports import Outcome
 _CONTROL_STATES = {1: "shut down", 2: "shut down in recovery"}
 
 
-class Stopped(ApplicationWriter):
+class StoppedCluster(ApplicationWriter):
     """A cluster that is not running: there is nothing to hold, and its control file says how it will start."""
 
     application = "postgresql"

@@ -14,7 +14,7 @@ import subprocess
 
 from quiesce.agent import processes
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
-from quiesce.agent.writers.frozen import Frozen
+from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.agent.writers.unsupported import Unreached
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
@@ -38,7 +38,7 @@ def discover() -> list[ApplicationWriter]:
     return [found[id] for id in sorted(found)]
 
 
-class RabbitMq(Frozen):
+class RabbitMq(FrozenCgroup):
     """A node."""
 
     application = "rabbitmq"

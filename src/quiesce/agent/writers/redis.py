@@ -43,11 +43,11 @@ def discover() -> list[ApplicationWriter]:
     for process in processes.running("redis-server", "valkey-server"):
         title = " ".join(processes.command_line(process.pid))
         if "[sentinel]" not in title and not _CHILD.match(title):
-            found.append(Server(process))
+            found.append(RedisServer(process))
     return found
 
 
-class Server(ApplicationWriter):
+class RedisServer(ApplicationWriter):
     """A running server."""
 
     def __init__(self, process: Process) -> None:

@@ -40,4 +40,4 @@ def remember(found: Iterable[ApplicationWriter]) -> None:
     for writer in found:
         errors[writer.id] = writer.error
         writer.remember()
-    memory.keep(LAST_ERRORS, {id: error for id, error in errors.items() if error})
+    memory.retain(LAST_ERRORS, {id: error for id, error in errors.items() if error})

@@ -103,16 +103,16 @@ class Script(ApplicationWriter):
     def on_hold(self, deadline_ns: int) -> None:
         if self._freeze:
             self._frozen = True  # it may have done half of it
-            commands.run(self._freeze, left_s(deadline_ns), self.command_observer)
+            commands.run_command(self._freeze, left_s(deadline_ns), self.command_observer)
 
     def on_release(self) -> None:
         if self._thaw:
-            commands.run(self._thaw, THAW_TIMEOUT_S, self.command_observer)
+            commands.run_command(self._thaw, THAW_TIMEOUT_S, self.command_observer)
         self._frozen = False
 
     def on_abort(self) -> None:
         if self._frozen and self._failed:
-            commands.run(self._failed, THAW_TIMEOUT_S, self.command_observer)
+            commands.run_command(self._failed, THAW_TIMEOUT_S, self.command_observer)
         self._frozen = False
 
 

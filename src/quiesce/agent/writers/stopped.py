@@ -29,7 +29,7 @@ class StoppedService(ApplicationWriter):
 
     def on_identify(self, deadline_ns: int) -> None:
         try:
-            found = systemd.show(self.unit)
+            found = systemd.properties_of(self.unit)
         except systemd.UnitError as error:
             raise WriterError(str(error), Outcome.NON_RETRYABLE) from None
         if found.get("LoadState") != "loaded":
@@ -43,16 +43,16 @@ class StoppedService(ApplicationWriter):
         self.grade, self.reason = Grade.CLEAN, "it is shut down for the checkpoint, and started again"
 
     def on_hold(self, deadline_ns: int) -> None:
-        if systemd.show(self.unit).get("ActiveState") != "active":
+        if systemd.properties_of(self.unit).get("ActiveState") != "active":
             raise WriterError(f"{self.unit} was stopped by somebody else meanwhile")
         self._stopped = True
-        commands.run([systemd.SYSTEMCTL, "stop", self.unit], left_s(deadline_ns), self.command_observer)
-        state = systemd.show(self.unit)
+        commands.run_command([systemd.SYSTEMCTL, "stop", self.unit], left_s(deadline_ns), self.command_observer)
+        state = systemd.properties_of(self.unit)
         if state.get("ActiveState") != "inactive":
             raise WriterError(f"{self.unit} did not shut down cleanly: it is {state.get('ActiveState')}")
 
     def on_release(self) -> None:
-        state = systemd.show(self.unit).get("ActiveState")
+        state = systemd.properties_of(self.unit).get("ActiveState")
         self._start()
         if state != "inactive":
             raise WriterError(f"{self.unit} was started during the window: it is {state}", Outcome.INCONSISTENT)
@@ -63,5 +63,5 @@ class StoppedService(ApplicationWriter):
     def _start(self) -> None:
         """Does not wait until it is up: the others are to be released."""
         if self._stopped:
-            commands.run([systemd.SYSTEMCTL, "start", "--no-block", self.unit], START_TIMEOUT_S, self.command_observer)
+            commands.run_command([systemd.SYSTEMCTL, "start", "--no-block", self.unit], START_TIMEOUT_S, self.command_observer)
             self._stopped = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from quiesce.agent import processes
 from quiesce.agent.writers.base import ApplicationWriter
-from quiesce.agent.writers.frozen import Frozen
+from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.model.grades import Grade, Level
 
 KNOWN = {"nginx": "nginx", "haproxy": "haproxy"}
@@ -25,7 +25,7 @@ def discover() -> list[ApplicationWriter]:
     return [WebServer(unit, KNOWN[name]) for unit, name in sorted(units.items())]
 
 
-class WebServer(Frozen):
+class WebServer(FrozenCgroup):
     """A front end."""
 
     level = Level.FRONT_END
