@@ -1,4 +1,4 @@
-"""Runs an administrator's commands: with a limit, killed with all their children when it passes, their words kept."""
+"""Runs an administrator's commands. A command that exceeds its time is killed with all its children; its output is kept."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from quiesce.agent.writers.base import CommandObserver, WriterError
 from quiesce.model.reports import Outcome
 
 MAX_WORDS = 300
-"""Of what a command says, how much a report keeps, in characters."""
+"""How much of a command's output a report keeps, in characters."""
 POLL_S = 0.002
 
 
 def require_runnable(path: str) -> None:
-    """Raises WriterError unless the file is root's own and can be run."""
+    """Raises WriterError unless the file is executable and only root can change it."""
     if not os.path.isabs(path):
         raise WriterError(f"{path or 'an empty name'} is no absolute path", Outcome.NON_RETRYABLE)
     try:
@@ -41,13 +41,13 @@ def run_command(
     observer: Optional[CommandObserver],
     environment: Optional[Mapping[str, str]] = None,
 ) -> str:
-    """Runs a command to its end and returns what it said on its standard output, at most MAX_WORDS characters.
+    """Runs a command to its end and returns the first MAX_WORDS characters of its standard output.
 
-    Raises WriterError: a time-out (it and its children are killed then), or an exit status other than 0, with its words. Dies
-    with the conversation. What it leaves running in the background is left alone: a script may hold by that, as QEMU's own
-    mysql-flush.sh.sample does.
+    Raises WriterError for a time-out (the command and its children are killed then), and for an exit status other than 0, with
+    the last words of its output. The command dies with the conversation. Processes that it leaves in the background are left
+    alone: a script may hold by one, as QEMU's own mysql-flush.sh.sample does.
     """
-    # In memory, and no pipes: these would have an end only when the last in the background ends, and break for it before.
+    # Files in memory, not pipes: a pipe would end only with the last background process, and break for it if closed before.
     said, complained = os.memfd_create("said"), os.memfd_create("complained")
     try:
         status = _run(command, timeout_s, observer, environment, said, complained)
@@ -74,7 +74,7 @@ def _run(
     said: int,
     complained: int,
 ) -> int:
-    """Returns the exit status, negative if it was killed by that signal."""
+    """Returns the exit status; a negative one is the signal that killed the command."""
     give_up = time.monotonic() + timeout_s
     process = subprocess.Popen(
         list(command),

@@ -1,4 +1,4 @@
-"""What systemd says of a unit. Runs `systemctl`, so never inside the window."""
+"""Asks systemd about units. Runs `systemctl`, so it must not be used while filesystems are frozen."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEVER_FROZEN = (
     "systemd-udevd",
     "init",
 )
-"""Without these the machine cannot be reached, or the agent itself would wait."""
+"""Units without which the machine cannot be reached, or the agent itself would wait."""
 
 
 class UnitError(Exception):
@@ -33,12 +33,12 @@ class UnitError(Exception):
 
 
 def properties_of(unit: str) -> dict[str, str]:
-    """Some of its properties, by name. Raises UnitError."""
+    """Some of the unit's properties, by name. Raises UnitError."""
     return properties_of_units([unit])[unit]
 
 
 def properties_of_units(units: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The same of several units, by their names. Raises UnitError."""
+    """The same properties of several units, by unit. Raises UnitError."""
     command = [SYSTEMCTL, "show", "--property", ",".join(_PROPERTIES), "--", *units]
     try:
         said = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False)
@@ -52,7 +52,7 @@ def properties_of_units(units: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def require_dispensable(unit: str) -> None:
-    """Raises UnitError if the machine needs it running."""
+    """Raises UnitError if the machine needs the unit running."""
     if unit.rpartition(".")[0] in NEVER_FROZEN:
         raise UnitError(f"{unit} is never frozen: the machine, or this agent, could not be reached any more")
 
@@ -70,10 +70,10 @@ def would_stop_with(unit: str) -> list[str]:
 
 
 def freezable_cgroup(unit: str) -> str:
-    """The control group of a running unit that may be frozen. Raises UnitError with the reason if it may not.
+    """The control group of a running unit, if it may be frozen. Raises UnitError with the reason if it may not.
 
-    systemd kills a unit that does not feed its watchdog, frozen or not, and then leaves the group frozen; up to version 257
-    (systemd issue 38517).
+    A unit with a watchdog may not: systemd up to 257 kills a frozen unit, too, that does not feed its watchdog, and then leaves
+    the group frozen (systemd issue 38517).
     """
     require_dispensable(unit)
     found = properties_of(unit)

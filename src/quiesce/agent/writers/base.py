@@ -14,17 +14,17 @@ from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome, WriterReport
 
 IDENTIFY_TIMEOUT_S = 10.0
-"""Longest that one application is waited for before an attempt, in seconds."""
+"""Longest wait for one application to identify itself, in seconds."""
 
 
 class WriterError(Exception):
-    """A writer could not do its part. The message says what stands in the way."""
+    """A writer could not do its part. The message tells a person what stands in the way."""
 
     def __init__(self, message: str, outcome: Outcome = Outcome.RETRYABLE, grade: Grade = Grade.REFUSED) -> None:
         super().__init__(message)
         self.outcome = outcome
         self.grade = grade
-        """What the application is worth unheld, where that is known before an attempt."""
+        """What a checkpoint has of the application if it is not held, where that is known before an attempt."""
 
 
 class CommandObserver(Protocol):
@@ -37,24 +37,23 @@ class CommandObserver(Protocol):
 
 
 class ApplicationWriter:
-    """One application in this machine. VSS's phases are its methods; what each has to do for its own is in `on_…`.
+    """One application in this machine. Its methods are VSS's phases; a subclass does its part of a phase in `on_…`.
 
         identify                                  at any time; no side effects
         prepare, hold, release, post_checkpoint   an attempt, in this order
         abort                                     at any time, more than once
         post_restore, verify                      on a machine that was restored
 
-    What a hold leaves in the application must end by itself when this process dies: a session that closes, a lock that dies
-    with it. Where it cannot, `undo` says what the dead-man has to do instead. Nothing of it may be written where a restore
-    would find it.
+    A hold must end by itself when this process dies, as a session's locks do when the session closes. Where it does not, `undo`
+    tells the dead-man how to end it. No trace of a hold may be on disk, where a restore would find it.
     """
 
     level = Level.BACK_END
     application = ""
     stateless = False
-    """It keeps no data: held or not, it never spoils a label."""
+    """It keeps no data: held or not, it never lowers a checkpoint's label."""
     outlives = False
-    """Its hold would outlive this process: it is held only if the dead-man can undo that."""
+    """Its hold does not end with this process, so it is held only if the dead-man has its `undo`."""
 
     def __init__(self, id: str) -> None:
         self.id = id
@@ -76,9 +75,9 @@ class ApplicationWriter:
         self.holding = False
         self.forgone = False
         self.let_go = True
-        """Nothing of a hold is left in the application."""
+        """No hold is left in the application."""
         self.window_ends_ns: Optional[int] = None
-        """CLOCK_MONOTONIC; set before the hold: what holds by a time of its own is to end with it."""
+        """CLOCK_MONOTONIC; set before the hold, for holds that end by a time-out of the application's own."""
         self.guarded = False
         """The dead-man has its undo."""
         self.command_observer: Optional[CommandObserver] = None
@@ -89,90 +88,92 @@ class ApplicationWriter:
         """It is not going to be held."""
         return bool(self.error) or self.forgone
 
-    # -- for each application to say
+    # -- what a subclass does
 
     def on_identify(self, deadline_ns: int) -> None:
-        """Finds version, role, position, and the best grade to be expected. Raises WriterError if it cannot be held."""
+        """Finds version, role, position and the best grade to expect. Raises WriterError if the application cannot be held."""
 
     def on_prepare(self, deadline_ns: int, window_ms: int) -> None:
-        """Everything slow, while the application runs. `window_ms`: after this long a hold must end by itself, should we
-        die. Raises WriterError."""
+        """Everything slow, while the application runs. `window_ms`: after this long a hold must end by itself if the agent has
+        died. Raises WriterError."""
 
     def on_hold(self, deadline_ns: int) -> None:
-        """Brings the application to rest at a boundary of its own, its files complete. Raises WriterError."""
+        """Brings the application to rest at a boundary of its own, with its files complete. Raises WriterError."""
 
     def on_release(self) -> None:
-        """Looks whether the hold held to the end, and lets go. Raises WriterError if it did not, having let go."""
+        """Checks that the hold lasted to the end, and lets go in any case. Raises WriterError if it did not last."""
 
     def on_abort(self) -> None:
-        """Lets go, closes everything. Idempotent."""
+        """Lets go and closes everything. Idempotent."""
 
     def on_post_checkpoint(self, kept: bool) -> None:
-        """After all has been released, outside the window. `kept`: there is a checkpoint."""
+        """Called after the window, when every application is released. `kept`: there is a checkpoint."""
 
     def on_post_restore(self) -> None:
-        """On a machine that was restored, before the application is used."""
+        """Called on a machine that was restored, before the application is used."""
 
     def on_verify(self) -> None:
-        """On a machine that was restored: raises WriterError if the application is not as it was promised to be."""
+        """Called on a machine that was restored. Raises WriterError if the application is not as its grade promised."""
 
     def undo(self) -> Optional[Undo]:
-        """What lets the application go should this process die while it holds, if that is not enough by itself. Asked once
-        an attempt, before `prepare`."""
+        """What the dead-man has to do to let the application go if this process dies; None if its death is enough. Asked for
+        once in an attempt, before `prepare`."""
         return None
 
     def paths(self) -> list[str]:
-        """Directories that hold all its files; each must lie on a filesystem that freezes."""
+        """Directories that hold all its files. Each must be on a filesystem that can be frozen."""
         return list(self._paths)
 
     def remember(self) -> None:
-        """Keeps, outside the window, what the next attempt may learn from this one."""
+        """Keeps what the next attempt can use of this one. Called outside the window."""
 
     def say(self, error: Exception) -> str:
-        """An error of the application or its library in words for a person."""
+        """The words for a person of an error that the application or its library raised."""
         return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
     # -- the same for all
 
     def keeps(self, paths: Sequence[str]) -> None:
-        """Says which directories hold all its files, where the writer itself cannot know."""
+        """Sets the directories that hold all its files, where the writer itself cannot know them."""
         self._paths = list(paths)
         self.data_directory = next(iter(paths), None)
 
     def identify(self) -> None:
-        """Never raises; what went wrong is the grade's reason."""
+        """Never raises; an error becomes the reason of the grade."""
         with self._phase("identify"):
             self.on_identify(deadline_in_ns(IDENTIFY_TIMEOUT_S))
 
     def prepare(self, deadline_ns: int, window_ms: int) -> None:
-        """Never raises; what went wrong is the grade's reason."""
+        """Never raises; an error becomes the reason of the grade."""
         with self._phase("prepare"):
             self.on_identify(deadline_ns)
             self.on_prepare(deadline_ns, window_ms)
 
     def hold(self, deadline_ns: int) -> None:
-        """Raises WriterError, having let go; the writer is graded as not held then. One that cannot be held is passed over."""
+        """Does nothing if the writer is passed over. If the hold fails, lets go, grades the writer as not held, and raises
+        WriterError."""
         if self.passed_over:
             return
         if self.hold_limit_ms is not None:
             deadline_ns = min(deadline_ns, time.monotonic_ns() + self.hold_limit_ms * 1_000_000)
         with self._phase("hold"):
             if self.outlives and not self.guarded:
-                raise WriterError("nobody could let it go should the agent die")
+                raise WriterError("nobody could let it go if the agent died")
             self.holding, self.let_go = True, False
             self.on_hold(deadline_ns)
         if self.error:
             raise WriterError(self.reason or self.error, self.outcome)
 
     def forgo(self, reason: str) -> None:
-        """Goes on without holding this application; it is graded a crash image, or what it is worth by itself."""
+        """Lets this application go before the freeze; the attempt goes on without it. Its grade becomes `crash`,
+        unless it keeps no data or had failed before."""
         self.abort()
         self.forgone = True
         if not self.error:
             self._downgrade(f"not held: {reason}")
 
     def pass_over(self, reason: str) -> None:
-        """Like `forgo`, while filesystems are frozen: it is let go with all the others."""
+        """Like `forgo`, but while filesystems are frozen: it is let go later, with all the others."""
         if not self.error:
             self._downgrade(f"not held: {reason}")
 
@@ -183,7 +184,7 @@ class ApplicationWriter:
         with self._phase("release", Outcome.INCONSISTENT):
             self.on_release()
             self.holding, self.let_go = False, True
-            self.last_error = None  # it went right again
+            self.last_error = None  # an earlier error is over
 
     def abort(self) -> None:
         """Idempotent; never raises."""
@@ -191,14 +192,14 @@ class ApplicationWriter:
         try:
             self.on_abort()
             self.let_go = True
-        except Exception as error:  # noqa: BLE001 - what is left is the dead-man's, and the application's own time-out's
+        except Exception as error:  # noqa: BLE001 - the dead-man, or the application's own time-out, ends the hold
             self.warnings.append(f"it could not be let go: {self._words(error)}")
 
     def post_checkpoint(self, kept: bool) -> None:
         """Never raises."""
         try:
             self.on_post_checkpoint(kept)
-        except Exception as error:  # noqa: BLE001 - the checkpoint is there, or not, whatever comes after it
+        except Exception as error:  # noqa: BLE001 - nothing here can change whether there is a checkpoint
             self.warnings.append(f"post-checkpoint: {self._words(error)}")
 
     def report(self) -> WriterReport:
@@ -225,11 +226,11 @@ class ApplicationWriter:
 
     @contextmanager
     def _phase(self, name: str, otherwise: Outcome = Outcome.RETRYABLE) -> Iterator[None]:
-        """What goes wrong in the block is this writer's outcome. A writer that failed has let go."""
+        """An error in the block becomes this writer's outcome; if it was holding, it has let go when this returns."""
         self.outcome, self.error = Outcome.STABLE, None
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - whatever an application or its library says is the reason
+        except Exception as error:  # noqa: BLE001 - applications and their libraries raise anything
             self.outcome = _outcome(error, otherwise)
             text = self._words(error)
             self.error = f"{name}: {self.outcome.value}: {text}"
@@ -253,7 +254,7 @@ class ApplicationWriter:
 def _outcome(error: Exception, otherwise: Outcome) -> Outcome:
     if isinstance(error, WriterError):
         return error.outcome if error.outcome is not Outcome.RETRYABLE else otherwise
-    if isinstance(error, (TimeoutError, socket.timeout)):  # the same from Python 3.10 on
+    if isinstance(error, (TimeoutError, socket.timeout)):  # one class from Python 3.10 on
         return Outcome.TIMEOUT
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _OUT_OF):
         return Outcome.OUT_OF_RESOURCES
@@ -264,12 +265,12 @@ _OUT_OF = (errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 
 
 def deadline_in_ns(seconds: float) -> int:
-    """CLOCK_MONOTONIC in nanoseconds, so many seconds from now."""
+    """The CLOCK_MONOTONIC time, in nanoseconds, that is `seconds` from now."""
     return time.monotonic_ns() + int(seconds * 1e9)
 
 
 def left_s(deadline_ns: int) -> float:
-    """Seconds to a deadline. Raises WriterError (timeout) if it has passed."""
+    """Seconds left to the deadline. Raises WriterError (timeout) if it has passed."""
     left = (deadline_ns - time.monotonic_ns()) / 1e9
     if left <= 0:
         raise WriterError("no time was left", Outcome.TIMEOUT)

@@ -1,4 +1,4 @@
-"""What the administrator says in /etc/quiesce/writers.d/*.conf: writers of their own, and how others are to be treated.
+"""The administrator's files /etc/quiesce/writers.d/*.conf: writers of their own, and settings of other writers.
 
     [Writer]                              [Match]
     Name=shop                             Writer=redis:*
@@ -6,8 +6,8 @@
     Unit=shop.service                     HoldTimeoutSec=2
     Stateless=yes
 
-docs/writers.md has all keys. A file that cannot be read, or that others than root can write, is itself a writer that cannot be
-held: nothing an administrator asked for is passed over in silence.
+docs/writers.md has all keys. A file that cannot be read, or that others than root can write, shows as a writer that cannot be
+held, so that nothing the administrator asked for is passed over in silence.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from quiesce.model.reports import Outcome
 
 DIRECTORY = "/etc/quiesce/writers.d"
 COMMAND_TIMEOUT_S = 30.0
-"""Longest that a command outside the window, or one that releases, may run, in seconds."""
+"""Longest that a command may run outside the window, or to release, in seconds."""
 MAX_HOLD_S = 3600
 _WRITER = {
     *("name", "level", "required", "stateless", "holdtimeoutsec", "paths", "application"),
@@ -46,7 +46,7 @@ class _ConfigurationError(Exception):
 
 
 def configured(found: list[ApplicationWriter]) -> list[ApplicationWriter]:
-    """These writers and the declared ones, each as it is to be treated."""
+    """These writers and the declared ones, with the settings that the files give them."""
     sections: list[tuple[str, configparser.SectionProxy]] = []
     result = list(found)
     for path in sorted(glob.glob(os.path.join(DIRECTORY, "*.conf"))):
@@ -99,8 +99,8 @@ def _declare(found: list[ApplicationWriter], section: configparser.SectionProxy)
     writer.stateless = section.getboolean("stateless", False)
     writer.keeps(paths)
     _apply(writer, section)
-    # Who names a unit knows better than we what to do with it; and it can only be frozen once.
-    # What is shut down has no file open.
+    # The administrator's declaration replaces a writer that would freeze the same unit, for a unit can be frozen only once. A
+    # unit that is shut down has no SQLite file open, so that writer is not needed either.
     gives_way = (FrozenCgroup, Sqlite) if isinstance(writer, StoppedService) else FrozenCgroup
     for other in found:
         if unit and isinstance(other, Sqlite) and other.unit == unit:
@@ -143,7 +143,7 @@ def _apply(writer: ApplicationWriter, section: configparser.SectionProxy) -> Non
 
 
 def _only_cgroup(pattern: str) -> str:
-    """The one control group that matches, as a container's, whose name has a number in it."""
+    """The one control group that matches the pattern: a container's name, for one, has a number in it that changes."""
     found = [path[len(cgroups.ROOT) :] for path in glob.glob(f"{cgroups.ROOT}/{pattern.lstrip('/')}")] if pattern else [""]
     if len(found) > 1:
         raise _ConfigurationError(f"CGroup={pattern} matches {len(found)} control groups")
@@ -155,7 +155,7 @@ def _missing(key: str) -> str:
 
 
 class Misconfigured(ApplicationWriter):
-    """A file that says what cannot be done."""
+    """A file with a mistake in it."""
 
     application = "configuration"
 
@@ -168,7 +168,7 @@ class Misconfigured(ApplicationWriter):
 
 
 class DeclaredCgroup(FrozenCgroup):
-    """A unit, or a control group, of the administrator's choice."""
+    """A unit or control group that the administrator names."""
 
     def on_identify(self, deadline_ns: int) -> None:
         super().on_identify(deadline_ns)
@@ -179,7 +179,7 @@ class DeclaredCgroup(FrozenCgroup):
 
 
 class Commands(ApplicationWriter):
-    """Held by a command of the administrator's."""
+    """An application that the administrator's own commands hold and release."""
 
     outlives = True
 

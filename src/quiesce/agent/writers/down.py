@@ -1,6 +1,6 @@
-"""Servers that keep data and are not running: there is nothing to hold, and systemd says how they ended.
+"""Services that keep data and are not running: there is nothing to hold, and systemd tells how they ended.
 
-Only those that ran since the machine started: of the others nobody knows more than the disk itself.
+Only services that ran since the machine started are listed: systemd knows nothing of how the others ended.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ UNITS = {
     "slapd.service": "openldap",
     "rabbitmq-server.service": "rabbitmq",
 }
-"""PostgreSQL's own files say more than systemd does (postgresql_stopped.py)."""
+"""PostgreSQL is not among them: its own files tell more than systemd does (postgresql_stopped.py)."""
 
 
 def discover() -> list[ApplicationWriter]:
-    """One writer a service that is down."""
+    """One writer for each service that is down."""
     try:
         shown = systemd.properties_of_units(list(UNITS))
     except systemd.UnitError as error:
@@ -36,7 +36,7 @@ def discover() -> list[ApplicationWriter]:
 
 
 class Unasked(ApplicationWriter):
-    """systemd does not say which services are down."""
+    """Stands for all of them when systemd does not answer."""
 
     application = "systemd"
 

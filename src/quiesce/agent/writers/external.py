@@ -1,9 +1,9 @@
-"""Programs that are writers themselves (agent/programs.py): asked one thing at a time, and taken at their word, within bounds.
+"""Writers for programs that registered (agent/programs.py): asked one thing at a time, and taken at their word, within bounds.
 
     {"id": 3, "do": "hold", "timeout_ms": 3000}      is answered by      {"id": 3, "outcome": "stable", "grade": "clean"}
 
-The requests are those of `ApplicationWriter`, in the same order. What a program answers cannot be proved, only noted. One that
-does not answer in time, or answers what makes no sense, is hung up on, and lets go by that.
+The requests are the phases of `ApplicationWriter`, in the same order. A program's answer cannot be proved, only noted. If a
+program does not answer in time, or its answer makes no sense, the agent closes the connection, which tells it to let go.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from quiesce.wire.framing import ProtocolError, decode, encode
 from quiesce.wire.schema import from_wire
 
 LET_GO_TIMEOUT_S = 2.0
-"""Longest wait for a program to let go, in seconds: others wait behind it."""
+"""Longest wait for a program to let go, in seconds: other writers wait behind it."""
 POST_CHECKPOINT_TIMEOUT_S = 10.0
 MAX_ANSWER = 4096
 """Longest answer, in bytes."""
@@ -42,7 +42,7 @@ class ProgramAnswer:
 
 
 def program_writers(programs: Programs) -> list[ApplicationWriter]:
-    """One a program that is connected, or missed."""
+    """One writer for each program that is connected, and for each that is missed."""
     return [*map(External, programs.connected()), *map(Missing, programs.missing())]
 
 
@@ -62,7 +62,7 @@ class _Registered(ApplicationWriter):
 
 
 class Missing(_Registered):
-    """A program that was connected since the machine started, and went away without taking leave."""
+    """A program that was connected since the machine started, and is not connected now, without having taken leave."""
 
     def on_identify(self, deadline_ns: int) -> None:
         raise WriterError("its program was connected and went away without taking leave; start it again", grade=Grade.CRASH)
@@ -73,11 +73,11 @@ class External(_Registered):
 
     def __init__(self, program: Program) -> None:
         registration = program.registration
-        assert registration is not None  # those that have not said who they are, are not listed
+        assert registration is not None  # `connected` lists only programs that registered
         super().__init__(registration)
         self._program = program
         self._attempt = False
-        """It was asked to prepare, and not told yet how it ended."""
+        """Whether it was asked to prepare, and not yet told how the attempt ended."""
 
     def on_identify(self, deadline_ns: int) -> None:
         self._note(self._ask("identify", deadline_ns))
@@ -107,10 +107,10 @@ class External(_Registered):
 
     def _note(self, answer: ProgramAnswer) -> None:
         self.grade, self.reason = Grade.CLEAN if self.stateless else answer.grade or Grade.HELD, _cut(answer.reason)
-        self.position = dict(answer.position)  # where it stands now, or unknown: not where it stood before
+        self.position = dict(answer.position)  # its position now; if it gives none, an earlier one does not count
 
     def _ask(self, do: str, deadline_ns: int, **arguments: int) -> ProgramAnswer:
-        """Raises WriterError, having hung up unless the program itself says that it cannot."""
+        """Raises WriterError; unless the program itself gave the reason, its connection is closed then."""
         left_s(deadline_ns)
         try:
             answer = _exchange(self._program, {"do": do, **arguments}, deadline_ns)

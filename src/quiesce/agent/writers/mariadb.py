@@ -4,11 +4,11 @@ How: every table is locked, so that no transaction is open that wrote (mariadb_l
 
 With no transaction open and every page written, `innodb_log_checkpoint_now` leaves nothing after the last checkpoint, and
 InnoDB starts without crash recovery (log0recv.cc: "redo log is logically empty"). MySQL has no such checkpoint: its recovery
-always runs. Nor can FLUSH TABLES WITH READ LOCK be had there once tables are locked: a writer that waits for a table already
-has the right (MDL GLOBAL IX, sql_base.cc: open_table) that it asks for. There the tables' locks are the hold, all or nothing,
-and `LOCK INSTANCE FOR BACKUP` keeps the tables from changing.
+always runs. In MySQL, FLUSH TABLES WITH READ LOCK cannot follow the table locks either: a writer that waits for a locked table
+already holds the metadata lock that the statement needs (MDL GLOBAL IX, sql_base.cc: open_table). So in MySQL the table locks
+are the hold, all of them or none, and `LOCK INSTANCE FOR BACKUP` keeps the set of tables from changing.
 
-A session's own `wait_timeout` is the server's dead-man: locks end with the session.
+The sessions' `wait_timeout` is the server's own dead-man: the locks end with the session.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
 HOLD_BUDGET_MS = 5000
-"""Longest time spent on getting the locks, in milliseconds, and never more than half of what is left to the deadline."""
+"""Longest time spent on taking the locks, in milliseconds; never more than half of the time left to the deadline."""
 MAX_TABLES = 64
-"""Connections opened to lock tables, one each, and never more than half of those that the server has left."""
+"""Most connections opened to lock tables, one for each table; never more than half of the connections still free."""
 PREPARE_FLUSH_S = 2.0
 MAX_FLUSHES = 20
 BOOKKEEPING_BYTES = 64
-"""What may follow a checkpoint in the log: its own record (16 bytes; 24 if the log is encrypted)."""
+"""Most bytes of log after a checkpoint: the checkpoint's own record has 16 (24 if the log is encrypted)."""
 RELEASE_TIMEOUT_S = 2.0
 OLDEST_MYSQL = [8, 0, 22]
 
@@ -52,7 +52,7 @@ _OWN_TABLES = (
     " AND table_schema NOT IN ('mysql', 'sys', 'performance_schema', 'information_schema')"
 )
 _ENGINES = "SELECT engine, MIN(CONCAT(table_schema, '.', table_name)), COUNT(*)" + _OWN_TABLES + " GROUP BY engine"
-# Those written to last come first, as far as the server remembers: a hint, for where not all can be locked.
+# The tables written to most recently come first, as far as the server remembers: they matter most where not all can be locked.
 _TABLES = (
     "SELECT CONCAT('`', REPLACE(table_schema, '`', '``'), '`.`', REPLACE(table_name, '`', '``'), '`'), engine"
     + _OWN_TABLES
@@ -60,7 +60,7 @@ _TABLES = (
 )
 _KNOWN_ENGINES = {"InnoDB", "Aria", "MyISAM", "MRG_MyISAM", "MRG_MYISAM", "MEMORY", "CSV", "ARCHIVE", "BLACKHOLE"}
 _PROOF = ("lsn_current", "gtid_binlog_pos", "gtid_executed", "binlog_file", "binlog_position")
-"""What moves when anything is written. MySQL's log also moves by itself, and only there the LSN is not among them."""
+"""Parts of the position that change with every write. MySQL's LSN also grows by itself, so its position has it elsewhere."""
 
 
 def discover() -> list[ApplicationWriter]:
@@ -88,7 +88,7 @@ class Database(ApplicationWriter):
         self._locks: Optional[DatabaseLocks] = None
         self._window_s = 0
 
-    # -- what it says of itself
+    # -- identify
 
     def on_identify(self, deadline_ns: int) -> None:
         if self._process.container:
@@ -107,7 +107,7 @@ class Database(ApplicationWriter):
             )
         self.grade, self.reason = Grade.CLEAN, None
         if self._variables.get("log_bin") == "ON":
-            # It is marked as in use for as long as the server runs (sql/log.cc: LOG_EVENT_BINLOG_IN_USE_F).
+            # The binary log is marked as in use for as long as the server runs (sql/log.cc: LOG_EVENT_BINLOG_IN_USE_F).
             self.grade = Grade.NIL_REDO
             self.reason = "InnoDB starts without recovery; the server goes through its last binary log, which changes nothing"
         if not self._mariadb:
@@ -120,13 +120,13 @@ class Database(ApplicationWriter):
         self.position = self._read_position(deadline_ns)
 
     def _refuse_members(self, deadline_ns: int) -> None:
-        """What follows others is not a boundary of its own."""
+        """A server that follows another has no commit boundary of its own."""
         if self._variables.get("wsrep_on") == "ON":
             self.role = "galera node"
             _refuse("a node of a Galera cluster: it starts with recovery and joins the others again")
         if not self._mariadb and [int(part) for part in self.version.split(".")] < OLDEST_MYSQL:
             _refuse(f"MySQL {self.version} is older than {'.'.join(map(str, OLDEST_MYSQL))}")
-        # With ALL, the connections of MariaDB that have a name.
+        # MariaDB lists named replication connections only with ALL.
         if self._control.run("SHOW ALL SLAVES STATUS" if self._mariadb else "SHOW REPLICA STATUS", deadline_ns):
             self.role = "replica"
             self.position = self._named("VARIABLES", ("gtid_slave_pos", "gtid_executed"), deadline_ns)
@@ -175,14 +175,14 @@ class Database(ApplicationWriter):
             locks.sessions.append(self._connect(table))
         if self._mariadb:
             started = time.monotonic_ns()
-            # While it is written to, this has no end of its own; what counts is that the mass of dirty pages is written.
+            # Under load this statement does not end by itself; it serves to write the mass of dirty pages, and is then ended.
             locks.run_until(self._control, _CHECKPOINT, min(deadline_ns, deadline_in_ns(PREPARE_FLUSH_S)), deadline_ns)
             self.time("prepare_flush", started)
 
     def on_hold(self, deadline_ns: int) -> None:
         locks = self._prepared_locks
         started = time.monotonic_ns()
-        # Not before: it counts from a session's last statement, and the others may still have had much to prepare.
+        # Not set in `prepare`: the server counts from a session's last statement, and other writers may prepare for long.
         for session in (self._watcher, self._control, *locks.sessions):
             limit = self._window_s
             session.run(f"SET SESSION wait_timeout = {limit}, interactive_timeout = {limit}", deadline_ns)
@@ -209,11 +209,11 @@ class Database(ApplicationWriter):
         return self._locks
 
     def _tables(self, deadline_ns: int) -> list[str]:
-        """Those to be locked: where a lock on everything comes after, only they can have transactions."""
+        """Tables to be locked: in MariaDB InnoDB's alone. Others have no transactions; the lock on everything holds them."""
         return [name for name, engine in self._control.run(_TABLES, deadline_ns) if engine == "InnoDB" or not self._mariadb]
 
     def _empty_log(self, deadline_ns: int) -> None:
-        """Checkpoints until nothing follows the last one, and all stands still. Raises WriterError."""
+        """Repeats the checkpoint until the log is empty after it and the position no longer changes. Raises WriterError."""
         age, dirty = 0, ""
         for n in range(MAX_FLUSHES):
             self._control.run(_CHECKPOINT, deadline_ns)
@@ -222,7 +222,7 @@ class Database(ApplicationWriter):
             dirty, history = status["Innodb_buffer_pool_pages_dirty"], status.get("Innodb_history_list_length", "0")
             age = int(self.position["lsn_current"]) - int(self.position["lsn_checkpoint"])
             still = age <= BOOKKEEPING_BYTES and dirty == "0" and self.position == before
-            # What transactions left behind is purged in the background, which writes; not for ever, as a reader may need it.
+            # Old row versions are purged in the background, which writes; not awaited for ever, for a reader may need them.
             if still and (history == "0" or n >= MAX_FLUSHES // 2):
                 return
             time.sleep(min(0.002 * n, 0.05))
@@ -236,12 +236,12 @@ class Database(ApplicationWriter):
             for name in _PROOF
             if name in self.position and position.get(name) != self.position[name]
         ]
-        # A session that can still let go was there all the time, and its lock with it.
+        # A session that can still unlock has existed all the time, and so has its lock.
         lost = self._prepared_locks.let_go(deadline_ns)
         if lost:
             raise WriterError(f"the hold of {lost[0]} was lost during the window", Outcome.INCONSISTENT)
         if [name.partition(" ")[0] for name in moved] == ["lsn_current"]:
-            # The lock on everything was there to the end, so no transaction of anybody's is among it.
+            # The lock on everything was there to the end, so no client's transaction is in that log.
             self.grade = min(self.grade, Grade.NIL_REDO, key=[Grade.HELD, Grade.NIL_REDO, Grade.CLEAN].index)
             self.reason = f"InnoDB's own housekeeping wrote log during the window ({moved[0]}); it is gone through at the start"
             return
@@ -272,10 +272,10 @@ class Database(ApplicationWriter):
             return f"{error.args[1]} ({error.args[0]})" if error.args[0] else "its connection is closed"
         return super().say(error)
 
-    # -- reading
+    # -- what the server tells
 
     def _named(self, what: str, names: tuple[str, ...], deadline_ns: int) -> dict[str, str]:
-        """Of its VARIABLES or its STATUS, those of these names that it has."""
+        """The server's VARIABLES or STATUS values of these names, as far as it has them."""
         wanted = ", ".join(f"'{name}'" for name in names)
         return dict(self._control.run(f"SHOW GLOBAL {what} WHERE variable_name IN ({wanted})", deadline_ns))
 
@@ -294,7 +294,7 @@ class Database(ApplicationWriter):
         return position
 
     def _read_log_status(self, deadline_ns: int) -> dict[str, str]:
-        """MySQL's; its LSN is under a name that proves nothing, because it moves by itself."""
+        """MySQL's position. Its LSN has a name that is not in _PROOF, because it grows by itself."""
         rows = self._control.run("SELECT `LOCAL`, `STORAGE_ENGINES` FROM performance_schema.log_status", deadline_ns)
         local, engines = (json.loads(text) for text in rows[0])
         return {
@@ -310,5 +310,5 @@ class Database(ApplicationWriter):
 
 
 def _refuse(reason: str) -> NoReturn:
-    """What no attempt can change, and no attempt makes worse than a crash image."""
+    """Raises WriterError for a server that no attempt can hold; a checkpoint has it as a crash image."""
     raise WriterError(reason, Outcome.NON_RETRYABLE, Grade.CRASH)

@@ -1,14 +1,11 @@
 """PostgreSQL 13 and later: every database held at a commit boundary, its log proved to end at a checkpoint.
 
-How: in one session a database, every table is locked in SHARE mode, which waits for the transactions that wrote and keeps
-new ones from writing; then the catalogs, so that neither DDL nor autovacuum does; then a CHECKPOINT. What a recovery would
-replay is then only the checkpoint's own records ("nil redo"): read from the log itself, under the hold and once more before it
-is given up.
+How: every table of every database is locked in SHARE mode, then the catalogs (postgresql_locks.py), so that no transaction is
+open that wrote, and neither DDL nor autovacuum writes. Then comes a CHECKPOINT, after which a recovery would replay only the
+checkpoint's own records ("nil redo"). The write-ahead log itself is read to prove this: once under the hold, and once more
+before the locks are released.
 
-The locks are taken one after another, and a table at which we were made to wait too long, or would have deadlocked, is
-moved to the front of the next try: so the application's own lock order is learned (8 to 52 ms until held under load, where
-a fixed order took seconds; notes/writers.md 17). The session's `idle_in_transaction_session_timeout` is the server's own
-dead-man: locks vanish with the session.
+The sessions' `idle_in_transaction_session_timeout` is the server's own dead-man: the locks end with the session.
 """
 
 from __future__ import annotations
@@ -35,13 +32,13 @@ from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
 HOLD_BUDGET_MS = 5000
-"""Longest time spent on getting the locks, in milliseconds, and never more than half of what is left to the deadline."""
+"""Longest time spent on taking the locks, in milliseconds; never more than half of the time left to the deadline."""
 MAX_CHECKPOINTS = 3
 WRITTEN_WITHIN_S = 1.0
-"""Longest wait for log to reach its file: the server's own bookkeeping is written by its WAL writer, every 200 ms
-(wal_writer_delay), and not by the one who inserts it."""
+"""Longest wait until inserted records are in the log's file, in seconds. The server's bookkeeping records are written by its
+WAL writer, every 200 ms (wal_writer_delay), not by the process that inserts them."""
 MAX_RECORDS = 20
-"""Records of the log named in a report; an honest one has three."""
+"""Most records of the log named in a report. After a good hold there are three."""
 
 MEMORY = "postgresql-lock-order"
 MAINTENANCE_DATABASE = "postgres"
@@ -87,7 +84,7 @@ class Cluster(ApplicationWriter):
         self._segment_size = 0
         self._insert_lsn = ""
 
-    # -- what it says of itself
+    # -- identify
 
     def on_identify(self, deadline_ns: int) -> None:
         if self._postmaster.container:
@@ -119,7 +116,7 @@ class Cluster(ApplicationWriter):
             " FROM pg_control_system() s, pg_control_checkpoint() c"
         )[0]
         self.position = {"system_identifier": system, "timeline": str(timeline), "replay_lsn": replayed or "0/0"}
-        if received:  # since it started; what it has not replayed yet, it will
+        if received:  # since the standby started; it will replay what it has not replayed yet
             self.position["receive_lsn"] = received
         raise WriterError(
             "a standby: it always starts with recovery, from its last restart point, and follows its primary again;"
@@ -129,7 +126,7 @@ class Cluster(ApplicationWriter):
         )
 
     def _see_position(self) -> None:
-        """Where it stands while it runs: without what only a hold can say of its log."""
+        """The position of a running cluster, without what only a hold can tell of its log."""
         system, timeline, insert, next_xid, in_progress = self._control.run(_NOW)[0]
         epoch, xid = divmod(int(next_xid), 1 << 32)
         self.position = {
@@ -138,7 +135,7 @@ class Cluster(ApplicationWriter):
             "next_xid": f"{epoch}:{xid}",  # as pg_control_checkpoint() has it
             "insert_lsn": insert,
         }
-        if in_progress:  # numbers taken before, whose changes come all the same
+        if in_progress:  # transaction numbers below next_xid that may still commit
             self.position["in_progress_xids"] = ",".join(in_progress)
 
     def _refuse_prepared_transactions(self) -> None:
@@ -163,7 +160,7 @@ class Cluster(ApplicationWriter):
             self._locks.prepare(database, connection, learned.get(database, []), window_ms)
             self._warn_of_unlogged_tables(database, connection)
         started = time.monotonic_ns()
-        # Twice: the first writes the mass of dirty pages, the second what was dirtied meanwhile.
+        # Twice: the first writes the mass of dirty pages, the second the pages that were dirtied meanwhile.
         self._control.run("CHECKPOINT")
         self._control.run("CHECKPOINT")
         self._control.run(f"SET statement_timeout = {window_ms}")
@@ -191,7 +188,7 @@ class Cluster(ApplicationWriter):
         self.time("checkpoint", started)
 
     def _settle(self, deadline_ns: int) -> None:
-        """Checkpoints until the log ends with a checkpoint's own records. Raises WriterError."""
+        """Repeats CHECKPOINT until the log ends with a checkpoint's own records. Raises WriterError."""
         last = ""
         for _ in range(MAX_CHECKPOINTS):
             left_ms = (deadline_ns - time.monotonic_ns()) // 1_000_000
@@ -204,7 +201,7 @@ class Cluster(ApplicationWriter):
         raise WriterError(f"its log does not come to rest: {last}")
 
     def _read_position(self) -> str:
-        """Records where the log ends. Returns what a recovery would replay beyond bookkeeping, or the empty string."""
+        """Notes where the log ends. Returns what a recovery would replay besides bookkeeping records, or the empty string."""
         system, timeline, checkpoint, redo, next_xid, insert, writing = self._control.run(_POSITION)[0]
         self._insert_lsn = insert
         self.position = {
@@ -214,12 +211,12 @@ class Cluster(ApplicationWriter):
             "redo_lsn": redo,
             "next_xid": next_xid,
         }
-        if writing:  # what no table lock guards
+        if writing:  # a transaction that writes without a lock on a table
             return writing_transactions(self._control) or "a transaction that just ended"
         return self._beyond_bookkeeping(insert)
 
     def _beyond_bookkeeping(self, end: str) -> str:
-        """Records what a recovery from the checkpoint to `end` would replay at most, and returns what of it is more than
+        """Notes which records a recovery from the checkpoint to `end` would replay, and returns those that are not
         bookkeeping, or the empty string."""
         self.position["insert_lsn"] = end
         directory = os.path.join(self._postmaster.directory, "pg_wal")
@@ -235,7 +232,7 @@ class Cluster(ApplicationWriter):
 
     def on_release(self) -> None:
         insert = self._control.run("SELECT pg_current_wal_insert_lsn()::text")[0][0]
-        # A session that can still roll back was there all the time, and its locks with it.
+        # A session that can still roll back has existed all the time, and so have its locks.
         lost = self._locks.let_go()
         if lost:
             raise WriterError(f"the hold of database {lost[0]!r} was lost during the window", Outcome.INCONSISTENT)
@@ -247,7 +244,7 @@ class Cluster(ApplicationWriter):
             raise WriterError(f"its log moved during the window: {moved}", Outcome.INCONSISTENT)
 
     def _wait_until_written(self, end: str) -> None:
-        """Until the log's files reach that far, or for WRITTEN_WITHIN_S: then reading them says what is missing."""
+        """Returns when the log's files reach `end`, or after WRITTEN_WITHIN_S: reading the log then tells what is missing."""
         deadline = time.monotonic() + WRITTEN_WITHIN_S
         while not self._control.run(f"SELECT pg_current_wal_lsn() >= '{end}'::pg_lsn")[0][0] and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -84,7 +84,7 @@ class ClusterLocks:
                 raise WriterError(f"its writers could not be held in time: {obstacle or 'no time was left'}", Outcome.TIMEOUT)
             self.tries += 1
             failed = next((session for session in self.sessions if not self._lock_tables(session, left_ms)), None)
-            # Last, in all databases: whoever changes them in a transaction that wrote has been waited for by then.
+            # The catalogs of all databases come last: by now no transaction is open that changed one and also wrote to a table.
             failed = failed or next((session for session in self.sessions if not _lock_catalogs(session)), None)
             obstacle = writing_transactions(control)
             if failed is None and not obstacle:

@@ -1,4 +1,4 @@
-"""A PostgreSQL cluster that is not running: nothing to hold, and its control file says how it will start."""
+"""A PostgreSQL cluster that is not running: there is nothing to hold, and its control file tells how it will start."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CONTROL_STATES = {1: "shut down", 2: "shut down in recovery"}
 
 
 class StoppedCluster(ApplicationWriter):
-    """A cluster that is not running: there is nothing to hold, and its control file says how it will start."""
+    """Its control file must be the same from `prepare` to `release`: else somebody started the cluster."""
 
     application = "postgresql"
 

@@ -16,9 +16,9 @@ LAST_ERRORS = "last-errors"
 
 
 def discover(others: Iterable[ApplicationWriter] = (), *, without: str = "") -> list[ApplicationWriter]:
-    """Every application found in this machine, and `others`, as the administrator wants them treated.
+    """Every application found in this machine, and `others`, with the settings of the administrator's files.
 
-    `without`: the platform that runs its scripts by itself.
+    `without`: a platform that runs its own scripts itself, so that they are left out here.
     """
     found: list[ApplicationWriter] = scripts.discover(without=without)
     for name in BUILT_IN:
@@ -28,14 +28,14 @@ def discover(others: Iterable[ApplicationWriter] = (), *, without: str = "") -> 
     seen: dict[str, int] = {}
     for writer in found:
         number = seen[writer.id] = seen.get(writer.id, 0) + 1
-        if number > 1:  # as of one in a container and one beside it: neither may stand for the other
+        if number > 1:  # as for one server in a container and one outside: neither may be taken for the other
             writer.id = f"{writer.id}#{number}"
         writer.last_error = errors.get(writer.id)
     return found
 
 
 def remember(found: Iterable[ApplicationWriter]) -> None:
-    """Keeps each writer's last error, and whatever else it learned. Outside the window."""
+    """Keeps each writer's last error, and what else it wants to keep. Called outside the window."""
     errors = memory.recall(LAST_ERRORS)
     for writer in found:
         errors[writer.id] = writer.error

@@ -1,4 +1,4 @@
-"""A service that is shut down for the checkpoint, and started again: clean for anything, and down meanwhile."""
+"""A service that is shut down for the checkpoint and started again: clean whatever it is, but down meanwhile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ START_TIMEOUT_S = 90.0
 
 
 class StoppedService(ApplicationWriter):
-    """Its clients are refused, or have to connect again: the way for an application that cannot hold."""
+    """For an application that cannot hold. Its clients are refused meanwhile, or have to connect again."""
 
     outlives = True
 
@@ -61,7 +61,7 @@ class StoppedService(ApplicationWriter):
         self._start()
 
     def _start(self) -> None:
-        """Does not wait until it is up: the others are to be released."""
+        """Does not wait until the service is up: other writers wait to be released."""
         if self._stopped:
             commands.run_command([systemd.SYSTEMCTL, "start", "--no-block", self.unit], START_TIMEOUT_S, self.command_observer)
             self._stopped = False
