@@ -326,7 +326,7 @@ class _Turn:
             try:
                 result = self._writer.hold(timeout_ms)
                 if time.monotonic() > until:
-                    raise Failed("timeout", "it held only when the window had ended")
+                    raise Failed("timeout", "it held only after the window had ended")
             except BaseException:
                 with contextlib.suppress(Exception):  # the first error is the one to report
                     self._let_go()
@@ -336,7 +336,7 @@ class _Turn:
     def _release(self) -> Result:
         with self._lock:
             if not self._timer:
-                raise Failed("inconsistent", "its hold had ended before, by itself")
+                raise Failed("inconsistent", "its hold had already ended by itself")
             return self._let_go()
 
     def _expire(self) -> None:

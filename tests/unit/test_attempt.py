@@ -549,7 +549,7 @@ def test_an_attempt_waits_for_what_an_earlier_one_left_to_its_dead_man(tmp_path,
     earlier = attempts._wait_for_earlier(soon())
     copy = os.dup(earlier)  # the dead-man's
     os.close(earlier)
-    with pytest.raises(AttemptError, match="still being taken back"):
+    with pytest.raises(AttemptError, match="still releasing what that attempt held"):
         attempts._wait_for_earlier(soon(0.1))
     os.close(copy)
     os.close(attempts._wait_for_earlier(soon(0.1)))

@@ -319,7 +319,7 @@ def test_a_unit_that_was_let_go_meanwhile_or_ended_is_not_vouched_for(machine):
     group.settles(False)
     writer.release()
     assert writer.outcome is Outcome.INCONSISTENT
-    assert writer.reason == f"{CGROUP} was let go during the window, or ended"
+    assert writer.reason == f"{CGROUP} was thawed during the window, or ended"
     assert group.asked == "0"
 
 

@@ -508,7 +508,7 @@ def test_more_tables_than_connections_are_held_by_the_lock_on_everything(server,
     memory.retain(mariadb.MEMORY, {"mariadb:main": ["`shop`.`dropped`", "`shop`.`c`"]})
     writer = held()
     assert [statement.split("`")[3] for _, statement in server.of("LOCK TABLES")] == ["c", "a"]
-    assert "of its 3 tables only 2 are waited for" in writer.warnings[0]
+    assert "only 2 of its 3 tables can be locked one by one" in writer.warnings[0]
     assert server.of(FTWRL)
 
 

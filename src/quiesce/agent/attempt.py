@@ -283,7 +283,9 @@ def _wait_for_earlier(deadline_ns: int) -> int:
         except BlockingIOError:
             if time.monotonic_ns() >= give_up_ns:
                 os.close(descriptor)
-                raise AttemptError(ErrorCode.FAILED, "what an earlier attempt held is still being taken back") from None
+                raise AttemptError(
+                    ErrorCode.FAILED, "the dead-man of an earlier attempt is still releasing what that attempt held"
+                ) from None
             time.sleep(0.05)
         else:
             return descriptor

@@ -84,7 +84,7 @@ def serve_platform(listener: socket.socket, discover: Discover) -> None:
                 if do not in ("freeze", "thaw", "freezeFail"):
                     answer = _answer(False, "the request makes no sense")
                 elif do == "freeze" and _gone(connection):
-                    answer = _answer(False, "whoever asked is gone")
+                    answer = _answer(False, "the caller has hung up")
                 elif do == "freeze" and held is None:
                     held = _Held(request)
                     answer = held.freeze(discover)

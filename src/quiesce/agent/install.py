@@ -96,7 +96,7 @@ def _hook_into_qemu_agent() -> list[str]:
     if HOOK in present:
         return []
     if present and present[0] not in STOCK_HOOKS:
-        return [f"qemu-guest-agent runs {present[0]}; to have the applications hold, let it run {HOOK} freeze|thaw"]
+        return [f"qemu-guest-agent runs {present[0]}; to hold the applications, have it run {HOOK} freeze|thaw"]
     kept = [line for line in lines if not line.replace(" ", "").startswith("fsfreeze-hook=")]
     at = next((number for number, line in enumerate(kept) if line.strip() == "[general]"), None)
     if at is None:
@@ -113,7 +113,7 @@ def _hook_into_qemu_agent() -> list[str]:
         "--timer-property=AccuracySec=100ms",
     ]
     subprocess.run(["systemd-run", *when, "systemctl", "try-restart", QEMU_UNIT], check=True)
-    return [f"{QEMU_UNIT} restarts in {RESTART_S} s, so that snapshots taken through it have the applications hold"]
+    return [f"{QEMU_UNIT} restarts in {RESTART_S} s, so that snapshots taken through it hold the applications"]
 
 
 def _read(path: str) -> str:

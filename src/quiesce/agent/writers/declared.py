@@ -175,7 +175,7 @@ class DeclaredCgroup(FrozenCgroup):
         if self.stateless:
             self.grade = Grade.CLEAN
         else:
-            self.grade, self.reason = Grade.CRASH, "frozen anywhere in its work; say Stateless=yes if it keeps no data"
+            self.grade, self.reason = Grade.CRASH, "it is frozen anywhere in its work; set Stateless=yes if it keeps no data"
 
 
 class Commands(ApplicationWriter):

@@ -127,7 +127,9 @@ class External(_Registered):
             worth = answer.grade if answer.grade is Grade.CRASH else Grade.REFUSED
             raise WriterError(_cut(answer.reason) or f"it gives no reason why it cannot {do}", answer.outcome, worth)
         if answer.grade and not answer.grade.vouched:
-            raise WriterError(_cut(answer.reason) or "by its own account", Outcome.NON_RETRYABLE, answer.grade)
+            raise WriterError(
+                _cut(answer.reason) or f"the program itself grades it {answer.grade.value}", Outcome.NON_RETRYABLE, answer.grade
+            )
         return answer
 
 
@@ -137,7 +139,7 @@ def _exchange(program: Program, request: dict[str, object], deadline_ns: int) ->
     program.connection.sendall(encode({"id": program.requests, **request}))
     answer = from_wire(ProgramAnswer, decode(_receive_line(program, deadline_ns)))
     if answer.id != program.requests:
-        raise ProtocolError("it is to another request")
+        raise ProtocolError("its id is that of another request")
     return answer
 
 
@@ -152,7 +154,7 @@ def _receive_line(program: Program, deadline_ns: int) -> bytes:
             raise ConnectionResetError
         lines = list(program.lines.feed(data))
         if len(lines) > 1:
-            raise ProtocolError("there is more than one line of it")
+            raise ProtocolError("it has more than one line")
         if lines:
             if lines[0] is None or len(lines[0]) > MAX_ANSWER:
                 raise ProtocolError(f"it has more than {MAX_ANSWER} bytes")

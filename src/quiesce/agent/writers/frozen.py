@@ -69,7 +69,7 @@ class FrozenCgroup(ApplicationWriter):
         held = self._cgroup.frozen()
         self._cgroup.thaw()
         if not held:
-            raise WriterError(f"{self._cgroup.path} was let go during the window, or ended", Outcome.INCONSISTENT)
+            raise WriterError(f"{self._cgroup.path} was thawed during the window, or ended", Outcome.INCONSISTENT)
 
     def on_abort(self) -> None:
         self._cgroup.thaw()

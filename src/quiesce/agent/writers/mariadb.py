@@ -168,8 +168,8 @@ class Database(ApplicationWriter):
             if not self._mariadb:
                 _refuse(f"it has {len(ordered)} tables, and at most {most} of MySQL can be held, each by a connection")
             self.warnings.append(
-                f"of its {len(ordered)} tables only {most} are waited for one by one; while transactions write to others, it"
-                " is a matter of luck to find a moment with none open"
+                f"only {most} of its {len(ordered)} tables can be locked one by one; while transactions write to the others,"
+                " only luck finds a moment with none open"
             )
         for table in ordered[:most]:
             locks.sessions.append(self._connect(table))
@@ -243,7 +243,7 @@ class Database(ApplicationWriter):
         if [name.partition(" ")[0] for name in moved] == ["lsn_current"]:
             # The lock on everything was there to the end, so no client's transaction is in that log.
             self.grade = min(self.grade, Grade.NIL_REDO, key=[Grade.HELD, Grade.NIL_REDO, Grade.CLEAN].index)
-            self.reason = f"InnoDB's own housekeeping wrote log during the window ({moved[0]}); it is gone through at the start"
+            self.reason = f"InnoDB's own housekeeping wrote log during the window ({moved[0]}); its next start reads that log"
             return
         if moved:
             raise WriterError(f"it was written to during the window: {', '.join(moved)}", Outcome.INCONSISTENT)

@@ -17,7 +17,7 @@ _COM_QUERY = 3
 _ACCESS_DENIED = (1045, 1698)
 _SETTINGS = (
     "SET SESSION wait_timeout = 28800",  # until the hold makes it the dead-man
-    "SET SESSION lock_wait_timeout = 2",  # in seconds, should we die while we wait; ours comes first
+    "SET SESSION lock_wait_timeout = 2",  # in seconds, if the agent dies meanwhile; else KILL QUERY comes first
     "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",  # the only one with a consistent snapshot
     # The server's logs are on the disk that freezes; a statement that is logged there would wait. MySQL lacks some of these.
     "SET SESSION sql_log_off = ON",

@@ -72,7 +72,7 @@ class PgBouncer(ApplicationWriter):
             raise WriterError(f"database {paused[0]!r} is paused already, by somebody else")
         slow = [item["name"] for item in databases if item["name"] != "pgbouncer" and _mode(item, default) == "session"]
         if slow:
-            reason = f"database {slow[0]!r} has session pooling, which PAUSE would wait for without end; not paused"
+            reason = f"database {slow[0]!r} has session pooling, where PAUSE could wait without end; it is not paused"
             raise WriterError(reason, Outcome.NON_RETRYABLE)
         self.reason = None
 

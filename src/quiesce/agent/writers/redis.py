@@ -78,7 +78,7 @@ class RedisServer(ApplicationWriter):
         self.version = info.get("valkey_version") or info.get("redis_version", "unknown")
         if tuple(map(int, re.findall(r"\d+", self.version)[:2])) < OLDEST:
             raise WriterError(
-                f"version {self.version} is older than {'.'.join(map(str, OLDEST))} and cannot hold its writers alone",
+                f"version {self.version} is older than {'.'.join(map(str, OLDEST))} and cannot pause its writers alone",
                 Outcome.NON_RETRYABLE,
                 Grade.CRASH,
             )
@@ -210,7 +210,7 @@ class RedisServer(ApplicationWriter):
         if self._client:
             self._client.close()
             self._client = None
-        # One that has ended is no longer ours to end: by now it may be somebody else's.
+        # A pause that should have ended by now is not ended here: it may be somebody else's.
         if time.monotonic_ns() < self._paused_until_ns:
             deadline_ns = deadline_in_ns(RELEASE_TIMEOUT_S)
             client = self._connect(deadline_ns)
