@@ -1,5 +1,5 @@
-"""What every storage is held to: tests/unit/test_storage.py runs it on the one in memory, tests/disks/test_storage.py on files of a
-real libvirt host. A storage of another kind gets a Scene of its own and the same suite."""
+"""What every storage is held to: tests/unit/test_storage.py runs it on the one in memory, tests/disks/test_storage.py on files
+of a real libvirt host. A storage of another kind gets a Scene of its own and the same suite."""
 
 from __future__ import annotations
 

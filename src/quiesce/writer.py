@@ -1,4 +1,4 @@
-"""Makes a program a writer of quiesce: when a checkpoint is taken, its application stands still at a boundary of its own.
+"""Makes a program a writer of quiesce: while a checkpoint is taken, its application stands still at a boundary of its own.
 
 One file, Python 3.9, standard library only: copy it, or put /usr/local/lib/quiesce/quiesce-agent.pyz on PYTHONPATH.
 
@@ -17,7 +17,7 @@ One file, Python 3.9, standard library only: copy it, or put /usr/local/lib/quie
 
     run(Shop())
 
-docs/write-a-writer.md has the rules, and the protocol that this speaks.
+docs/write-a-writer.md has the rules, and the protocol that this module speaks.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ SOCKET = "/run/quiesce/writers.sock"
 OUTCOMES = ("stable", "retryable", "non-retryable", "timeout", "inconsistent", "out-of-resources")
 GRADES = ("clean", "nil-redo", "held", "crash", "refused")
 MAX_ANSWER = 4096
-"""Longest answer the agent takes, in bytes."""
+"""Longest answer that the agent accepts, in bytes."""
 MAX_REASON = 400
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 30.0
-"""Between attempts to reach the agent, in seconds; each is twice the one before."""
+"""Waits between attempts to reach the agent, in seconds; each is twice as long as the one before."""
 
 _logger = logging.getLogger("quiesce.writer")
 
 
-class Failed(Exception):  # noqa: N818 - it is how a phase ended
-    """A phase that failed, to be raised by a writer's methods. `outcome` is one of OUTCOMES but "stable"."""
+class Failed(Exception):  # noqa: N818 - an outcome of a phase, not a defect
+    """To be raised by a writer's methods if a phase fails. `outcome` is one of OUTCOMES, but not "stable"."""
 
     def __init__(self, outcome: str, reason: str) -> None:
         super().__init__(reason)
@@ -55,20 +55,20 @@ class Failed(Exception):  # noqa: N818 - it is how a phase ended
         self.reason = reason
 
 
-class RefusedError(Exception):
-    """The agent does not take this writer. The message is the agent's."""
+class RegistrationError(Exception):
+    """The agent does not accept this writer's registration. The message is the agent's."""
 
 
 @dataclass
 class Report:
-    """How a phase went."""
+    """The result of a phase."""
 
     outcome: str = "stable"
     grade: str | None = None
     """What the application does when it starts on the checkpoint; if None, the agent takes it for "held"."""
     reason: str | None = None
     position: Mapping[str, object] = field(default_factory=dict)
-    """Names the state held, in the application's own terms, as {"sequence": 42}."""
+    """Names the state that is held, in the application's own terms, as {"sequence": 42}."""
     warnings: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -82,20 +82,20 @@ if TYPE_CHECKING:
 
 
 class Writer:
-    """An application. Each method returns None, a `Report`, or a dict of its fields; and may raise `Failed`, or anything.
+    """An application. Each method returns None, a `Report` or a dict of a report's fields; or raises `Failed` or another error.
 
-    They are called one at a time; all in the thread of `run`, but `release` also in another.
+    The methods are called one at a time, in the thread of `run`; only `release` may also be called in another thread.
     """
 
     name = ""
     """Unique in this machine: 1 to 63 letters, digits, '.', '_', '-'."""
     application = ""
-    """If empty, the name."""
+    """What the application is; if empty, `name`."""
     version = "unknown"
     level = "back-end"
     """When it is held: "front-end", then "back-end", then "system"."""
     stateless = False
-    """It keeps no data: held or not, no checkpoint is the worse for it."""
+    """Whether it keeps no data, so that a checkpoint is as good without its hold."""
     paths: Sequence[str] = ()
     """Directories that hold all its files."""
     hold_timeout_ms: int | None = None
@@ -103,29 +103,29 @@ class Writer:
     socket_path = SOCKET
 
     def identify(self) -> Result:
-        """What can be expected of a checkpoint. At any time; without side effects."""
+        """Tells what can be expected of a checkpoint. Called at any time; must have no side effects."""
 
     def prepare(self, window_ms: int) -> Result:
-        """Everything slow, while the application runs. `release` will be called `window_ms` after `hold`, come what may."""
+        """Everything slow, while the application runs. `release` is called at most `window_ms` after `hold`, in any case."""
 
     def hold(self, timeout_ms: int) -> Result:
         """Brings the application to rest at a boundary of its own, with its files complete on disk, within `timeout_ms`. If
-        it raises, `release` is called at once and undoes what was done."""
+        this raises, `release` is called at once, and has to undo what was done."""
 
     def release(self) -> Result:
-        """Lets go. Called once a hold. Fails with "inconsistent" if the hold had not held to the end."""
+        """Lets go. Called once for each hold. Must fail with "inconsistent" if the hold did not last to the end."""
 
     def post_checkpoint(self, kept: bool) -> Result:
-        """Called once a `prepare`, after the release. `kept`: there is a checkpoint."""
+        """Called once for each `prepare`, after the release. `kept`: there is a checkpoint."""
 
     def post_restore(self) -> Result:
-        """In a machine that was restored, before the application is used. Reserved: no agent calls it yet."""
+        """For a machine that was restored, before the application is used. Reserved: no agent calls it yet."""
 
     def verify(self) -> Result:
-        """In a machine that was restored: fails if the application is not as promised. Reserved: no agent calls it yet."""
+        """For a machine that was restored: must fail if the application is not as promised. Reserved: no agent calls it yet."""
 
     def connect(self) -> socket.socket:
-        """To the agent. Raises OSError."""
+        """Connects to the agent. Raises OSError."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.connect(self.socket_path)
@@ -136,10 +136,10 @@ class Writer:
 
 
 def run(writer: Writer) -> NoReturn:
-    """Serves the agent until the process ends, or an exception as KeyboardInterrupt or SystemExit ends this; connects again
-    whenever the connection is lost. The application is let go before this waits, or raises.
+    """Answers the agent until the process ends, or until an exception such as KeyboardInterrupt or SystemExit is raised in it.
+    Connects again whenever the connection is lost. The application is let go before this waits, or raises.
 
-    Raises RefusedError.
+    Raises RegistrationError.
     """
     turn = _Turn(writer)
     wait_s = FIRST_WAIT_S
@@ -149,9 +149,9 @@ def run(writer: Writer) -> NoReturn:
             try:
                 session.serve()
                 reason = "the agent hung up"
-            except RefusedError:
+            except RegistrationError:
                 raise
-            except Exception as error:  # noqa: BLE001 - the agent is there to stay, whatever became of this connection
+            except Exception as error:  # noqa: BLE001 - whatever ended this connection, the next may work
                 reason = str(error)
             except BaseException:
                 if session.announced:
@@ -165,15 +165,15 @@ def run(writer: Writer) -> NoReturn:
 def leave(writer: Writer) -> None:
     """Tells the agent that the application was stopped on purpose, so that checkpoints do not miss it. Never raises OSError.
 
-    `run` says so when it is ended by an exception. A program that has `run` in a thread of its own says so itself.
+    `run` calls this when an exception such as SystemExit ends it. A program with `run` in a thread has to call this itself.
     """
     with contextlib.suppress(OSError), writer.connect() as connection:
         connection.sendall(_line({"protocol": 1, "leave": writer.name}))
 
 
 class _Alarm:
-    """Waits that a signal ends, also one that came just before: Python runs a signal's handler only when a system call
-    has returned, so that one which begins just then would wait on, and the application stay held, until the agent speaks.
+    """Waits that any signal ends, even one that came just before the wait. Python runs a signal's handler only between system
+    calls: a plain wait that began just after the signal would go on, with the application held, until the agent sends a line.
     """
 
     def __init__(self) -> None:
@@ -183,7 +183,7 @@ class _Alarm:
     def __enter__(self) -> _Alarm:
         self._signals.setblocking(False)
         self._rung.setblocking(False)
-        with contextlib.suppress(ValueError):  # only the main thread may, and it alone runs handlers
+        with contextlib.suppress(ValueError):  # raised outside the main thread, which alone runs handlers
             self._before = signal.set_wakeup_fd(self._rung.fileno(), warn_on_full_buffer=False)
         return self
 
@@ -194,7 +194,7 @@ class _Alarm:
         self._rung.close()
 
     def wait(self, seconds: float | None, connection: socket.socket | None = None) -> None:
-        """At the longest `seconds`; until `connection` has something to read."""
+        """Waits until `connection` has something to read, but at most `seconds`."""
         ends = time.monotonic() + (seconds or 0)
         waits = select.poll()  # not select: a program may have more than a thousand files open
         for each in (self._signals, connection):
@@ -208,7 +208,7 @@ class _Alarm:
                 self._signals.recv(4096)
 
     def lines(self, connection: socket.socket) -> Iterator[bytes]:
-        """What `connection` says, until its end. Raises OSError."""
+        """The lines received from `connection`, until its end. Raises OSError."""
         rest = b""
         while True:
             self.wait(None, connection)
@@ -224,19 +224,19 @@ class _Session:
 
     def __init__(self, writer: Writer, turn: _Turn, alarm: _Alarm) -> None:
         self.announced = False
-        """The agent may know of it, now or as soon as it comes to read."""
+        """Whether the agent knows of this program, or will when it reads."""
         self.registered = False
         self._writer = writer
         self._turn = turn
         self._alarm = alarm
 
     def serve(self) -> None:
-        """Until the agent hangs up. The application is let go when this ends, however it does. Raises RefusedError, and
-        OSError and others when the connection is of no more use."""
+        """Answers until the agent hangs up. The application is let go when this ends, however it ends. Raises
+        RegistrationError, and OSError and others when the connection has become useless."""
         try:
             with self._writer.connect() as connection:
                 self.announced = True
-                with contextlib.suppress(BrokenPipeError):  # then why is there to be read
+                with contextlib.suppress(BrokenPipeError):  # the agent hung up; its reason can still be read
                     connection.sendall(_line(_registration(self._writer)))
                 for line in self._alarm.lines(connection):
                     message = json.loads(line)
@@ -246,7 +246,7 @@ class _Session:
                         self.registered = True
                         _logger.info("registered as %s", message["registered"])
                     else:
-                        raise (ConnectionError if self.registered else RefusedError)(message["error"])
+                        raise (ConnectionError if self.registered else RegistrationError)(message["error"])
         finally:
             try:
                 self._turn.end(kept=False)
@@ -258,7 +258,7 @@ class _Session:
             answer = _fields(self._turn.take(request))
         except Failed as failed:
             answer = {"outcome": failed.outcome, "reason": failed.reason[:MAX_REASON]}
-        except Exception as error:  # noqa: BLE001 - the agent is owed an answer
+        except Exception as error:  # noqa: BLE001 - the agent waits for an answer
             answer = {"outcome": "retryable", "reason": f"{type(error).__name__}: {error}"[:MAX_REASON]}
         line = _line({"id": request["id"], **answer})
         if len(line) > MAX_ANSWER:
@@ -268,19 +268,19 @@ class _Session:
 
 
 class _Turn:
-    """Calls a writer's methods when it is their turn: hold and release alternate and are never called at once, the release
-    comes at the end of the window if it did not come before, and each prepare is told once how it ended."""
+    """Calls a writer's methods in their order. Hold and release alternate and never run at the same time. A release comes at
+    the end of the window at the latest. Each prepare is followed by one post_checkpoint."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._lock = threading.Lock()
         self._window_s: float | None = None
-        """From prepare to the end."""
+        """Length of the window; None outside an attempt."""
         self._timer: threading.Timer | None = None
-        """While it is held."""
+        """Ends the hold with the window; None while nothing is held."""
 
     def take(self, request: Mapping[str, Any]) -> Result:
-        """Raises whatever the writer's method does."""
+        """Calls the requested method. Raises whatever it does."""
         turns: dict[str, Callable[[], Result]] = {
             "identify": self._writer.identify,
             "prepare": lambda: self._prepare(request["window_ms"]),
@@ -296,7 +296,7 @@ class _Turn:
         return turns[request["do"]]()
 
     def end(self, *, kept: bool) -> Result:
-        """Idempotent. Raises whatever the writer's methods do."""
+        """Ends the attempt, if there is one. Raises whatever the writer's methods do."""
         if self._window_s is None:
             return None
         self._window_s = None
@@ -326,9 +326,9 @@ class _Turn:
             try:
                 result = self._writer.hold(timeout_ms)
                 if time.monotonic() > until:
-                    raise Failed("timeout", "it held only when the window had ended")
+                    raise Failed("timeout", "it held only after the window had ended")
             except BaseException:
-                with contextlib.suppress(Exception):  # the first reason is the one that helps
+                with contextlib.suppress(Exception):  # the first error is the one to report
                     self._let_go()
                 raise
             return result
@@ -336,11 +336,11 @@ class _Turn:
     def _release(self) -> Result:
         with self._lock:
             if not self._timer:
-                raise Failed("inconsistent", "its hold had ended before, by itself")
+                raise Failed("inconsistent", "its hold had already ended by itself")
             return self._let_go()
 
     def _expire(self) -> None:
-        """In the timer's own thread."""
+        """Called by the timer, in its own thread."""
         with self._lock:
             if self._timer is threading.current_thread():
                 try:
@@ -356,7 +356,7 @@ class _Turn:
 
 
 def _fields(result: Result) -> dict[str, Any]:
-    """Of an answer. Raises TypeError and others if it is no result."""
+    """The fields of the answer. Raises TypeError and others if a method returned something else."""
     report = result if isinstance(result, Report) else Report(**(result or {}))
     return {
         "outcome": report.outcome,
@@ -381,7 +381,7 @@ def _registration(writer: Writer) -> dict[str, Any]:
 
 
 def _line(message: Mapping[str, Any]) -> bytes:
-    """Without what is None."""
+    """One line of JSON, without the fields that are None."""
     return json.dumps({name: value for name, value in message.items() if value is not None}).encode() + b"\n"
 
 

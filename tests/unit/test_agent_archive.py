@@ -60,8 +60,8 @@ def test_all_it_imports_later_is_in_it(path):
     code = (
         f"import sys; sys.path.insert(0, {str(path)!r})\n"
         "import importlib, quiesce.agent.conversation, quiesce.agent.service, quiesce.agent.install, quiesce.testing.writer\n"
-        "from quiesce.agent import writers\n"
-        "for name in (*writers.BUILT_IN, 'declared', 'external', 'scripts'):\n"
+        "from quiesce.agent.writers import registry\n"
+        "for name in (*registry.BUILT_IN, 'declared', 'external', 'scripts'):\n"
         "    importlib.import_module('quiesce.agent.writers.' + name)\n"
         "from pg8000.native import Connection\n"
         "import pymysql\n"

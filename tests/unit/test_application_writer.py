@@ -1,4 +1,4 @@
-"""agent/writers/__init__.py: what is the same for every application, on one that does what a test wants."""
+"""agent/writers/base.py and registry.py: what is the same for every application, on one that does what a test wants."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from quiesce.agent import memory, writers
+from quiesce.agent import memory
 from quiesce.agent.deadman import Undo
-from quiesce.agent.writers import ApplicationWriter, WriterError, declared, left_s, scripts
+from quiesce.agent.writers import declared, registry, scripts
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome, WriterReport
 from quiesce.wire.schema import from_wire, to_wire
@@ -67,6 +68,24 @@ class Sample(ApplicationWriter):
 
     def remember(self) -> None:
         self.remembered += 1
+
+
+class Observer:
+    """Notes the process group of each command that began, and its negative when it ended."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    def command_started(self, group: int) -> None:
+        self.told.append(group)
+
+    def command_ended(self, group: int) -> None:
+        self.told.append(-group)
+
+    def commands(self) -> int:
+        """How many ran; every one of them is known to have ended."""
+        assert self.told[1::2] == [-group for group in self.told[::2]]
+        return len(self.told) // 2
 
 
 def attempt(writer: ApplicationWriter) -> WriterReport:
@@ -364,7 +383,7 @@ def test_what_comes_after_the_checkpoint_never_fails_it(error):
 def nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No other writers than those given, and a memory of its own."""
     monkeypatch.setattr(memory, "DIRECTORY", str(tmp_path))
-    monkeypatch.setattr(writers, "BUILT_IN", ())
+    monkeypatch.setattr(registry, "BUILT_IN", ())
     monkeypatch.setattr(declared, "DIRECTORY", str(tmp_path / "writers.d"))
     monkeypatch.setattr(scripts, "discover", lambda **_: [])
 
@@ -374,16 +393,16 @@ def test_the_last_error_is_shown_until_it_goes_right_again(nothing_else):
     first, other = Sample(hold=WriterError("too busy", Outcome.TIMEOUT)), Sample("other")
     attempt(first)
     attempt(other)
-    writers.remember([first, other])
+    registry.remember([first, other])
     assert (first.remembered, other.remembered) == (1, 1)
 
-    second, other = writers.discover([Sample(), Sample("other")])
+    second, other = registry.discover([Sample(), Sample("other")])
     second.identify()
     assert second.report().last_error == "hold: timeout: too busy"
     assert other.report().last_error is None
     assert attempt(second).last_error is None
-    writers.remember([second])
-    [third] = writers.discover([Sample()])
+    registry.remember([second])
+    [third] = registry.discover([Sample()])
     assert third.report().last_error is None
 
 
@@ -391,21 +410,21 @@ def test_the_errors_of_others_are_kept(nothing_else):
     """Broken: an application that is down for a moment would lose its history."""
     writer = Sample("a", prepare=WriterError("no"))
     attempt(writer)
-    writers.remember([writer])
-    writers.remember([Sample("b")])
-    assert [found.last_error for found in writers.discover([Sample("a"), Sample("b")])] == ["prepare: retryable: no", None]
+    registry.remember([writer])
+    registry.remember([Sample("b")])
+    assert [found.last_error for found in registry.discover([Sample("a"), Sample("b")])] == ["prepare: retryable: no", None]
 
 
 def test_scripts_come_first_then_the_built_in_then_programs(nothing_else, monkeypatch):
     """Broken: docs/writers.md promises this order within a level; and a platform's own scripts would run twice."""
     asked: list[str] = []
     monkeypatch.setattr(scripts, "discover", lambda *, without: asked.append(without) or [Sample("script")])
-    monkeypatch.setattr(writers, "BUILT_IN", ("one", "two"))
+    monkeypatch.setattr(registry, "BUILT_IN", ("one", "two"))
     monkeypatch.setattr(
-        writers.importlib,
+        registry.importlib,
         "import_module",
         lambda name: type("Module", (), {"discover": lambda: [Sample(name.rpartition(".")[2])]}),
     )
-    found = writers.discover([Sample("program")], without="vmware")
+    found = registry.discover([Sample("program")], without="vmware")
     assert [writer.id for writer in found] == ["script", "one", "two", "program"]
     assert asked == ["vmware"]

@@ -14,7 +14,7 @@ from quiesce.agent import commands, filesystems, memory
 from quiesce.agent.attempt import DEADMAN_GRACE_NS, Attempt, AttemptError
 from quiesce.agent.deadman import DeadManError, Undo
 from quiesce.agent.filesystems import FreezeError
-from quiesce.agent.writers import WriterError
+from quiesce.agent.writers.base import WriterError
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Filesystem, FreezeState, Outcome
 from quiesce.wire.messages import ErrorCode, State
@@ -487,16 +487,24 @@ def test_the_dead_man_knows_what_commands_run_and_its_end_keeps_none_from_lettin
 
     def letting_go() -> None:
         world.deadman_is_gone = True
-        ran.append(commands.run(["/bin/echo", "thawed"], 5))
+        ran.append(commands.run_command(["/bin/echo", "thawed"], 5, script.command_observer))
 
     ran: list[str] = []
-    attempt = prepared(world.writer("script", hold=lambda _: commands.run(["/bin/true"], 5), abort=letting_go))
+
+    def holding(_: int) -> None:
+        commands.run_command(["/bin/true"], 5, script.command_observer)
+
+    script = world.writer("script", hold=holding, abort=letting_go)
+    attempt = prepared(script)
     attempt.hold(Level.BACK_END, soon())
-    [(_, started), (_, ended)] = world.told("running", "ended")
+    [(_, started), (_, ended)] = world.told("command_started", "command_ended")
     assert started == ended > 1
     attempt.abort()
     assert ran == ["thawed"]
-    assert commands.watch is commands.nobody
+    world.deadman_is_gone = False
+    del world.story[:]
+    commands.run_command(["/bin/true"], 5, script.command_observer)
+    assert world.story == []  # the attempt is over, and its dead-man is told nothing
 
 
 def test_what_went_wrong_is_remembered_however_it_ended(world):
@@ -541,7 +549,7 @@ def test_an_attempt_waits_for_what_an_earlier_one_left_to_its_dead_man(tmp_path,
     earlier = attempts._wait_for_earlier(soon())
     copy = os.dup(earlier)  # the dead-man's
     os.close(earlier)
-    with pytest.raises(AttemptError, match="still being taken back"):
+    with pytest.raises(AttemptError, match="still releasing what that attempt held"):
         attempts._wait_for_earlier(soon(0.1))
     os.close(copy)
     os.close(attempts._wait_for_earlier(soon(0.1)))

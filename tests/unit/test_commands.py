@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from quiesce.agent import commands
-from quiesce.agent.commands import MAX_WORDS, require_runnable, run
-from quiesce.agent.writers import WriterError
+from quiesce.agent.commands import MAX_WORDS, require_runnable, run_command
+from quiesce.agent.writers.base import WriterError
 from quiesce.model.reports import Outcome
+from tests.unit.test_application_writer import Observer
 
 Script = Callable[..., str]
 
@@ -33,16 +34,16 @@ def script(tmp_path: Path) -> Script:
     return make
 
 
-def fails(*command: str, seconds: float = 10) -> WriterError:
+def fails(*command: str, seconds: float = 10, observer: Observer | None = None) -> WriterError:
     with pytest.raises(WriterError) as raised:
-        run(command, seconds)
+        run_command(command, seconds, observer)
     return raised.value
 
 
 def test_what_it_says_is_returned_and_its_arguments_and_environment_arrive(script):
     """Broken: a position would be empty; or a command could not know how long it may hold."""
     path = script('echo "$# $2 $QUIESCE_WINDOW_MS"; echo noise >&2; [ -n "$PATH" ]; [ -z "$(cat)" ]')
-    assert run([path, "one", "a b"], 10, {"QUIESCE_WINDOW_MS": "700"}) == "2 a b 700"
+    assert run_command([path, "one", "a b"], 10, None, {"QUIESCE_WINDOW_MS": "700"}) == "2 a b 700"
 
 
 def test_any_exit_status_but_0_is_an_error_with_its_words(script):
@@ -64,8 +65,8 @@ def test_one_that_is_killed_is_an_error_too(script):
 def test_its_words_are_bounded(script):
     """Broken: a script that talks much would not fit into a report; or the reason, which comes last, be cut off."""
     talks = "for i in $(seq 2000); do printf 'word%04d ' $i; done; printf '\\377'"
-    assert run([script(talks)], 10).startswith("word0001")
-    assert len(run([script(talks)], 10)) <= MAX_WORDS
+    assert run_command([script(talks)], 10, None).startswith("word0001")
+    assert len(run_command([script(talks)], 10, None)) <= MAX_WORDS
     said = str(fails(script(f"({talks}; echo the reason) >&2; exit 1")))
     assert said.endswith("the reason")
     assert len(said) < MAX_WORDS + 200
@@ -100,7 +101,7 @@ def test_what_it_leaves_in_the_background_is_not_waited_for_and_not_killed(scrip
     open until the thaw. Nor could a thaw start a daemon."""
     path = script(f"(sleep 0.3; echo late; echo late >&2; echo written >{tmp_path}/end) & echo $! >{tmp_path}/pid; echo held")
     started = time.monotonic()
-    assert run([path], 10) == "held"
+    assert run_command([path], 10, None) == "held"
     assert time.monotonic() - started < 0.25
     pid = int((tmp_path / "pid").read_text())
     assert not gone(pid)
@@ -111,7 +112,7 @@ def test_what_it_leaves_in_the_background_is_not_waited_for_and_not_killed(scrip
 def test_it_dies_with_the_agent(script, tmp_path):
     """Broken: a freezing script would go on, and freeze, when the dead-man has already thawed."""
     path = script(f"echo $$ >{tmp_path}/pid; exec sleep 60")
-    code = f"from quiesce.agent.commands import run; run(['{path}'], 60)"
+    code = f"from quiesce.agent.commands import run_command; run_command(['{path}'], 60, None)"
     agent = subprocess.Popen([sys.executable, "-c", code])
     until = time.monotonic() + 10
     while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip()):
@@ -122,27 +123,26 @@ def test_it_dies_with_the_agent(script, tmp_path):
     wait_gone(int((tmp_path / "pid").read_text()))
 
 
-def test_the_dead_man_knows_of_what_runs_until_it_has_ended(script, monkeypatch, tmp_path):
+def test_the_dead_man_knows_of_what_runs_until_it_has_ended(script, tmp_path):
     """Broken: an agent that is killed would leave a freezing script's children behind, which freeze when all was thawed."""
-    told: list[int] = []
-    monkeypatch.setattr(commands, "watch", told.append)
+    observer = Observer()
     path = script(f"echo $$ >{tmp_path}/pid")
-    run([path], 10)
+    run_command([path], 10, observer)
     pid = int((tmp_path / "pid").read_text())
-    assert told == [pid, -pid]
-    del told[:]
-    fails(script("sleep 9"), seconds=0.01)
-    assert told == [told[0], -told[0]]  # or another process of that number would be killed one day
+    assert observer.told == [pid, -pid]
+    del observer.told[:]
+    fails(script("sleep 9"), seconds=0.01, observer=observer)
+    assert observer.told == [observer.told[0], -observer.told[0]]  # or another process of that number would be killed one day
 
 
 def test_a_command_leaves_nothing_open(script):
     """Broken: a long conversation would run out of descriptors."""
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    run([script("echo x")], 10)
+    run_command([script("echo x")], 10, None)
     fails(script("exit 1"))
     fails(script("sleep 9"), seconds=0.01)
     with pytest.raises(OSError, match="No such file"):
-        run(["/nowhere/command"], 1)
+        run_command(["/nowhere/command"], 1, None)
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 

@@ -9,16 +9,17 @@ import pytest
 
 from quiesce.agent import cgroups, processes, systemd
 from quiesce.agent.deadman import Undo
-from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns, declared
-from quiesce.agent.writers.declared import Commands, DeclaredFrozen, Misconfigured
-from quiesce.agent.writers.frozen import Frozen
+from quiesce.agent.writers import declared
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
+from quiesce.agent.writers.declared import Commands, DeclaredCgroup, Misconfigured
+from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.agent.writers.sqlite import Sqlite
 from quiesce.agent.writers.stopped import StoppedService
 from quiesce.agent.writers.web import WebServer
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome
 from tests.unit.fake_systemd import Group, Systemctl, group_below
-from tests.unit.test_application_writer import Sample
+from tests.unit.test_application_writer import Observer, Sample
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root's files are heeded")
 
@@ -113,7 +114,7 @@ def test_every_key_of_a_writer_is_heeded(machine):
         f"Unit={UNIT}\nCGroup=/shop.slice\nAction=freeze\nSTATELESS=yes\n; another\nPaths=/srv/a  /srv/b\n"
     )
     writer = only()
-    assert isinstance(writer, DeclaredFrozen)
+    assert isinstance(writer, DeclaredCgroup)
     assert (writer.id, writer.application, writer.unit) == ("declared:shop", "web shop", UNIT)
     assert (writer.level, writer.required, writer.stateless) == (Level.FRONT_END, False, True)
     assert (writer.hold_limit_ms, writer.outlives) == (500, True)
@@ -318,7 +319,7 @@ def test_a_unit_that_was_let_go_meanwhile_or_ended_is_not_vouched_for(machine):
     group.settles(False)
     writer.release()
     assert writer.outcome is Outcome.INCONSISTENT
-    assert writer.reason == f"{CGROUP} was let go during the window, or ended"
+    assert writer.reason == f"{CGROUP} was thawed during the window, or ended"
     assert group.asked == "0"
 
 
@@ -420,7 +421,7 @@ def test_a_declared_unit_can_be_stopped_for_the_checkpoint(machine):
     machine.file(f"{UNIT_WRITER}Action=stop\nPaths=/srv/shop\n")
     writer = prepared(only())
     assert isinstance(writer, StoppedService)
-    assert not isinstance(writer, Frozen)
+    assert not isinstance(writer, FrozenCgroup)
     assert (writer.grade, writer.paths(), writer.hold_limit_ms) == (Grade.CLEAN, ["/srv/shop"], None)
     writer.hold(deadline_in_ns(5))
     writer.release()
@@ -456,6 +457,16 @@ def test_commands_are_run_in_their_phases(machine):
     assert (writer.grade, writer.position) == (Grade.HELD, {"position": "42\nmore"})
     assert writer.paths() == ["/srv/a", "/srv/b"]
     assert writer.undo() == Undo(command=(str(machine.directory / "release"), "an argument"))
+
+
+def test_the_attempt_is_told_of_every_command_that_runs(machine):
+    """Broken: what a command started would outlive a killed agent, and hold what the dead-man had released."""
+    writer = commands_file(machine)
+    writer.command_observer = observer = Observer()
+    prepared(writer)
+    writer.hold(deadline_in_ns(5))
+    writer.release()
+    assert observer.commands() == len(machine.order()) == 5
 
 
 def test_prepare_and_position_need_not_be(machine):

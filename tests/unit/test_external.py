@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quiesce.agent.programs import Programs
-from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns, external
+from quiesce.agent.writers import external
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome
 from quiesce.model.reports import WriterReport as Reported
@@ -95,7 +96,7 @@ def process(agent: Programs, answers: Answers, registration: dict[str, Any]) -> 
 
 
 def only(agent: Programs) -> ApplicationWriter:
-    [writer] = external.writers(agent)
+    [writer] = external.program_writers(agent)
     return writer
 
 
@@ -233,7 +234,7 @@ def test_a_hold_that_ended_by_itself_is_a_crash_image(agent):
 def test_one_that_dies_while_held_spoils_itself_alone(agent):
     """Broken: one application's death would leave others held, or pass for a hold."""
     with process(agent, {}, SHOP) as dying, process(agent, {}, named("other")):
-        shop, other = sorted(external.writers(agent), key=lambda writer: writer.id == "external:other")
+        shop, other = sorted(external.program_writers(agent), key=lambda writer: writer.id == "external:other")
         for writer in (shop, other):
             writer.prepare(soon(), 10_000)
         for writer in (shop, other):

@@ -89,7 +89,7 @@ class World:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(tmp_path)
     (tmp_path / "rcu").write_text("0\n")
-    monkeypatch.setattr(filesystems, "discover", lambda: list(made.found))
+    monkeypatch.setattr(filesystems, "find_filesystems", lambda: list(made.found))
     monkeypatch.setattr(filesystems, "_MountWatch", Watch)
     monkeypatch.setattr(filesystems, "RCU_EXPEDITED", str(tmp_path / "rcu"))
     monkeypatch.setattr(filesystems.fcntl, "ioctl", made.kernel.ioctl)

@@ -16,7 +16,7 @@ import pytest
 
 from quiesce.agent import hook
 from quiesce.agent.programs import listen
-from quiesce.agent.writers import WriterError
+from quiesce.agent.writers.base import WriterError
 from quiesce.model.grades import Level
 from tests.unit.test_application_writer import Sample
 from tests.unit.test_attempt import World, make_world
@@ -40,7 +40,7 @@ class Service:
         try:
             while self._wake not in (ready := select.select([self.listener, self._wake], [], [])[0]):
                 assert ready
-                hook.serve(self.listener, self._discover)
+                hook.serve_platform(self.listener, self._discover)
                 self.world.story.append("idle")
         except BaseException as error:
             self.failed = error
@@ -211,7 +211,7 @@ def test_for_whoever_is_gone_already_nothing_is_held(world):
     with connected(b'{"do": "freeze"}\n'):
         pass
     asked: list[str] = []
-    hook.serve(listener, lambda without: asked.append(without) or [])
+    hook.serve_platform(listener, lambda without: asked.append(without) or [])
     listener.close()
     assert asked == []
 

@@ -15,7 +15,8 @@ from pymysql.err import OperationalError, ProgrammingError
 
 from quiesce.agent import memory, processes
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import WriterError, deadline_in_ns, mariadb
+from quiesce.agent.writers import mariadb, mariadb_locks
+from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.agent.writers.mariadb import Database
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome, WriterReport
@@ -147,8 +148,10 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     monkeypatch.setattr(pymysql, "connect", server.connect)
     monkeypatch.setattr(processes, "listening_paths", lambda _: ["/run/a/mysqlx.sock", "/run/mysqld/mysqld.sock"])
     monkeypatch.setattr(memory, "DIRECTORY", str(tmp_path))
-    for name, value in {"LOCK_TIMEOUT_MS": 2, "STALE_S": 0.001, "PREPARE_FLUSH_S": 0.01, "HOLD_BUDGET_MS": 100}.items():
+    for name, value in {"PREPARE_FLUSH_S": 0.01, "HOLD_BUDGET_MS": 100}.items():
         monkeypatch.setattr(mariadb, name, value)
+    for name, value in {"LOCK_TIMEOUT_MS": 2, "STALE_S": 0.001}.items():
+        monkeypatch.setattr(mariadb_locks, name, value)
     yield server
     for connection in server.connections:
         connection.close()
@@ -502,10 +505,10 @@ def test_a_table_dropped_since_prepare_is_passed_over(server):
 def test_more_tables_than_connections_are_held_by_the_lock_on_everything(server, monkeypatch):
     """Broken: a big database could not be held, or its applications would find no connection left."""
     server.variables["max_connections"] = "9"
-    memory.keep(mariadb.MEMORY, {"mariadb:main": ["`shop`.`dropped`", "`shop`.`c`"]})
+    memory.retain(mariadb.MEMORY, {"mariadb:main": ["`shop`.`dropped`", "`shop`.`c`"]})
     writer = held()
     assert [statement.split("`")[3] for _, statement in server.of("LOCK TABLES")] == ["c", "a"]
-    assert "of its 3 tables only 2 are waited for" in writer.warnings[0]
+    assert "only 2 of its 3 tables can be locked one by one" in writer.warnings[0]
     assert server.of(FTWRL)
 
 

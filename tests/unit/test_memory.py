@@ -14,7 +14,7 @@ def not_this_machine(tmp_path, monkeypatch):
 
 def test_what_was_kept_comes_back():
     """Broken: a lock order that took seconds to learn would have to be learned again for every checkpoint."""
-    memory.keep("order", {"/data": {"shop": ["orders"]}})
+    memory.retain("order", {"/data": {"shop": ["orders"]}})
     assert memory.recall("order") == {"/data": {"shop": ["orders"]}}
     assert memory.recall("other") == {}
 
@@ -29,4 +29,4 @@ def test_a_damaged_memory_is_no_memory(content, tmp_path):
 def test_a_memory_that_cannot_be_kept_is_no_error(tmp_path, monkeypatch):
     """Broken: a full /run would fail checkpoints."""
     monkeypatch.setattr(memory, "DIRECTORY", str(tmp_path / "gone"))
-    memory.keep("order", {"a": 1})
+    memory.retain("order", {"a": 1})

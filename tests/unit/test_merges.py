@@ -154,9 +154,10 @@ def test_a_checkpoint_in_the_middle_goes_with_its_space(fake, running):
     before = fake.host.storage.blocks("/i/now"), fake.host.storage.blocks("/i/c"), fake.host.storage.blocks("/i/vda.qcow2")
     assert gone(fake, "b") == ()
     (a, c) = fake.tree().nodes
+    read = fake.host.storage.blocks
     assert (a, c.parent, c.disks[0].path) == (A, "a", "/i/b")
     assert (
-        fake.host.storage.blocks("/i/now"),
+        read("/i/now"),
         fake.host.storage.blocks(c.disks[0].path),
         fake.host.storage.blocks(a.disks[0].path),
     ) == before

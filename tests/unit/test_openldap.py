@@ -10,7 +10,8 @@ import pytest
 
 from quiesce.agent import cgroups, processes, systemd
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import WriterError, deadline_in_ns, openldap
+from quiesce.agent.writers import openldap
+from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.agent.writers.openldap import Slapd, last_transaction
 from quiesce.agent.writers.unsupported import Unreached
 from quiesce.model.grades import Grade, Level

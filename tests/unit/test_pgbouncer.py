@@ -14,7 +14,8 @@ from pg8000.exceptions import DatabaseError, InterfaceError
 
 from quiesce.agent import processes
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import WriterError, deadline_in_ns, pgbouncer
+from quiesce.agent.writers import pgbouncer
+from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.agent.writers.pgbouncer import PgBouncer
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quiesce.agent.writers import WriterError
-from quiesce.agent.writers.postgresql import Cluster, _code, _say
+from quiesce.agent.writers.base import WriterError
+from quiesce.agent.writers.postgresql import Cluster
 from quiesce.agent.writers.postgresql_files import Postmaster, cluster_id, data_directories, read_control_file
-from quiesce.agent.writers.postgresql_stopped import Stopped, _format_lsn
+from quiesce.agent.writers.postgresql_locks import LockSession
+from quiesce.agent.writers.postgresql_session import sqlstate_of, words_of
+from quiesce.agent.writers.postgresql_stopped import StoppedCluster, _format_lsn
 from quiesce.agent.writers.wal import parse_lsn
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import WriterReport
@@ -41,7 +43,7 @@ def test_the_control_file_is_read_where_postgresql_writes_it(tmp_path):
 @pytest.mark.parametrize("state", [SHUT_DOWN, SHUT_DOWN_IN_RECOVERY])
 def test_a_cluster_shut_down_cleanly_is_clean(state, tmp_path):
     """Broken: a VM with a stopped database could not be checkpointed."""
-    writer = Stopped(control_file(tmp_path, state))
+    writer = StoppedCluster(control_file(tmp_path, state))
     writer.prepare(0, 0)
     writer.hold(0)
     writer.release()
@@ -55,7 +57,7 @@ def test_a_cluster_shut_down_cleanly_is_clean(state, tmp_path):
 @pytest.mark.parametrize("state", [STARTUP, 3, 4, 5, IN_PRODUCTION])
 def test_a_cluster_that_was_not_shut_down_is_a_crash_image(state, tmp_path):
     """Broken: a database that will recover at its start would be called clean."""
-    writer = Stopped(control_file(tmp_path, state))
+    writer = StoppedCluster(control_file(tmp_path, state))
     writer.prepare(0, 0)
     assert writer.report().grade is Grade.CRASH
     assert "not shut down cleanly" in str(writer.report().reason)
@@ -68,7 +70,7 @@ def test_a_cluster_that_was_not_shut_down_is_a_crash_image(state, tmp_path):
 @pytest.mark.parametrize("when", ["prepare", "hold", "release"])
 def test_a_cluster_started_during_the_attempt_is_a_crash_image(when, state, checkpoint, tmp_path):
     """Broken: a database that began to write in the window would keep the label of the one that stood still."""
-    writer = Stopped(control_file(tmp_path, SHUT_DOWN))
+    writer = StoppedCluster(control_file(tmp_path, SHUT_DOWN))
     writer.identify()
     steps = {"prepare": lambda: writer.prepare(0, 0), "hold": lambda: writer.hold(0), "release": writer.release}
     for name, step in steps.items():
@@ -89,7 +91,7 @@ def test_an_unreadable_control_file_is_refused_and_never_raises(content, tmp_pat
     if content is not None:
         (tmp_path / "global").mkdir()
         (tmp_path / "global" / "pg_control").write_bytes(content)
-    writer = Stopped(str(tmp_path))
+    writer = StoppedCluster(str(tmp_path))
     writer.prepare(0, 0)
     found = writer.report()
     assert (found.grade, found.version) == (Grade.REFUSED, "unknown")
@@ -105,14 +107,14 @@ def test_a_version_that_is_no_text_is_no_error(tmp_path):
     """Broken: one damaged PG_VERSION would keep the guest from every checkpoint."""
     control_file(tmp_path, SHUT_DOWN)
     (tmp_path / "PG_VERSION").write_bytes(b"\xff\xfe\n")
-    writer = Stopped(str(tmp_path))
+    writer = StoppedCluster(str(tmp_path))
     writer.identify()
     assert writer.report().grade is Grade.CLEAN
 
 
 def test_a_control_file_that_vanishes_in_the_window_is_no_longer_vouched_for(tmp_path):
     """Broken: a cluster deleted under our eyes would stay clean."""
-    writer = Stopped(control_file(tmp_path, SHUT_DOWN))
+    writer = StoppedCluster(control_file(tmp_path, SHUT_DOWN))
     writer.prepare(0, 0)
     writer.hold(0)
     (tmp_path / "global" / "pg_control").unlink()
@@ -306,10 +308,8 @@ def test_a_server_that_is_gone_at_release_loses_the_grade(held):
 
 def test_a_lost_session_loses_the_grade(held):
     """Broken: a hold that the server itself ended (its time-out) would be vouched for."""
-    from quiesce.agent.writers.postgresql import _Session
-
     good = Server([])
-    held._sessions = [_Session("good", good, [], []), _Session("lost", Server(OSError("gone")), [], [])]
+    held._locks.sessions = [LockSession("good", good, [], []), LockSession("lost", Server(OSError("gone")), [], [])]
     held.release()
     assert held.report().grade is Grade.CRASH
     assert "'lost'" in str(held.report().reason)
@@ -328,11 +328,11 @@ def test_a_cluster_in_a_container_is_refused_and_says_why(log):
 def test_what_the_server_says_becomes_the_reason():
     """Broken: the user would read a Python dictionary, or a retry would not be recognised."""
     error = Exception({"S": "ERROR", "C": "55P03", "M": "canceling statement due to lock timeout"})
-    assert _code(error) == "55P03"
-    assert _say(error) == "canceling statement due to lock timeout"
-    assert (_code(OSError("gone")), _say(OSError("gone"))) == ("", "OSError: gone")
-    assert _say(TimeoutError()) == "TimeoutError"
-    assert _say(Exception({})) == "an error without a message"
+    assert sqlstate_of(error) == "55P03"
+    assert words_of(error) == "canceling statement due to lock timeout"
+    assert (sqlstate_of(OSError("gone")), words_of(OSError("gone"))) == ("", "OSError: gone")
+    assert words_of(TimeoutError()) == "TimeoutError"
+    assert words_of(Exception({})) == "an error without a message"
 
 
 def test_data_directories_are_found_where_debians_configuration_says(tmp_path, monkeypatch):

@@ -228,7 +228,7 @@ def test_one_that_speaks_unasked_is_hung_up_on(agent):
             assert peer.hear() == {"registered": "external:shop"}
             peer.say(more)
             attend(agent)
-            assert "not asked" in peer.hear()["error"]
+            assert "only answers to requests" in peer.hear()["error"]
             assert peer.hear() is None
 
 
@@ -237,7 +237,7 @@ def test_two_lines_at_once_are_one_too_many(agent):
     with contextlib.closing(Peer(agent)) as peer:
         peer.say(SHOP, {"id": 1, "outcome": "stable"})
         attend(agent)
-        assert "not asked" in peer.hear()["error"]
+        assert "only answers to requests" in peer.hear()["error"]
         assert ids(agent) == ([], [])
 
 

@@ -15,8 +15,9 @@ import pytest
 
 from quiesce.agent import linux, processes
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import WriterError, deadline_in_ns, redis, resp
-from quiesce.agent.writers.redis import Server
+from quiesce.agent.writers import redis, resp
+from quiesce.agent.writers.base import WriterError, deadline_in_ns
+from quiesce.agent.writers.redis import RedisServer
 from quiesce.agent.writers.resp import Client, RespError
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome, WriterReport
@@ -135,18 +136,18 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
         thread.join()
 
 
-def server(name: str = "redis-server", container: bool = False) -> Server:
-    return Server(Process(1, name, 0, container))
+def server(name: str = "redis-server", container: bool = False) -> RedisServer:
+    return RedisServer(Process(1, name, 0, container))
 
 
-def prepared(window_ms: int = 8000) -> Server:
+def prepared(window_ms: int = 8000) -> RedisServer:
     writer = server()
     writer.prepare(deadline_in_ns(2), window_ms)
     return writer
 
 
 @pytest.fixture
-def held(fake: Fake) -> Iterator[Server]:
+def held(fake: Fake) -> Iterator[RedisServer]:
     writer = prepared()
     writer.hold(deadline_in_ns(2))
     yield writer
@@ -271,7 +272,7 @@ def test_the_password_of_its_own_configuration_lets_us_in(fake, tmp_path, monkey
     (tmp_path / "c.conf").write_text('requirepass "unclosed\n')
     readers: list[int] = []
     monkeypatch.setattr(linux, "as_user", lambda uid: nullcontext(readers.append(uid)))
-    writer = Server(Process(1, "redis-server", 107, container=False))
+    writer = RedisServer(Process(1, "redis-server", 107, container=False))
     writer.prepare(deadline_in_ns(2), 8000)
     writer.hold(deadline_in_ns(2))
     writer.release()

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quiesce import writer as sdk
-from quiesce.writer import Failed, RefusedError, Report, Writer
+from quiesce.writer import Failed, RegistrationError, Report, Writer
 from tests.strategies import examples
 
 EXAMPLES = Path(__file__).parents[2] / "contrib" / "writers"
@@ -346,7 +346,7 @@ def test_a_refusal_is_an_error_that_says_why(agent):
         agent.accept()
         agent.say({"error": "a program is connected as shop already"})
         wait_for(lambda: ended)
-    assert isinstance(ended[0], RefusedError)
+    assert isinstance(ended[0], RegistrationError)
     assert str(ended[0]) == "a program is connected as shop already"
 
 

@@ -21,7 +21,8 @@ from quiesce.agent.cgroups import CgroupError
 from quiesce.agent.deadman import Undo
 from quiesce.agent.processes import Process
 from quiesce.agent.systemd import UnitError
-from quiesce.agent.writers import WriterError, deadline_in_ns, sqlite
+from quiesce.agent.writers import sqlite
+from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.agent.writers.sqlite import Sqlite, is_database
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome

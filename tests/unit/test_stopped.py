@@ -8,11 +8,12 @@ import pytest
 
 from quiesce.agent import systemd
 from quiesce.agent.deadman import Undo
-from quiesce.agent.writers import WriterError, deadline_in_ns
+from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.agent.writers.stopped import StoppedService
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 from tests.unit.fake_systemd import Systemctl
+from tests.unit.test_application_writer import Observer
 
 UNIT = "shop.service"
 STOP, START = f"stop {UNIT}", f"start --no-block {UNIT}"
@@ -43,12 +44,22 @@ def test_it_is_stopped_and_started_again(systemctl):
     """Broken: a service that cannot hold could have no clean checkpoint, or would stay down."""
     writer = held()
     assert systemctl.calls == [STOP]
-    assert systemd.show(UNIT)["ActiveState"] == "inactive"
+    assert systemd.properties_of(UNIT)["ActiveState"] == "inactive"
     writer.release()
     writer.abort()
     assert systemctl.calls == [STOP, START]
     assert (writer.grade, writer.outcome, writer.application) == (Grade.CLEAN, Outcome.STABLE, "rabbitmq")
     assert writer.undo() == Undo(command=(systemctl.path, "start", "--no-block", UNIT))
+
+
+def test_the_attempt_is_told_of_the_commands_that_stop_and_start_it(systemctl):
+    """Broken: a stop under way would outlive a killed agent, and take the service down after the dead-man had started it."""
+    writer = prepared()
+    writer.command_observer = observer = Observer()
+    writer.hold(deadline_in_ns(10))
+    assert observer.commands() == 1
+    writer.release()
+    assert observer.commands() == 2
 
 
 def test_an_attempt_that_ends_early_starts_it(systemctl):

@@ -75,13 +75,13 @@ def test_a_unit_that_looks_like_an_option_is_none(systemctl):
 def test_values_with_an_equals_sign_are_whole(systemctl):
     """Broken: a property would be cut."""
     systemctl.has(UNIT, ControlGroup="/system.slice/a=b.service")
-    assert systemd.show(UNIT)["ControlGroup"] == "/system.slice/a=b.service"
+    assert systemd.properties_of(UNIT)["ControlGroup"] == "/system.slice/a=b.service"
 
 
 def test_several_units_are_told_apart(systemctl):
     """Broken: one service that is down would be called by the state of another."""
     systemctl.has("other.service", ActiveState="failed")
-    shown = systemd.show_all([UNIT, "none.service", "other.service"])
+    shown = systemd.properties_of_units([UNIT, "none.service", "other.service"])
     assert [shown[unit]["ActiveState"] for unit in (UNIT, "none.service", "other.service")] == ["active", "inactive", "failed"]
 
 
@@ -89,15 +89,15 @@ def test_a_systemctl_that_fails_hangs_or_is_not_there_is_an_error_that_says_so(s
     """Broken: looking at the writers would end with a traceback, or never."""
     systemctl.fails("System has not been booted with systemd as init system")
     with pytest.raises(UnitError, match="not been booted with systemd"):
-        systemd.show(UNIT)
+        systemd.properties_of(UNIT)
     systemctl.fails("")
     with pytest.raises(UnitError, match=f"systemctl show {UNIT} failed"):
-        systemd.show(UNIT)
+        systemd.properties_of(UNIT)
     (systemctl.directory / "fails").unlink()
     systemctl.hangs()
     monkeypatch.setattr(systemd, "TIMEOUT_S", 0.1)
     with pytest.raises(UnitError, match="timed out"):
-        systemd.show(UNIT)
+        systemd.properties_of(UNIT)
     monkeypatch.setattr(systemd, "SYSTEMCTL", "/nowhere/systemctl")
     with pytest.raises(UnitError, match="No such file"):
-        systemd.show(UNIT)
+        systemd.properties_of(UNIT)

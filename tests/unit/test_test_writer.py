@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from quiesce.agent.programs import Programs
-from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns, external
+from quiesce.agent.writers import external
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome
 from quiesce.model.reports import WriterReport as Reported
@@ -85,7 +86,7 @@ def test_what_it_holds_stands_still_at_its_position(agent, tmp_path):
 
     with started(agent, "--name", "one", "--level", "front-end", "--log", str(log), "--data", str(data)):
         wait_for(lambda: data.exists() and number(data))
-        [writer] = external.writers(agent)
+        [writer] = external.program_writers(agent)
         report = attempt(writer, look)
         wait_for(lambda: number(data) > seen[-1])
     assert (report.id, report.level, report.grade) == ("external:one", Level.FRONT_END, Grade.HELD)
@@ -109,7 +110,7 @@ def test_a_lie_goes_on_writing(agent, tmp_path):
     data = tmp_path / "counter"
     seen = []
     with started(agent, "--lie", "hold", "--data", str(data)):
-        [writer] = external.writers(agent)
+        [writer] = external.program_writers(agent)
         report = attempt(writer, lambda: wait_for(lambda: seen.append(number(data)) or seen[-1] > seen[0] + 1))
     assert report.grade is Grade.HELD  # the agent cannot know
     assert seen[-1] > int(report.position["sequence"])
@@ -131,7 +132,7 @@ def test_a_lie_goes_on_writing(agent, tmp_path):
 def test_it_misbehaves_as_told(agent, options, outcome, reason):
     """Broken: what a requester does with a writer that misbehaves could not be tested."""
     with started(agent, *options) as process:
-        [writer] = external.writers(agent)
+        [writer] = external.program_writers(agent)
         report = attempt(writer, hold_s=0.2 if outcome is Outcome.TIMEOUT else 5)
         assert report.outcome is outcome
         assert not report.grade.vouched
@@ -146,7 +147,7 @@ def test_hung_up_it_lets_go_and_comes_back(agent, tmp_path):
     """Broken: a program would stay held when the agent's conversation is killed, or be lost to the next."""
     log = tmp_path / "log"
     with started(agent, "--log", str(log)):
-        [writer] = external.writers(agent)
+        [writer] = external.program_writers(agent)
         writer.prepare(deadline_in_ns(5), 10_000)
         writer.hold(deadline_in_ns(5))
         agent.close_all()

@@ -22,6 +22,7 @@ from quiesce.catalog.schema import operations
 from quiesce.catalog.store import Catalog
 from quiesce.guests import linux
 from quiesce.hypervisor.vm import Vm
+from quiesce.model.errors import AgentError
 from quiesce.model.grades import Level
 from tests.host import Quiesce
 
@@ -33,7 +34,7 @@ CHECKPOINT_WITH_A_HANGING_SWITCH = """
 import sys, time
 from quiesce.cli import main
 from quiesce.hypervisor.vm import Vm
-from quiesce.model.errors import AgentError, HypervisorError
+from quiesce.model.errors import HypervisorError
 
 def hang(self, overlays):
     print("FROZEN", flush=True)

@@ -1,8 +1,8 @@
 """Entry point of the zipapp.
 
 quiesce-agent.pyz [DEVICE]                the service
-quiesce-agent.pyz --install               puts it into this machine, or brings it up to date
-quiesce-agent.pyz --hook freeze|thaw ...  for other platforms' snapshots
+quiesce-agent.pyz --install               installs the agent in this machine, or updates it
+quiesce-agent.pyz --hook freeze|thaw ...  holds and releases for other platforms' snapshots
 """
 
 import sys

@@ -7,11 +7,13 @@ import os
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Optional
 
-from quiesce.agent import commands, filesystems, memory, writers
+from quiesce.agent import filesystems, memory
 from quiesce.agent.deadman import UNDO_TIMEOUT_S, DeadMan, DeadManError, Undo
-from quiesce.agent.writers import ApplicationWriter
+from quiesce.agent.writers import registry
+from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.model.grades import LEVELS, Level
 from quiesce.model.reports import WriterReport
 from quiesce.wire.messages import (
@@ -25,13 +27,13 @@ from quiesce.wire.messages import (
 )
 
 DEADMAN_GRACE_NS = 250_000_000
-"""How long after the deadline the dead-man waits for this process to have done it itself, in nanoseconds."""
+"""How long the dead-man waits beyond the deadline for this process to release everything itself, in nanoseconds."""
 FOREIGN_THAWS, FOREIGN_THAW_S = 40, 0.05
 
 
 class AttemptError(Exception):
-    """A step that failed or was refused. The attempt is over and everything is released when this reaches the host,
-    unless the code is wrong-token or wrong-state."""
+    """A step that failed or was refused. Unless the code is wrong-token or wrong-state, the attempt is over, and everything is
+    released before this reaches the host."""
 
     def __init__(self, code: ErrorCode, message: str, found: tuple[WriterReport, ...] = ()) -> None:
         super().__init__(message)
@@ -40,7 +42,7 @@ class AttemptError(Exception):
 
 
 class Attempt:
-    """Holds, freezes and lets go; the order of the calls is the conversation's business."""
+    """Holds, freezes and lets go. The conversation sees to the order of the calls."""
 
     def __init__(self, token: str, window_ms: int, insist: bool) -> None:
         self.token = token
@@ -53,13 +55,13 @@ class Attempt:
         self._held: list[ApplicationWriter] = []
         self._undos: list[Undo] = []
         self._undo_of: dict[ApplicationWriter, int] = {}
-        """Positions among the undos."""
+        """Index of each writer's undo in `_undos`."""
         self._freezer: Optional[filesystems.Freezer] = None
         self._deadman: Optional[DeadMan] = None
         self._lock: Optional[int] = None
-        """Ours and the dead-man's, until both have ended."""
+        """File lock, held by this process and the dead-man until both have let go of it."""
         self._foreign = False
-        """Somebody else freezes the filesystems."""
+        """Another program freezes the filesystems, as qemu-guest-agent does."""
         self._freeze_token = ""
 
     def left_ms(self) -> Optional[int]:
@@ -69,13 +71,14 @@ class Attempt:
         return max(0, (self._deadline_ns - time.monotonic_ns()) // 1_000_000)
 
     def prepare(self, found: Sequence[ApplicationWriter], deadline_ns: int) -> Inventory:
-        """The long part, while the applications run: sessions, database checkpoints, flushing of dirty pages.
+        """The slow part, while the applications run: opens sessions, checkpoints databases, flushes dirty pages.
 
-        Raises AttemptError if the guest cannot be quiesced as required; nothing was held then.
+        Raises AttemptError if the guest cannot be quiesced as required; nothing is held then.
         """
         self._lock = _wait_for_earlier(deadline_ns)
         self._writers = list(found)
-        commands.watch = self._watch_command
+        for writer in self._writers:
+            writer.command_observer = self
         self._freezer = filesystems.Freezer()
         self._undos = [self._freezer.rcu] if self._freezer.rcu else []
         for writer in self._writers:
@@ -83,7 +86,7 @@ class Attempt:
                 self._undo_of[writer] = len(self._undos)
                 self._undos.append(undo)
                 writer.guarded = True
-        # Before any session is opened: a copy of a session's socket in the dead-man would keep it alive.
+        # Forked before any session is opened: a copy of a session's socket in the dead-man would keep the session alive.
         try:
             self._deadman = DeadMan.start(self._freezer.descriptors, self._undos, [self._lock])
         except DeadManError as error:
@@ -101,7 +104,8 @@ class Attempt:
         return Inventory(self._report(), self._freezer.report())
 
     def hold(self, level: Level, deadline_ns: int) -> Held:
-        """Every writer of this level at rest at a boundary of its own. Raises AttemptError if one cannot be had."""
+        """Brings every writer of this level to rest at a boundary of its own. Raises AttemptError if a required one fails and
+        the host insists on all of them."""
         deadline_ns = self._start_window(deadline_ns)
         at_level = self._at(level)
         for writer in at_level:
@@ -110,7 +114,7 @@ class Attempt:
             writer.window_ends_ns = self._deadline_ns
             try:
                 writer.hold(deadline_ns)
-            except writers.WriterError:
+            except WriterError:
                 self._taken_back(writer)
                 if self._insist and writer.required and not writer.grade.vouched:
                     raise AttemptError(ErrorCode.REFUSED, _explain([writer]), (writer.report(),)) from None
@@ -118,7 +122,7 @@ class Attempt:
         return Held(tuple(writer.report() for writer in at_level), time.monotonic_ns())
 
     def freeze(self, deadline_ns: int) -> Frozen:
-        """Every filesystem frozen by us, `/` last. Raises AttemptError; then none is frozen by us any more."""
+        """Freezes every filesystem, `/` last. Raises AttemptError, having thawed those that it froze."""
         deadline_ns = self._start_window(deadline_ns)
         freezer, deadman = self._parts()
         try:
@@ -144,7 +148,7 @@ class Attempt:
         return Thawed(self._freeze_token, unbroken, freezer.report(), self._window_us())
 
     def release(self, level: Level) -> Released:
-        """Lets the writers of this level go, each after it looked whether it really held to the end."""
+        """Lets the writers of this level go, each after it checked that its hold lasted to the end."""
         if self._freezer and self._freezer.frozen:
             raise AttemptError(ErrorCode.WRONG_STATE, "release comes after thaw")
         at_level = [writer for writer in self._at(level) if writer in self._held]
@@ -159,13 +163,13 @@ class Attempt:
         return Released(tuple(writer.report() for writer in at_level), before, window_us)
 
     def post_checkpoint(self, kept: bool) -> None:
-        """Tells the writers how it ended."""
+        """Tells the writers whether the checkpoint is kept."""
         for writer in self._writers:
             writer.post_checkpoint(kept)
 
     def guard_foreign_freeze(self, deadline_ns: int) -> None:
-        """The filesystems are about to be frozen by somebody else, as qemu-guest-agent: at the deadline, or if this process
-        dies, the dead-man thaws them all the same."""
+        """Called when another program, as qemu-guest-agent, is about to freeze the filesystems. At the deadline, or if this
+        process dies, the dead-man thaws them all the same."""
         self._start_window(deadline_ns)
         self.state = State.HELD
         self._foreign = True
@@ -188,21 +192,20 @@ class Attempt:
             self._deadman.disarm()
             self._deadman = None
         if self._freezer:
-            for _ in range(FOREIGN_THAWS if late else 0):  # whoever freezes may not have come to the last of them
+            for _ in range(FOREIGN_THAWS if late else 0):  # the other program may still be freezing
                 self._freezer.thaw_anybodys()
                 time.sleep(FOREIGN_THAW_S)
             self._freezer.close()
-        commands.watch = commands.nobody
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-        writers.remember(self._writers)
+        registry.remember(self._writers)
         self._writers = []
         self._deadline_ns = None
         self.state = State.IDLE
 
     def _start_window(self, step_deadline_ns: int) -> int:
-        """Arms the dead-man at the window's first step. Returns when the step must be done."""
+        """Arms the dead-man at the window's first step. Returns the time by which this step must be done."""
         now = time.monotonic_ns()
         if self._deadline_ns is None:
             self._started_ns = now
@@ -214,7 +217,7 @@ class Attempt:
         return deadline_ns
 
     def _end_window(self) -> None:
-        """Nothing is frozen or held any more; what is left is to say how it ended."""
+        """Called when nothing is frozen or held any more; only `post_checkpoint` can follow."""
         if self._deadman:
             self._deadman.disarm()
             self._deadman = None
@@ -222,27 +225,30 @@ class Attempt:
         self.state = State.RELEASED
 
     def _announce(self, writer: ApplicationWriter) -> None:
-        """One that is passed over may be at rest because somebody else wants it so: that is not ours to take back."""
+        """Tells the dead-man before the hold, but not for a writer that is passed over: if its application is at rest, somebody
+        else holds it, and the dead-man must not end that."""
         if writer in self._undo_of and not writer.passed_over:
             self._parts()[1].doing(self._undo_of[writer])
 
     def _taken_back(self, writer: ApplicationWriter) -> None:
-        """The writer has let go by itself. If it could not, the dead-man does it when it is disarmed."""
+        """Tells the dead-man that the writer has let go. If it could not, the dead-man does it when it is disarmed."""
         if self._deadman and writer in self._undo_of and writer.let_go:
             try:
                 self._deadman.undone(self._undo_of[writer])
             except DeadManError:
                 pass
 
-    def _watch_command(self, group: int) -> None:
-        """A dead-man that is gone was noticed before the hold; it must not keep anything from being let go."""
-        try:
-            if self._deadman and group > 0:
-                self._deadman.running(group)
-            elif self._deadman:
-                self._deadman.ended(-group)
-        except DeadManError:
-            pass
+    def command_started(self, group: int) -> None:
+        """Never raises: a dead-man that is gone was noticed before the hold, and must not keep a command from letting go."""
+        if self._deadman:
+            with suppress(DeadManError):
+                self._deadman.command_started(group)
+
+    def command_ended(self, group: int) -> None:
+        """Never raises."""
+        if self._deadman:
+            with suppress(DeadManError):
+                self._deadman.command_ended(group)
 
     def _window_us(self) -> int:
         return (time.monotonic_ns() - (self._started_ns or time.monotonic_ns())) // 1000
@@ -265,9 +271,9 @@ def _explain(refused: list[ApplicationWriter]) -> str:
 
 
 def _wait_for_earlier(deadline_ns: int) -> int:
-    """A lock that an earlier attempt's dead-man may still have: what that one takes back, we must not have taken anew.
+    """Takes the lock that an earlier attempt's dead-man may still hold: nothing may be held anew that it is still releasing.
 
-    Returns its descriptor. Raises AttemptError.
+    Returns the lock's descriptor. Raises AttemptError.
     """
     descriptor = os.open(os.path.join(memory.DIRECTORY, "attempt.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     give_up_ns = min(deadline_ns, time.monotonic_ns() + int((UNDO_TIMEOUT_S + 10) * 1e9))
@@ -277,7 +283,9 @@ def _wait_for_earlier(deadline_ns: int) -> int:
         except BlockingIOError:
             if time.monotonic_ns() >= give_up_ns:
                 os.close(descriptor)
-                raise AttemptError(ErrorCode.FAILED, "what an earlier attempt held is still being taken back") from None
+                raise AttemptError(
+                    ErrorCode.FAILED, "the dead-man of an earlier attempt is still releasing what that attempt held"
+                ) from None
             time.sleep(0.05)
         else:
             return descriptor

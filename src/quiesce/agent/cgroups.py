@@ -1,7 +1,7 @@
-"""Stops and continues the processes of a control group: the kernel's freezer, cgroup v2.
+"""Stops and continues the processes of a control group, by the kernel's freezer (cgroup v2).
 
-A frozen process takes no signal but SIGKILL, and clients of a frozen server wait: for a connection in the kernel's backlog, for
-an answer in the socket's buffer. Source: Documentation/admin-guide/cgroup-v2.rst.
+A frozen process reacts to no signal but SIGKILL. Clients of a frozen server wait: new connections in the kernel's backlog,
+requests in the socket's buffer. Source: the kernel's Documentation/admin-guide/cgroup-v2.rst.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ POLL_S = 0.001
 
 
 class CgroupError(Exception):
-    """The group could not be frozen, or is not what it was."""
+    """The group could not be frozen."""
 
 
 class Cgroup:
@@ -29,10 +29,10 @@ class Cgroup:
         self._freeze: Optional[int] = None
         self._events: Optional[int] = None
         self.ours = False
-        """It was frozen by us, and not let go yet."""
+        """Whether this object froze it and has not thawed it yet."""
 
     def open(self) -> None:
-        """Opens what is needed, so that nothing has to be opened while filesystems are frozen. Raises OSError."""
+        """Opens the group's files, so that none has to be opened while filesystems are frozen. Raises OSError."""
         if self._freeze is None:
             self._freeze = os.open(os.path.join(self._directory, "cgroup.freeze"), os.O_RDWR | os.O_CLOEXEC)
             self._events = os.open(os.path.join(self._directory, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
@@ -42,12 +42,12 @@ class Cgroup:
         return Undo(self._freeze, b"0")
 
     def asked(self) -> bool:
-        """Somebody, perhaps we, has asked for it to be frozen."""
+        """Whether somebody, perhaps this object, has asked the kernel to freeze it."""
         assert self._freeze is not None
         return os.pread(self._freeze, 10, 0).strip() == b"1"
 
     def frozen(self) -> bool:
-        """Every process in it stands still. None does in a group that is gone."""
+        """Whether every process in it stands still. False for a group that is gone."""
         assert self._events is not None
         try:
             return b"frozen 1" in os.pread(self._events, 200, 0)
@@ -55,7 +55,8 @@ class Cgroup:
             return False
 
     def freeze(self, deadline_ns: int) -> None:
-        """Returns when every process in it stands still. Raises CgroupError, TimeoutError; it runs then."""
+        """Returns when every process in it stands still. Raises CgroupError if somebody else froze it, and
+        TimeoutError, having thawed it again."""
         assert self._freeze is not None
         if self.asked():
             raise CgroupError(f"{self.path} is frozen already, by somebody else")
@@ -68,12 +69,12 @@ class Cgroup:
             time.sleep(POLL_S)
 
     def thaw(self) -> None:
-        """Idempotent; lets go only what we froze. Raises OSError."""
+        """Idempotent; does nothing unless this object froze it. Raises OSError."""
         if self.ours and self._freeze is not None:
             try:
                 os.pwrite(self._freeze, b"0", 0)
             except OSError:
-                if os.path.exists(self._directory):  # else all its processes ended
+                if os.path.exists(self._directory):  # if it is gone, all its processes ended
                     raise
         self.ours = False
 

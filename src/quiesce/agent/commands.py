@@ -1,4 +1,4 @@
-"""Runs an administrator's commands: with a limit, killed with all their children when it passes, their words kept."""
+"""Runs an administrator's commands. A command that exceeds its time is killed with all its children; its output is kept."""
 
 from __future__ import annotations
 
@@ -6,27 +6,21 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Optional
 
 from quiesce.agent import linux
 from quiesce.agent.trust import UntrustedError, require_trusted
-from quiesce.agent.writers import WriterError
+from quiesce.agent.writers.base import CommandObserver, WriterError
 from quiesce.model.reports import Outcome
 
-
-def nobody(_group: int) -> None:
-    pass
-
-
-watch: Callable[[int], None] = nobody
-"""Told the process group of every command that begins, and its negative when it has ended. An attempt's dead-man is."""
 MAX_WORDS = 300
-"""Of what a command says, how much a report keeps, in characters."""
+"""How much of a command's output a report keeps, in characters."""
 POLL_S = 0.002
 
 
 def require_runnable(path: str) -> None:
-    """Raises WriterError unless the file is root's own and can be run."""
+    """Raises WriterError unless the file is executable and only root can change it."""
     if not os.path.isabs(path):
         raise WriterError(f"{path or 'an empty name'} is no absolute path", Outcome.NON_RETRYABLE)
     try:
@@ -41,17 +35,22 @@ def require_runnable(path: str) -> None:
         raise WriterError(f"{path} cannot be executed: chmod +x {path}", Outcome.NON_RETRYABLE)
 
 
-def run(command: Sequence[str], timeout_s: float, environment: Mapping[str, str] | None = None) -> str:
-    """Runs a command to its end and returns what it said on its standard output, at most MAX_WORDS characters.
+def run_command(
+    command: Sequence[str],
+    timeout_s: float,
+    observer: Optional[CommandObserver],
+    environment: Optional[Mapping[str, str]] = None,
+) -> str:
+    """Runs a command to its end and returns the first MAX_WORDS characters of its standard output.
 
-    Raises WriterError: a time-out (it and its children are killed then), or an exit status other than 0, with its words. Dies
-    with the conversation. What it leaves running in the background is left alone: a script may hold by that, as QEMU's own
-    mysql-flush.sh.sample does.
+    Raises WriterError for a time-out (the command and its children are killed then), and for an exit status other than 0, with
+    the last words of its output. The command dies with the conversation. Processes that it leaves in the background are left
+    alone: a script may hold by one, as QEMU's own mysql-flush.sh.sample does.
     """
-    # In memory, and no pipes: these would have an end only when the last in the background ends, and break for it before.
+    # Files in memory, not pipes: a pipe would end only with the last background process, and break for it if closed before.
     said, complained = os.memfd_create("said"), os.memfd_create("complained")
     try:
-        status = _run(command, timeout_s, environment, said, complained)
+        status = _run(command, timeout_s, observer, environment, said, complained)
         if status:
             ended = f"ended with {status}" if status > 0 else f"was killed by signal {-status}"
             words = _last_words(complained) or _last_words(said)
@@ -67,8 +66,15 @@ def _last_words(descriptor: int) -> str:
     return os.pread(descriptor, 4 * MAX_WORDS, start).decode(errors="replace").strip()[-MAX_WORDS:]
 
 
-def _run(command: Sequence[str], timeout_s: float, environment: Mapping[str, str] | None, said: int, complained: int) -> int:
-    """Returns the exit status, negative if it was killed by that signal."""
+def _run(
+    command: Sequence[str],
+    timeout_s: float,
+    observer: Optional[CommandObserver],
+    environment: Optional[Mapping[str, str]],
+    said: int,
+    complained: int,
+) -> int:
+    """Returns the exit status; a negative one is the signal that killed the command."""
     give_up = time.monotonic() + timeout_s
     process = subprocess.Popen(
         list(command),
@@ -80,7 +86,8 @@ def _run(command: Sequence[str], timeout_s: float, environment: Mapping[str, str
         preexec_fn=linux.die_with_service,
     )
     try:
-        watch(process.pid)
+        if observer:
+            observer.command_started(process.pid)
         while process.poll() is None:
             if time.monotonic() >= give_up:
                 raise WriterError(f"{' '.join(command)} did not end within {timeout_s:.1f} s", Outcome.TIMEOUT)
@@ -89,5 +96,6 @@ def _run(command: Sequence[str], timeout_s: float, environment: Mapping[str, str
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        watch(-process.pid)
+        if observer:
+            observer.command_ended(process.pid)
     return process.returncode

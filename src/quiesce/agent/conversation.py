@@ -1,4 +1,4 @@
-"""One connected host: reads requests, keeps their order, answers. Any byte from the host is checked like a stranger's."""
+"""One connected host: reads its requests, enforces their order, answers them. Whatever the host sends is checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional
 from quiesce import __version__
 from quiesce.agent import deadman, filesystems
 from quiesce.agent.attempt import Attempt, AttemptError
-from quiesce.agent.writers import ApplicationWriter
+from quiesce.agent.writers.base import ApplicationWriter
 from quiesce.model.reports import WriterReport
 from quiesce.wire import framing, messages
 from quiesce.wire.framing import ProtocolError
@@ -22,9 +22,9 @@ from quiesce.wire.schema import to_wire
 
 CAPABILITIES = ("freeze", "dead-man", "post-checkpoint")
 OVERTIME_S = 15
-"""How much longer than the host waits a step may take, in seconds."""
+"""How much longer a step may take than the host waits for it, in seconds."""
 WRITE_TIMEOUT_MS = 5000
-"""A host that does not read for this long is taken for gone, in milliseconds."""
+"""A host that reads nothing for this long, in milliseconds, counts as gone."""
 
 ALLOWED: dict[Op, tuple[State, ...]] = {
     Op.PREPARE: (State.IDLE,),
@@ -38,7 +38,7 @@ ALLOWED: dict[Op, tuple[State, ...]] = {
     Op.IDENTIFY: (State.IDLE,),
     Op.STATUS: tuple(State),
 }
-"""The states each request may come in."""
+"""The states in which each request may come."""
 
 
 class _HungUpError(Exception):
@@ -46,7 +46,7 @@ class _HungUpError(Exception):
 
 
 class Conversation:
-    """From the host's first byte to its hanging up, which aborts whatever attempt is under way."""
+    """From the host's first byte until it hangs up, which aborts an attempt that is under way."""
 
     def __init__(self, port: int, discover: Callable[[], list[ApplicationWriter]]) -> None:
         self._port = port
@@ -72,7 +72,7 @@ class Conversation:
             self._drop_attempt()
 
     def answer(self, line: Optional[bytes]) -> dict[str, Any]:
-        """The reply to one line, whatever it holds. Never raises for what the line says."""
+        """The reply to one line. Never raises, whatever the line contains."""
         request_id = 0
         try:
             if line is None:
@@ -86,7 +86,7 @@ class Conversation:
             return _error(request_id, ErrorCode.BAD_REQUEST, str(error))
         except AttemptError as error:
             return _error(request_id, error.code, str(error), error.writers)
-        except Exception as error:  # noqa: BLE001 - an answer is owed, and the guest must come out of the window
+        except Exception as error:  # noqa: BLE001 - the host waits for an answer, and the guest must leave the window
             self._drop_attempt()
             return _error(request_id, ErrorCode.FAILED, f"{type(error).__name__}: {error}")
 
@@ -102,7 +102,7 @@ class Conversation:
             raise AttemptError(ErrorCode.WRONG_STATE, f"{request.op.value} is not possible while {state.value}")
         deadline_ns = time.monotonic_ns() + request.deadline_ms * 1_000_000
         if request.op in (Op.IDENTIFY, Op.PREPARE):
-            # The long steps, which look at what may be anybody's: what hangs in one ends with this process.
+            # The slow steps read files that may be anybody's. If one hangs, SIGALRM ends this process, and the hang with it.
             signal.alarm(request.deadline_ms // 1000 + OVERTIME_S)
         try:
             return self._handlers()[request.op](request, deadline_ns)
@@ -128,11 +128,11 @@ class Conversation:
 
     @property
     def _current(self) -> Attempt:
-        assert self._attempt is not None  # ALLOWED asks for a state only an attempt has
+        assert self._attempt is not None  # ALLOWED requires a state that only an attempt has
         return self._attempt
 
     def _hello(self, request: Request, deadline_ns: int) -> messages.HelloReply:
-        """Whoever greets has just come: one who was here before hung up, unseen if a step took that long."""
+        """A greeting means a new connection: an earlier host hung up, perhaps unseen during a long step."""
         self._drop_attempt()
         with open("/proc/sys/kernel/random/boot_id") as file:
             boot_id = file.read().strip()
@@ -192,7 +192,7 @@ class Conversation:
             self._expired = True
             self._drop_attempt()
             return True
-        # What a host wrote before it hung up is not acted on: nobody waits for the answer.
+        # A request that the host sent before it hung up is not carried out: nobody waits for the answer.
         return not events[0][1] & select.POLLHUP
 
     def _write(self, data: bytes) -> None:
@@ -205,7 +205,7 @@ class Conversation:
                 events = poll.poll(WRITE_TIMEOUT_MS)
                 if not events:
                     raise TimeoutError("the host does not read its answer") from None
-                if events[0][1] & select.POLLHUP:  # the driver has no room while no host is connected, and never will
+                if events[0][1] & select.POLLHUP:  # without a host the driver never makes room
                     raise _HungUpError from None
 
 

@@ -1,9 +1,9 @@
 """A process of its own, locked in memory, that thaws when the deadline passes or the conversation dies.
 
-The conversation tells it over a pipe what it is about to do, before it does it. What the dead-man may have to undo is all
-in file descriptors it was born with: until every filesystem is thawed it opens nothing, runs nothing, imports nothing. Killing
-the conversation closes the writers' sessions, and each application lets go of what a closed session held; for those that do
-not, the dead-man has the `Undo` that their writers gave it.
+The conversation tells it over a pipe what it is about to do, before it does it. For the thaw the dead-man needs only file
+descriptors that it inherited: until every filesystem is thawed it opens nothing, runs nothing, imports nothing. At the deadline
+it kills the conversation, which closes the writers' sessions, and each application lets go of what a closed session held. For
+applications that do not, the dead-man has the `Undo` that their writers gave it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from quiesce.agent import linux
 RESCUE_NOTE = "/run/quiesce/last-rescue"
 DISARM_TIMEOUT_S = 2.0
 RETRY_MS = 20
-"""How often a filesystem whose freeze may still be completing is thawed again, in milliseconds."""
+"""Interval at which filesystems are thawed again whose freeze may complete only now, in milliseconds."""
 
 UNDO_TIMEOUT_S = 30.0
 """Longest that a command of an undo may run, in seconds."""
@@ -35,8 +35,8 @@ _ARM, _FREEZING, _NOT_OURS, _THAWED, _DOING, _UNDONE, _RUNNING, _ENDED, _DISARM 
 
 @dataclass(frozen=True)
 class Undo:
-    """What takes back something that would outlive the conversation: bytes to be written to an open descriptor, or, where
-    there is no other way, a command."""
+    """How to end a hold that would outlive the conversation: bytes to write to an open descriptor or, where there is no other
+    way, a command."""
 
     descriptor: Optional[int] = None
     data: bytes = b""
@@ -48,21 +48,21 @@ class DeadManError(Exception):
 
 
 class DeadMan:
-    """The conversation's end of the pipe. A write that fails means the dead-man is dead: no window without it."""
+    """The conversation's end of the pipe. A write that fails means that the dead-man is dead; then there must be no window."""
 
     def __init__(self, pipe: int, pid: int) -> None:
         self._pipe = pipe
         self._pid = pid
         self._ended = False
         self._doing: list[int] = []
-        """What it has yet to take back."""
+        """Indices of the undos that are still to be done."""
 
     @classmethod
-    def start(cls, filesystems: list[int], undos: Sequence[Undo] = (), keep: Sequence[int] = ()) -> DeadMan:
+    def start(cls, filesystems: list[int], undos: Sequence[Undo] = (), keep_open: Sequence[int] = ()) -> DeadMan:
         """Forks the dead-man, which is locked in memory when this returns. Raises DeadManError.
 
-        `filesystems`: descriptors; the other methods name these, and the `undos`, by their positions. `keep`: descriptors that
-        stay open for as long as it lives.
+        `filesystems`: descriptors; the other methods name these, and the `undos`, by their positions. `keep_open`: more
+        descriptors, which stay open for as long as it lives.
         """
         receive, send = os.pipe()
         ready_receive, ready_send = os.pipe()
@@ -71,7 +71,7 @@ class DeadMan:
         if pid == 0:
             try:
                 written = (undo.descriptor for undo in undos if undo.descriptor is not None)
-                _keep_only([receive, ready_send, *filesystems, *written, *keep])
+                _keep_only([receive, ready_send, *filesystems, *written, *keep_open])
                 _Watch(receive, filesystems, undos, conversation).run(ready_send)
             finally:
                 os._exit(0)
@@ -86,11 +86,11 @@ class DeadMan:
         return cls(send, pid)
 
     def arm(self, deadline_ns: int) -> None:
-        """Thaw at this CLOCK_MONOTONIC time, unless disarmed. Raises DeadManError if nobody listens."""
+        """Has it thaw at this CLOCK_MONOTONIC time, unless disarmed before. Raises DeadManError if it is gone."""
         self._tell(_ARM, deadline_ns)
 
     def freezing(self, index: int) -> None:
-        """Said before FIFREEZE, so that there is no moment in which a filesystem is frozen and nobody knows."""
+        """To be told before FIFREEZE, so that at no moment a filesystem is frozen that the dead-man does not know of."""
         self._tell(_FREEZING, index)
 
     def not_ours(self, index: int) -> None:
@@ -100,7 +100,7 @@ class DeadMan:
         self._tell(_THAWED, index)
 
     def doing(self, index: int) -> None:
-        """Said before what the undo at this position takes back."""
+        """To be told before the hold that the undo of this index ends."""
         self._tell(_DOING, index)
         self._doing.append(index)
 
@@ -109,15 +109,15 @@ class DeadMan:
         if index in self._doing:
             self._doing.remove(index)
 
-    def running(self, group: int) -> None:
-        """A command is under way, in this process group: killed with us, before what it does is undone."""
+    def command_started(self, group: int) -> None:
+        """A command runs in this process group. If the conversation dies, the group is killed before the undos are done."""
         self._tell(_RUNNING, group)
 
-    def ended(self, group: int) -> None:
+    def command_ended(self, group: int) -> None:
         self._tell(_ENDED, group)
 
     def disarm(self) -> None:
-        """Ends the dead-man, which first takes back what it was not told is undone. Idempotent; never raises."""
+        """Ends the dead-man, which first does the undos that it was not told are done. Idempotent; never raises."""
         if self._ended:
             return
         self._ended = True
@@ -128,7 +128,7 @@ class DeadMan:
         os.close(self._pipe)
         give_up = time.monotonic() + DISARM_TIMEOUT_S + (UNDO_TIMEOUT_S if self._doing else 0)
         while os.waitpid(self._pid, os.WNOHANG) == (0, 0):
-            if time.monotonic() > give_up:  # stopped, perhaps; it has nothing left to do
+            if time.monotonic() > give_up:  # perhaps it was stopped by a signal; it has nothing left to do
                 os.kill(self._pid, signal.SIGKILL)
             time.sleep(0.002)
 
@@ -140,7 +140,7 @@ class DeadMan:
 
 
 def last_rescue() -> Optional[str]:
-    """What the dead-man did the last time it had to act since the guest booted, or None."""
+    """What a dead-man did when it last had to act since the guest booted; None if none had to."""
     try:
         with open(RESCUE_NOTE) as file:
             return file.read(500).strip()
@@ -195,7 +195,7 @@ class _Watch:
                 return
 
     def _heed(self, data: bytes) -> bool:
-        """Takes in messages; True when there is nothing left to watch."""
+        """Acts on messages. Returns True when the conversation disarmed it."""
         *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
             what, value = line[0], int(line[1:])
@@ -222,20 +222,20 @@ class _Watch:
         return False
 
     def _rescue(self, why: str, *, alive: bool) -> None:
-        """Thaws whatever the conversation may have frozen, and goes on until it can freeze nothing more."""
+        """Thaws whatever the conversation may have frozen, again and again until it is dead and can freeze nothing more."""
         if alive:
-            # It may be stopped, or stuck in a freeze that completes only now; killed, it also drops its sessions.
+            # It may be stopped, or in a freeze that completes only now. Its death also closes its sessions.
             try:
                 os.kill(self._conversation, signal.SIGKILL)
             except ProcessLookupError:
                 pass
         self._thaw_all()
         if alive:
-            self._write_undos()  # these need no disk, so they do not wait for it to die
+            self._write_undos()  # these need no disk, so they need not wait for its death
             poll = select.poll()
             poll.register(self._pipe, select.POLLIN)
             while True:
-                # What it announced before it died counts; the end of the pipe says that it is dead.
+                # What it announced before it died counts. The end of the pipe means that it is dead.
                 if poll.poll(RETRY_MS):
                     data = os.read(self._pipe, 4096)
                     if not data:
@@ -253,14 +253,14 @@ class _Watch:
             _leave_note("; ".join([f"{why}; {len(self._thawed)} filesystem(s) thawed{undone}", *failed]))
 
     def _thaw_all(self) -> None:
-        """A thread a filesystem: one whose freeze is still under way keeps FITHAW waiting, the others must not."""
+        """Uses a thread for each filesystem: FITHAW waits while a freeze is under way, and the others must not wait for it."""
         for index in list(self._maybe_frozen):
             thread = self._threads.get(index)
             if thread is None or not thread.is_alive():
                 thread = threading.Thread(target=self._thaw, args=(index,))
                 try:
                     thread.start()
-                except RuntimeError:  # no memory, or no process, is left for one
+                except RuntimeError:  # no memory or process number is left for a thread
                     self._thaw(index)
                 else:
                     self._threads[index] = thread
@@ -274,10 +274,10 @@ class _Watch:
             fcntl.ioctl(self._filesystems[index], linux.FITHAW, 0)
             self._thawed.add(index)
         except OSError:
-            pass  # not frozen (any more, or yet)
+            pass  # not frozen, or no longer, or not yet
 
     def _write_undos(self) -> list[str]:
-        """The last thing done first. Returns what failed."""
+        """Writes the bytes of the undos, the latest hold first. Returns what failed."""
         failed = []
         for index in reversed(self._doing):
             undo = self._undos[index]
@@ -289,7 +289,8 @@ class _Watch:
         return failed
 
     def _run_undos(self) -> list[str]:
-        """All at once, so that one that hangs keeps nobody else held; it is killed at the end. Returns what failed."""
+        """Runs the commands of the undos all at once, so that one that hangs delays no other; it is killed after
+        UNDO_TIMEOUT_S. Returns what failed."""
         commands = [self._undos[index].command for index in reversed(self._doing)]
         started: dict[int, tuple[str, ...]] = {}
         failed = []
@@ -313,7 +314,7 @@ class _Watch:
 
 
 def _spawn(command: tuple[str, ...]) -> int:
-    """A process as any other: not ignoring what we ignore, and not spared when memory is short. Raises OSError."""
+    """Starts an ordinary process, which does not inherit the ignored signals and the OOM protection. Raises OSError."""
     shell = ("/bin/sh", "-c", 'echo 0 >/proc/self/oom_score_adj; exec "$@"', "sh", *command)
     signals = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE]
     return os.posix_spawn(shell[0], shell, {"PATH": _PATH}, setpgroup=0, setsigdef=signals)

@@ -1,7 +1,7 @@
 """Freezes the filesystems of this machine in stacking order, and thaws them.
 
-What is frozen is a superblock, once, however often and wherever it is mounted; so EBUSY always means that somebody else
-froze it, which is an error: we could not know when they thaw.
+FIFREEZE freezes a superblock, wherever and however often it is mounted, and each is frozen once here. So EBUSY means that
+somebody else froze it. That is an error, because nobody knows when they will thaw it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Optional
 
 from quiesce.agent import linux
 from quiesce.agent.deadman import DeadMan, Undo
-from quiesce.agent.mounts import Found, discover
+from quiesce.agent.mounts import Found, find_filesystems
 from quiesce.model.reports import Filesystem, FreezeState
 
 RCU_EXPEDITED = "/sys/kernel/rcu_expedited"
@@ -26,21 +26,22 @@ HIDDEN = "hidden below another mount; cannot be reached"
 
 
 class FreezeError(Exception):
-    """A filesystem could not be frozen. Those frozen before it were thawed again."""
+    """A filesystem could not be frozen. Those that were frozen before it are thawed again."""
 
 
 def inventory() -> tuple[Filesystem, ...]:
-    """What a freeze would do with each filesystem, without touching any."""
-    return tuple(_report(item, FreezeState.SKIPPED if item.skip else FreezeState.FREEZABLE, item.skip) for item in discover())
+    """What a freeze would do with each filesystem. Touches none."""
+    found = find_filesystems()
+    return tuple(_report(item, FreezeState.SKIPPED if item.skip else FreezeState.FREEZABLE, item.skip) for item in found)
 
 
 class Freezer:
     """Freezes and thaws the filesystems found when it was made. Holds a descriptor on each until `close`."""
 
     def __init__(self) -> None:
-        self._mounts = _MountWatch()  # before looking, so that no mount falls in between
+        self._mounts = _MountWatch()  # before the list is made, so that no mount is missed in between
         self._items: list[_Item] = []
-        for found in discover():
+        for found in find_filesystems():
             item = _Item(found, FreezeState.SKIPPED if found.skip else FreezeState.FREEZABLE, found.skip)
             if not found.skip:
                 item.descriptor = _open(found)
@@ -49,7 +50,7 @@ class Freezer:
             self._items.append(item)
         self._freezable = [item for item in self._items if item.descriptor is not None]
         self.rcu = _rcu()
-        """What puts RCU's pace back. The first of what the dead-man may have to undo, where there is one."""
+        """The undo that resets rcu_expedited; None on a kernel without it. The dead-man has it at index 0."""
         self._rcu_expedited = False
 
     @property
@@ -64,7 +65,7 @@ class Freezer:
         return tuple(_report(item.found, item.state, item.reason, item.freeze_us) for item in self._items)
 
     def flush(self) -> None:
-        """Writes out dirty pages while the applications run: once for the mass, once for what came meanwhile."""
+        """Writes out dirty pages while the applications run: first the mass of them, then those dirtied meanwhile."""
         for _ in range(2):
             for descriptor in self.descriptors:
                 linux.syncfs(descriptor)
@@ -88,9 +89,9 @@ class Freezer:
             raise
 
     def thaw(self, deadman: DeadMan) -> bool:
-        """Thaws what `freeze` froze, `/` first. False if one of them was no longer frozen: somebody else thawed it.
+        """Thaws what `freeze` froze, `/` first. Returns False if somebody else had thawed one of them before.
 
-        Never raises; what cannot be thawed is left to the dead-man.
+        Never raises; a filesystem that cannot be thawed is left to the dead-man.
         """
         unbroken = True
         for index, item in reversed(list(enumerate(self._freezable))):
@@ -117,7 +118,7 @@ class Freezer:
                     pass  # it was not frozen
 
     def why_not_frozen(self, paths: Iterable[str]) -> str:
-        """Why files below one of these paths are not held still by a freeze, or the empty string."""
+        """Why a freeze does not hold the files below one of these paths, or the empty string."""
         sure = {FreezeState.FREEZABLE, FreezeState.FROZEN, FreezeState.THAWED}
         states = {mount.id: item for item in self._items for mount in item.found.mounts}
         for path in paths:
@@ -131,11 +132,12 @@ class Freezer:
         return ""
 
     def _appeared(self) -> str:
-        """A filesystem with files of its own that is mounted now and was not when this was made, or the empty string."""
+        """The mount point of a filesystem that was mounted after this object was made, or the empty string."""
         if not self._mounts.changed():
             return ""
         known = {item.found.mount.device for item in self._items if not item.found.skip}
-        return next((item.mount.mountpoint for item in discover() if not item.skip and item.mount.device not in known), "")
+        new = (item for item in find_filesystems() if not item.skip and item.mount.device not in known)
+        return next((item.mount.mountpoint for item in new), "")
 
     def close(self) -> None:
         self._mounts.close()
@@ -149,7 +151,7 @@ class Freezer:
             self.rcu = None
 
     def _freeze_one(self, index: int, item: _Item, deadman: DeadMan) -> None:
-        assert item.descriptor is not None  # the freezable ones have one
+        assert item.descriptor is not None  # every freezable item has one
         mountpoint = item.found.mount.mountpoint
         started = time.monotonic_ns()
         try:
@@ -164,16 +166,16 @@ class Freezer:
             linux.syncfs(item.descriptor)
             item.state = FreezeState.FLUSHED
             item.reason = f"{item.found.mount.fstype} cannot be frozen; it was flushed"
-        except Exception as error:  # noqa: BLE001 - a dead dead-man: no window without it
+        except Exception as error:  # noqa: BLE001 - the dead-man is gone, and without it there is no window
             raise FreezeError(f"the dead-man: {error}") from None
         else:
             item.state = FreezeState.FROZEN
         item.freeze_us = (time.monotonic_ns() - started) // 1000
 
     def _expedite_rcu(self, deadman: DeadMan) -> None:
-        """FIFREEZE waits for three RCU grace periods, 60 ms of 85 where it was measured; expedited, 12 to 17 ms."""
+        """FIFREEZE waits for three RCU grace periods: measured, 60 ms of a write gap of 85 ms; expedited, 12 to 17 ms."""
         if self.rcu is None or self.rcu.descriptor is None:
-            return  # a kernel without it freezes more slowly
+            return  # a kernel without this setting freezes more slowly
         try:
             _ignoring_death(deadman.doing, 0)
             self._rcu_expedited = True
@@ -210,7 +212,7 @@ class _Item:
 
 
 def _open(found: Found) -> Optional[int]:
-    """A descriptor that is surely on this superblock: the path of a mount below another one leads elsewhere."""
+    """A descriptor that is checked to be on this superblock: a path may lead to another mount on top of it."""
     for mount in found.mounts:
         try:
             descriptor = os.open(mount.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -262,7 +264,7 @@ def _sayable(text: str) -> str:
 
 
 def _ignoring_death(tell: object, *arguments: int) -> None:
-    """Going on without the dead-man is right only on the way out of the window."""
+    """For the way out of the window, where the agent goes on even if the dead-man is gone."""
     try:
         tell(*arguments)  # type: ignore[operator]
     except Exception:  # noqa: BLE001

@@ -1,8 +1,9 @@
-"""For whoever freezes filesystems without us, qemu-guest-agent above all: our writers hold before it and are released after it.
+"""For platforms that freeze filesystems themselves, qemu-guest-agent above all: the writers hold before the freeze and are
+released after the thaw.
 
-`quiesce-agent.pyz --hook freeze` and `--hook thaw` are what qemu-guest-agent's fsfreeze-hook and VMware's backupScripts.d run.
-Each asks the service over a socket of root's; the service forks a process that holds the writers from the one call to the
-other. The dead-man guards it like any attempt: at the deadline it thaws every filesystem, whoever froze it.
+qemu-guest-agent's fsfreeze-hook and VMware's backupScripts.d run `quiesce-agent.pyz --hook freeze` and `--hook thaw`. Each call
+asks the service over a socket that only root can use. The service forks a process that holds the writers from the first call
+to the second. The dead-man guards it like any attempt: at the deadline it thaws every filesystem, whoever froze it.
 """
 
 from __future__ import annotations
@@ -19,32 +20,32 @@ from quiesce.model.grades import LEVELS, Level
 from quiesce.wire.messages import MAX_WINDOW_MS, State
 
 if TYPE_CHECKING:
-    from quiesce.agent.writers import ApplicationWriter
+    from quiesce.agent.writers.base import ApplicationWriter
 
 SOCKET = "/run/quiesce/hook.sock"
 DEFAULT_WINDOW_S = 30.0
-"""From the first hold to the last release, in seconds: longer than our own requester takes, for what they do we do not know."""
+"""From the first hold to the last release, in seconds. Longer than quiesce's own window: what the platform does is unknown."""
 PREPARE_TIMEOUT_S = 120.0
 MAX_REQUEST = 4096
 REQUEST_TIMEOUT_S = 1.0
-"""Longest wait for a request, in seconds, after the connection: others wait behind it."""
+"""Longest wait for the request after a connection, in seconds: other callers wait behind it."""
 
 Discover = Callable[[str], "list[ApplicationWriter]"]
-"""Finds the writers, without the scripts of the platform named."""
+"""Finds the writers, but for the scripts of the named platform."""
 
 
-# -- what the platform runs
+# -- the command that the platform runs
 
 
 def main(arguments: list[str]) -> int:
-    """The exit status: 0 if all writers hold (freeze), or held to the end (thaw). What went wrong is said on stderr."""
+    """Returns the exit status: 0 if all writers hold (freeze), or held to the end (thaw). Errors are printed on stderr."""
     import argparse  # not for the idle service
 
     parser = argparse.ArgumentParser(prog="quiesce-agent --hook")
     parser.add_argument("action", choices=["freeze", "thaw", "freezeFail"])
     parser.add_argument("--without", choices=["vmware"], default="", help="the platform that runs its scripts by itself")
     parser.add_argument("--window", type=float, default=DEFAULT_WINDOW_S, metavar="SECONDS")
-    options, _ = parser.parse_known_args(arguments)  # VMware adds an argument of the caller's
+    options, _ = parser.parse_known_args(arguments)  # VMware appends an argument of its own
     request = {"do": options.action, "without": options.without, "window_ms": int(options.window * 1000)}
     try:
         answer = _ask(request, PREPARE_TIMEOUT_S + options.window)
@@ -69,8 +70,8 @@ def _ask(request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
 # -- the service's side
 
 
-def serve(listener: socket.socket, discover: Discover) -> None:
-    """Answers one platform from its freeze to its thaw, or to the deadline. Returns when nothing is held any more."""
+def serve_platform(listener: socket.socket, discover: Discover) -> None:
+    """Answers one platform from its freeze to its thaw, or until the deadline. Returns when nothing is held any more."""
     held: Optional[_Held] = None
     try:
         while True:
@@ -83,7 +84,7 @@ def serve(listener: socket.socket, discover: Discover) -> None:
                 if do not in ("freeze", "thaw", "freezeFail"):
                     answer = _answer(False, "the request makes no sense")
                 elif do == "freeze" and _gone(connection):
-                    answer = _answer(False, "whoever asked is gone")
+                    answer = _answer(False, "the caller has hung up")
                 elif do == "freeze" and held is None:
                     held = _Held(request)
                     answer = held.freeze(discover)
@@ -94,9 +95,9 @@ def serve(listener: socket.socket, discover: Discover) -> None:
                 else:
                     answer = held.thaw() if do == "thaw" else held.give_up()
                 if not _send(connection, answer) and do == "freeze" and held:
-                    held.give_up()  # nobody is there to freeze anything, or to end it
+                    held.give_up()  # the caller is gone: nobody would freeze, or thaw
                 if held is None or held.ended:
-                    # Nothing is frozen by now: a line of log would have waited for the disk, and we with it.
+                    # Printed only now that nothing is frozen: before, the line of log would have waited for the disk.
                     print(f"hook {request.get('do')}:", *answer["says"], sep="\n  ", file=sys.stderr, flush=True)
                     return
     finally:
@@ -105,7 +106,7 @@ def serve(listener: socket.socket, discover: Discover) -> None:
 
 
 class _Held:
-    """The writers between the two calls."""
+    """The attempt between the two calls, with the writers that hold."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         window = request.get("window_ms")
@@ -131,7 +132,7 @@ class _Held:
         except AttemptError as error:
             self.ended = True
             return _answer(False, f"refused: {error}")
-        except Exception as error:  # noqa: BLE001 - an answer is owed
+        except Exception as error:  # noqa: BLE001 - the platform waits for an answer
             self.ended = True
             return _answer(False, f"failed: {type(error).__name__}: {error}")
         return _answer(True, *(f"{writer.id} holds" for writer in inventory.writers))
@@ -169,7 +170,7 @@ def _accept(listener: socket.socket, held: Optional[_Held]) -> Optional[socket.s
 
 
 def _receive(connection: socket.socket, held: Optional[_Held]) -> dict[str, Any]:
-    """Empty if nothing that makes sense came in time. Not even a byte at a time keeps what is held beyond the deadline."""
+    """Empty if no proper request came in time. A caller that sends byte by byte cannot delay the deadline either."""
     left_ms = held.left_ms() if held else None
     give_up = time.monotonic() + (REQUEST_TIMEOUT_S if left_ms is None else min(REQUEST_TIMEOUT_S, left_ms / 1000))
     line = b""
@@ -190,14 +191,14 @@ def _receive(connection: socket.socket, held: Optional[_Held]) -> dict[str, Any]
 
 
 def _gone(connection: socket.socket) -> bool:
-    """Whether whoever asked has hung up, as a hook that was killed while it waited for its turn."""
+    """Whether the caller has hung up, as a hook does that was killed while it waited for its turn."""
     poll = select.poll()
     poll.register(connection, 0)
     return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
 
 
 def _send(connection: socket.socket, answer: dict[str, Any]) -> bool:
-    """Whether it could be said."""
+    """Returns whether the caller could be answered."""
     connection.settimeout(REQUEST_TIMEOUT_S)
     try:
         connection.sendall(json.dumps(answer).encode() + b"\n")

@@ -1,7 +1,7 @@
-"""Puts this very file into the machine it runs in: `python3 quiesce-agent.pyz --install`, as root.
+"""Installs the file that it is run from: `python3 quiesce-agent.pyz --install`, as root.
 
-The service, and the hooks by which other platforms' snapshots ask it: qemu-guest-agent's fsfreeze-hook (libvirt's --quiesce,
-Proxmox, oVirt, KubeVirt, OpenStack) and VMware's backupScripts.d. Can be run again; brings an older one up to date.
+It installs the service and the hooks through which other platforms' snapshots reach it: qemu-guest-agent's fsfreeze-hook
+(libvirt's --quiesce, Proxmox, oVirt, KubeVirt, OpenStack) and VMware's backupScripts.d. Run again, it updates an older agent.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ QEMU_CONFIGURATION = "/etc/qemu/qemu-ga.conf"
 QEMU_UNIT = "qemu-guest-agent.service"
 VMWARE_SCRIPTS = "/etc/vmware-tools/backupScripts.d"
 RESTART_S = 5
-"""Until qemu-guest-agent is restarted, in seconds: whoever installs through it is to hear how it went."""
+"""Delay of qemu-guest-agent's restart, in seconds: an installation through it must be able to report its result before."""
 STOCK_HOOKS = ("/etc/qemu/fsfreeze-hook", "/etc/qemu-ga/fsfreeze-hook")
-"""What runs the scripts of fsfreeze-hook.d, which ours does in its place, and heeds."""
+"""Hooks that run the scripts of fsfreeze-hook.d. The agent's hook replaces them, and the agent runs these scripts itself."""
 
 UNIT_TEXT = f"""\
 [Unit]
@@ -47,7 +47,7 @@ Nice=-10
 [Install]
 WantedBy=multi-user.target
 """
-# A unit of its own mount namespace (ProtectSystem=, PrivateTmp=, ...) would not see the machine's filesystems.
+# No ProtectSystem=, PrivateTmp=, ...: with a mount namespace of its own the service would not see the machine's filesystems.
 
 _RESTART = "/bin/systemctl --no-block restart quiesce-agent.service"
 RULE_TEXT = f"""\
@@ -55,13 +55,13 @@ ACTION=="add", SUBSYSTEM=="virtio-ports", ATTR{{name}}=="{PORT_NAME}", RUN+="{_R
 """
 HOOK_TEXT = f"""\
 #!/bin/sh
-# quiesce: has the applications hold before the filesystems are frozen. Fails if one that is required does not.
+# quiesce: makes the applications hold before the filesystems are frozen. Fails if a required one does not.
 exec /usr/bin/python3 -I -S {AGENT} --hook "$1"{{more}}
 """
 
 
 def install() -> list[str]:
-    """Returns what an administrator should know. Raises OSError, subprocess.CalledProcessError."""
+    """Returns notes for the administrator. Raises OSError, subprocess.CalledProcessError."""
     for directory in (DIRECTORY, WRITERS, os.path.dirname(RULE)):
         os.makedirs(directory, mode=0o755, exist_ok=True)
     source = os.path.abspath(sys.argv[0])
@@ -84,11 +84,11 @@ def install() -> list[str]:
         ("systemctl", "restart", "quiesce-agent.service"),
     ):
         subprocess.run(command, check=True)
-    return _hook_into_qemu_agent()  # last, for it restarts what this may be a child of
+    return _hook_into_qemu_agent()  # last: it restarts qemu-guest-agent, which may be running this
 
 
 def _hook_into_qemu_agent() -> list[str]:
-    """qemu-guest-agent reads this file when it starts; what its command line says would count more."""
+    """Names the hook in the file that qemu-guest-agent reads at its start; its command line would override the file."""
     if not os.path.isdir(os.path.dirname(QEMU_CONFIGURATION)):
         return []
     lines = _read(QEMU_CONFIGURATION).splitlines()
@@ -96,7 +96,7 @@ def _hook_into_qemu_agent() -> list[str]:
     if HOOK in present:
         return []
     if present and present[0] not in STOCK_HOOKS:
-        return [f"qemu-guest-agent runs {present[0]}; to have the applications hold, let it run {HOOK} freeze|thaw"]
+        return [f"qemu-guest-agent runs {present[0]}; to hold the applications, have it run {HOOK} freeze|thaw"]
     kept = [line for line in lines if not line.replace(" ", "").startswith("fsfreeze-hook=")]
     at = next((number for number, line in enumerate(kept) if line.strip() == "[general]"), None)
     if at is None:
@@ -113,7 +113,7 @@ def _hook_into_qemu_agent() -> list[str]:
         "--timer-property=AccuracySec=100ms",
     ]
     subprocess.run(["systemd-run", *when, "systemctl", "try-restart", QEMU_UNIT], check=True)
-    return [f"{QEMU_UNIT} restarts in {RESTART_S} s, so that snapshots taken through it have the applications hold"]
+    return [f"{QEMU_UNIT} restarts in {RESTART_S} s, so that snapshots taken through it hold the applications"]
 
 
 def _read(path: str) -> str:

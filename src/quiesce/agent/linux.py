@@ -19,24 +19,24 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def syncfs(fd: int) -> None:
-    """Writes out everything dirty of the filesystem `fd` is on. Raises OSError."""
+    """Writes out all dirty pages of the filesystem that `fd` is on. Raises OSError."""
     _check(_libc.syncfs(fd))
 
 
 def lock_memory() -> None:
-    """Keeps this process out of swap and page-ins, now and later. Raises OSError."""
+    """Keeps all memory of this process, now and later, in RAM. Raises OSError."""
     _check(_libc.mlockall(_MCL_CURRENT | _MCL_FUTURE))
 
 
 def die_with_service() -> None:
-    """This conversation is killed when the service dies. To be said again after every change of user: the kernel forgets it
-    then (prctl(2), PR_SET_PDEATHSIG). Raises OSError."""
+    """Has the kernel kill this process when its parent dies. To be called again after every change of user, when the kernel
+    forgets it (prctl(2), PR_SET_PDEATHSIG). Raises OSError."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
 
 
 @contextmanager
 def as_user(uid: int) -> Iterator[None]:
-    """Runs the block as another user, with that one's groups and no others."""
+    """Runs the block as another user, with that user's groups and no others."""
     group, groups = _groups_of(uid)
     own = os.getgroups()
     os.setgroups(groups)
@@ -53,7 +53,7 @@ def as_user(uid: int) -> Iterator[None]:
 
 @functools.cache
 def _groups_of(uid: int) -> tuple[int, list[int]]:
-    """Asked once a user, before the window: the answer may come from a directory server that is held."""
+    """Looked up once for each user, before the window: the answer may come from a directory server that will be held."""
     import pwd
 
     try:

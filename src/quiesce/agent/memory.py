@@ -1,5 +1,5 @@
-"""What the agent keeps from one conversation to the next, until the guest is restarted: in memory only, so that it is in no
-checkpoint."""
+"""Keeps values from one conversation to the next, until the guest restarts: in /run, which is memory, so that no checkpoint has
+them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DIRECTORY = "/run/quiesce"
 
 
 def recall(name: str) -> dict[str, Any]:
-    """What was kept under this name; empty if nothing was, or it cannot be read."""
+    """The value kept under this name; empty if there is none, or it cannot be read."""
     try:
         with open(os.path.join(DIRECTORY, f"{name}.json")) as file:
             value = json.load(file)
@@ -20,8 +20,8 @@ def recall(name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def keep(name: str, value: dict[str, Any]) -> None:
-    """Never raises: nothing depends on it but speed, and what is shown."""
+def retain(name: str, value: dict[str, Any]) -> None:
+    """Never raises: only speed and what is shown depend on it."""
     path = os.path.join(DIRECTORY, f"{name}.json")
     try:
         with open(path + ".new", "w") as file:

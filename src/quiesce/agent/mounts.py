@@ -1,4 +1,4 @@
-"""Finds the filesystems of this machine: which there are, what carries them, and in which order they must be frozen."""
+"""Finds the filesystems of this machine, what each of them is stored on, and the order in which they must be frozen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOT_OURS = "on the network or the host, not on this machine's disks"
 ELSEWHERE = "on a network block device, not on this machine's disks"
 MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
 WITHOUT_BLOCK_DEVICE_NUMBER = frozenset({"btrfs", "bcachefs"})
-"""Live on block devices, but number themselves as anonymous devices."""
+"""Filesystems on block devices whose device number is that of an anonymous device."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Mount:
     source: str
     super_read_only: bool
     root_directory: str = "/"
-    """Where the mount's namespace can be reached from ours."""
+    """The directory under which the mount's namespace is reached from the agent's, as `/proc/PID/root`."""
 
     @property
     def path(self) -> str:
@@ -38,11 +38,11 @@ class Mount:
 
 @dataclass(frozen=True)
 class Found:
-    """A superblock and the mounts by which it can be reached."""
+    """A superblock, and the mounts through which it can be reached."""
 
     mounts: tuple[Mount, ...]
     skip: Optional[str] = None
-    """Why there is nothing to freeze, if so."""
+    """Why it is not frozen; None if it is."""
 
     @property
     def mount(self) -> Mount:
@@ -72,7 +72,7 @@ def parse_mountinfo(text: str, root_directory: str = "/") -> list[Mount]:
 
 
 def classify(mounts: Iterable[Mount]) -> list[Found]:
-    """One entry a superblock that holds somebody's files, in mount order; kernel and memory filesystems are left out."""
+    """One entry for each superblock that holds files, in mount order. The kernel's and memory filesystems are left out."""
     by_device: dict[Device, list[Mount]] = {}
     for mount in mounts:
         by_device.setdefault(mount.device, []).append(mount)
@@ -100,9 +100,9 @@ def classify(mounts: Iterable[Mount]) -> list[Found]:
 
 
 def freeze_order(found: Iterable[Found], carriers: dict[Device, frozenset[Device]]) -> list[Found]:
-    """Filesystems in files of others first, then in reverse mount order, `/` last.
+    """First filesystems that are stored in files of other filesystems, then the rest in reverse mount order, `/` last.
 
-    `carriers`: for the device of a filesystem in a loop device, the devices of the filesystems its file is on.
+    `carriers`: for the device of a filesystem on a loop device, the devices of the filesystems that hold the loop file.
     """
 
     def depth(device: Device, seen: frozenset[Device] = frozenset()) -> int:
@@ -114,8 +114,8 @@ def freeze_order(found: Iterable[Found], carriers: dict[Device, frozenset[Device
     return [item for _, item in indexed]
 
 
-def discover() -> list[Found]:
-    """The machine's filesystems in the order to freeze them, those of containers' mount namespaces included."""
+def find_filesystems() -> list[Found]:
+    """The machine's filesystems in the order in which to freeze them, with those of containers' mount namespaces."""
     mounts: list[Mount] = []
     seen_namespaces = set()
     for pid in ["1", *sorted(filter(str.isdigit, os.listdir("/proc")), key=int)]:
@@ -137,7 +137,7 @@ def discover() -> list[Found]:
 
 
 def skip_carried_elsewhere(found: list[Found], carriers: dict[Device, frozenset[Device]]) -> list[Found]:
-    """Filesystems in files of one that is not on this machine's disks are not there either."""
+    """Skips filesystems that are stored in files of a filesystem that is not on this machine's disks."""
     elsewhere = {item.mount.device for item in found if item.skip in (ELSEWHERE, NOT_OURS)}
     while True:
         more = {device for device, below in carriers.items() if below & elsewhere} - elsewhere
@@ -174,8 +174,8 @@ def carrying_filesystems(device: Device, sysfs: str = "/sys") -> frozenset[Devic
 
 
 def on_the_network(device: Device, sysfs: str = "/sys") -> bool:
-    """Whether a disk below `device` comes to the guest over a network (iSCSI, NBD, RBD, NVMe over fabrics, DRBD): what is
-    on it is not in the images of this machine."""
+    """Whether a disk below `device` comes to the guest over a network (iSCSI, NBD, RBD, NVMe over fabrics, DRBD). If so, its
+    content is not in this machine's images."""
     base = os.path.realpath(f"{sysfs}/dev/block/{device[0]}:{device[1]}")
     for name in _listdir(f"{base}/slaves"):
         try:
@@ -184,7 +184,7 @@ def on_the_network(device: Device, sysfs: str = "/sys") -> bool:
             if on_the_network((int(major), int(minor)), sysfs):
                 return True
         except (OSError, ValueError):
-            continue  # it is gone
+            continue  # the device is gone
     return bool(re.search(r"/session\d+/|/nvme-fabrics/|/devices/rbd/|/block/(nbd|drbd)\d+", base + "/"))
 
 

@@ -1,6 +1,6 @@
-"""Adds compiled code to the agent's file, for the guest's own Python; without it, a conversation compiles its writers anew.
+"""Adds compiled code, for the guest's own Python, to the agent's file. Without it each conversation would compile its writers.
 
-The source stays in: after an upgrade of Python the compiled code is passed over, and the agent is only slower to start.
+The source stays in the file: after an upgrade of Python the compiled code is ignored, and the agent is only slower to start.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import zipfile
 
 
 def precompile(archive_path: str) -> None:
-    """Rewrites the archive, whole or not at all. Raises OSError, SyntaxError."""
+    """Rewrites the archive, completely or not at all. Raises OSError, SyntaxError."""
     rewritten = archive_path + ".compiled"
     with open(archive_path, "rb") as file:
         first_line = file.readline()
@@ -21,7 +21,7 @@ def precompile(archive_path: str) -> None:
         with zipfile.ZipFile(archive_path) as source, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as target:
             for info in source.infolist():
                 if info.filename.endswith(".pyc"):
-                    continue  # made for another Python
+                    continue  # compiled for another Python
                 content = source.read(info)
                 target.writestr(info, content)
                 if info.filename.endswith(".py") and info.filename != "__main__.py":
@@ -33,6 +33,6 @@ def precompile(archive_path: str) -> None:
 
 
 def _compiled(source: bytes, name: str) -> bytes:
-    """As py_compile writes it with an unchecked hash: the archive is replaced as a whole, so nothing can be out of step."""
+    """Code as py_compile writes it with an unchecked hash: source and code are always replaced together."""
     code = compile(source, name, "exec", dont_inherit=True)
     return importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + importlib.util.source_hash(source) + marshal.dumps(code)

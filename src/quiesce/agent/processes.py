@@ -1,4 +1,4 @@
-"""What runs in this machine, as /proc has it."""
+"""The processes of this machine, from /proc."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 class Process:
     pid: int
     name: str
-    """The kernel's name of it, at most 15 characters."""
+    """The kernel's name of the process, at most 15 characters."""
     uid: int
     container: bool
-    """It has another root directory than the agent."""
+    """Whether it has another root directory than the agent."""
 
 
 def running(*names: str) -> Iterator[Process]:
@@ -32,13 +32,13 @@ def running(*names: str) -> Iterator[Process]:
             root = os.stat(f"/proc/{pid}/root")
             uid = os.stat(f"/proc/{pid}").st_uid
         except OSError:
-            continue  # it ended, or is the kernel's own
+            continue  # it ended, or is a kernel thread
         yield Process(pid, name, uid, (root.st_dev, root.st_ino) != (own_root.st_dev, own_root.st_ino))
 
 
 def read_file(path: str, limit: int = 64 * 1024) -> str:
-    """The beginning of a regular file, which may be anybody's: no pipe is waited for, no device read without end. Raises
-    OSError."""
+    """The first `limit` bytes of a regular file. Safe for a path that anybody may have made: it waits for no pipe and reads no
+    device. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -49,7 +49,7 @@ def read_file(path: str, limit: int = 64 * 1024) -> str:
 
 
 def command_line(pid: int) -> list[str]:
-    """Its arguments; empty if it ended."""
+    """The process's arguments; empty if it ended."""
     try:
         with open(f"/proc/{pid}/cmdline", errors="surrogateescape") as file:
             return file.read().rstrip("\0").split("\0")
@@ -58,7 +58,8 @@ def command_line(pid: int) -> list[str]:
 
 
 def cgroup(pid: int) -> str:
-    """Its control group below /sys/fs/cgroup, as `/system.slice/nginx.service`; empty if it ended, or without cgroup v2."""
+    """The process's control group below /sys/fs/cgroup, as `/system.slice/nginx.service`; empty if it ended, or without
+    cgroup v2."""
     try:
         with open(f"/proc/{pid}/cgroup") as file:
             match = re.search(r"^0::(/.*)$", file.read(), re.MULTILINE)
@@ -68,14 +69,14 @@ def cgroup(pid: int) -> str:
 
 
 def unit(pid: int) -> str:
-    """The system service it belongs to, as `nginx.service`; empty if to none."""
-    # As systemd's cg_path_get_unit: the first that is no slice. What is below it is the unit's own, as a container's services.
+    """The system service that the process belongs to, as `nginx.service`; empty if to none."""
+    # The first name that is no slice, as systemd's cg_path_get_unit has it. Groups below are the unit's own, as a container's.
     match = re.match(r"/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)(?:/|$)", cgroup(pid))
     return match.group(1) if match else ""
 
 
 def open_files(pid: int) -> Iterator[str]:
-    """Paths of the regular files and sockets it has open, as /proc has them."""
+    """What the process has open, as /proc shows it: paths of files, `socket:[INODE]`."""
     directory = f"/proc/{pid}/fd"
     try:
         descriptors = os.listdir(directory)
@@ -89,7 +90,7 @@ def open_files(pid: int) -> Iterator[str]:
 
 
 def listening_ports(pid: int) -> list[int]:
-    """TCP ports it listens on at an address that this machine reaches itself by, lowest first."""
+    """TCP ports on which the process listens at 127.0.0.1 or at every address, lowest first."""
     sockets = {path[8:-1] for path in open_files(pid) if path.startswith("socket:[")}
     ports = set()
     for table in ("tcp", "tcp6"):
@@ -106,7 +107,7 @@ def listening_ports(pid: int) -> list[int]:
 
 
 def listening_paths(pid: int) -> list[str]:
-    """Unix sockets with a path in the filesystem that it listens on."""
+    """Paths of the Unix sockets on which the process listens."""
     sockets = {path[8:-1] for path in open_files(pid) if path.startswith("socket:[")}
     try:
         with open(f"/proc/{pid}/net/unix") as file:

@@ -1,14 +1,15 @@
-"""Programs of this machine that are writers themselves: they connect to a socket of the agent's and are asked like any other.
+"""Programs of this machine that are writers themselves: they connect to the agent's socket and are asked like other writers.
 
     the program says   {"protocol": 1, "writer": "shop", "application": "shop", "level": "back-end", ...}   (`Registration`)
     the agent answers  {"registered": "external:shop"}   or {"error": "..."}, and hangs up
 
-The service accepts them and keeps their connections. A conversation, forked from it, inherits these and asks
-(writers/external.py), while the service waits for it to end. The end of its connection tells a program to let go.
+The service accepts the programs and keeps their connections. A conversation, forked from the service, inherits the connections
+and asks the programs (writers/external.py), while the service waits for the conversation to end. The end of its connection
+tells a program to let go.
 
-A program that was connected and is not any more is missed, for as long as the machine is up, in every checkpoint: it may be
-hung, or have crashed, with its application writing or in need of recovery. One that was stopped on purpose says so, over a
-connection of its own, because the first one may be a conversation's just then:
+A program that was connected and no longer is, is missed in every checkpoint until the machine restarts: it may hang or have
+crashed, with its application writing or in need of recovery. A program that is stopped on purpose tells the agent so, over a
+second connection, because a conversation may be using the first one:
 
     {"protocol": 1, "leave": "shop"}   is answered by   {"left": "external:shop"}
 """
@@ -34,7 +35,7 @@ SOCKET = "/run/quiesce/writers.sock"
 PROTOCOL = 1
 MAX_PROGRAMS = 64
 MAX_CONNECTIONS = 2 * MAX_PROGRAMS
-"""More than programs, so that those that have yet to say who they are keep no other out."""
+"""More than MAX_PROGRAMS, so that connections that have not registered yet keep no program out."""
 MAX_TEXT = 100
 """Longest name of an application or version, in characters."""
 MAX_PATHS = 16
@@ -45,11 +46,11 @@ _KEPT = "programs"
 
 @dataclass(frozen=True)
 class Registration:
-    """What a program says of itself when it connects."""
+    """What a program tells of itself when it connects."""
 
     protocol: int
     writer: str
-    """Its name, which no other program has."""
+    """The program's name; unique."""
     application: str
     version: str = "unknown"
     level: Level = Level.BACK_END
@@ -57,7 +58,7 @@ class Registration:
     paths: tuple[str, ...] = ()
     """Directories that hold all the application's files."""
     hold_timeout_ms: Optional[int] = None
-    """Longest that it may take to hold."""
+    """Longest that its hold may take."""
 
     @property
     def id(self) -> str:
@@ -71,23 +72,23 @@ class _Leave:
 
 
 class Program:
-    """A connection. Until it has registered, whoever is at its other end is not asked anything."""
+    """A connection. Nothing is asked over it before its other end has registered."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.lines = LineSplitter()
         self.registration: Optional[Registration] = None
         self.requests = 0
-        """Sent so far in this conversation."""
+        """Number of requests sent in this conversation."""
         self.open = True
 
     def hang_up(self) -> None:
-        """The program sees the end of its connection, whichever process has a copy of this side. Idempotent; never raises."""
+        """Ends the connection, also where other processes have copies of the descriptor. Idempotent; never raises."""
         self.open = False
         try:
             self.connection.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # it hung up first
+            pass  # the program hung up first
 
     def has_ended(self) -> bool:
         try:
@@ -99,25 +100,25 @@ class Program:
 
 
 class Programs:
-    """Those that are connected, and those that should be. Nothing here ever waits, or raises for what a program does."""
+    """The programs that are connected, and those that are missed. No method waits, or raises because of a program."""
 
     def __init__(self, path: str = SOCKET) -> None:
         """Listens on `path`, for root alone. Raises OSError."""
         self._connections: dict[int, Program] = {}
         self._registered: dict[str, Program] = {}
         self._known = _recall()
-        """Also those that are missing."""
+        """By name, the connected and the missed ones."""
         self._listener = listen(path)
         self._epoll = select.epoll()
-        # Edge-triggered: a connection that cannot be accepted for want of descriptors waits for the next, and wakes nobody.
+        # Edge-triggered: a connection not accepted for lack of descriptors waits for the next one, without a busy loop.
         self._epoll.register(self._listener, select.EPOLLIN | select.EPOLLET)
 
     def fileno(self) -> int:
-        """A descriptor that polls as readable when there is something to attend to."""
+        """A descriptor that polls as readable when `attend` has something to do."""
         return self._epoll.fileno()
 
     def attend(self) -> None:
-        """Deals with whoever connected, spoke or hung up since the last time."""
+        """Handles connections, messages and hang-ups since the last call."""
         for descriptor, _ in self._epoll.poll(0):
             if descriptor == self._listener.fileno():
                 self._accept()
@@ -125,15 +126,15 @@ class Programs:
                 self._hear(self._connections[descriptor])
 
     def connected(self) -> list[Program]:
-        """Those that registered, in the order of their names."""
+        """The programs that registered and are connected, by name."""
         return [self._registered[name] for name in sorted(self._registered)]
 
     def missing(self) -> list[Registration]:
-        """Those that registered since the machine started, did not leave, and are not connected."""
+        """The programs that registered since the machine started, did not leave, and are not connected."""
         return [self._known[name] for name in sorted(self._known.keys() - self._registered.keys())]
 
     def close_all(self) -> None:
-        """Hangs up on every program, which then lets go. It may connect again."""
+        """Closes every connection, which makes the programs let go. They may connect again."""
         for program in list(self._connections.values()):
             self._drop(program)
 
@@ -141,7 +142,7 @@ class Programs:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:  # no more, or no descriptor for it
+            except OSError:  # no connection is left, or no descriptor for one
                 return
             connection.setblocking(False)
             if _peer_uid(connection) != os.geteuid():
@@ -165,7 +166,7 @@ class Programs:
         lines = list(program.lines.feed(data))
         try:
             if program.registration or len(lines) > 1:
-                raise ProtocolError("a program says one line, and from then on nothing that it was not asked")
+                raise ProtocolError("a program sends one line, and then only answers to requests")
             if lines:
                 self._heed(program, lines[0])
         except ProtocolError as error:
@@ -224,8 +225,8 @@ class Programs:
         program.connection.close()
 
     def _remember(self) -> None:
-        """So that those are missed, too, that do not come back when the agent is restarted."""
-        memory.keep(_KEPT, {name: to_wire(registration) for name, registration in self._known.items()})
+        """Keeps the known programs, so that those that do not come back after a restart of the agent are missed, too."""
+        memory.retain(_KEPT, {name: to_wire(registration) for name, registration in self._known.items()})
 
 
 def _recall() -> dict[str, Registration]:
@@ -239,7 +240,7 @@ def _recall() -> dict[str, Registration]:
 
 
 def listen(path: str) -> socket.socket:
-    """A socket of root's alone, which does not wait. Raises OSError."""
+    """A non-blocking socket that only root can connect to. Raises OSError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         os.unlink(path)
@@ -269,4 +270,4 @@ def _send(connection: socket.socket, message: dict[str, Any]) -> None:
     try:
         connection.send(to_line(message))
     except OSError:
-        pass  # it is gone, or does not read; its connection's end says enough
+        pass  # it is gone or does not read; the end of its connection tells it enough

@@ -1,5 +1,5 @@
-"""Waits for a host on the virtio-serial port, for other platforms' hooks, and for programs that are writers; without a single
-wake-up in between. Forks a conversation for each host or hook, one at a time."""
+"""Waits, without waking up in between, for a host on the virtio-serial port, for other platforms' hooks, and for programs that
+are writers. Forks a conversation for each host or hook, one at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quiesce.agent import hook, memory
 from quiesce.agent.programs import Programs, listen
 
 if TYPE_CHECKING:
-    from quiesce.agent.writers import ApplicationWriter
+    from quiesce.agent.writers.base import ApplicationWriter
 
 MAX_CONVERSATION_TRACE = 4000
 
@@ -22,7 +22,7 @@ MAX_CONVERSATION_TRACE = 4000
 def serve(device: str) -> None:
     """Serves until killed. Raises OSError if a socket cannot be made; systemd then tries again.
 
-    Without the port the hooks and the programs are served; udev has the service restarted when the port comes.
+    Without the port it serves hooks and programs only; udev restarts the service when the port is plugged in.
     """
     os.makedirs(memory.DIRECTORY, mode=0o700, exist_ok=True)
     try:
@@ -39,18 +39,18 @@ def serve(device: str) -> None:
 
 
 def _wait(port: Optional[int], hooks: int, programs: Programs) -> None:
-    """Returns when a host or a hook has something to say.
+    """Returns when a host or a hook has sent something.
 
-    While no host is connected the port polls as hung up, so a level-triggered wait would spin (qemu-ga sleeps 100 ms a
-    round). The driver wakes waiters when the host connects and when data comes (drivers/char/virtio_console.c), which an
-    edge-triggered wait turns into exactly those wake-ups.
+    While no host is connected the port polls as hung up, so a level-triggered wait would spin (qemu-ga instead sleeps 100 ms
+    in each round). The driver wakes waiters when the host connects and when data comes (drivers/char/virtio_console.c): an
+    edge-triggered wait wakes up then, and only then.
     """
     with select.epoll() as epoll:
         epoll.register(hooks, select.EPOLLIN)
         epoll.register(programs.fileno(), select.EPOLLIN)
         if port is not None:
             epoll.register(port, select.EPOLLIN | select.EPOLLET)
-        # Asked afresh each time: what arrived between a conversation's end and the registration is no edge.
+        # Polled before each wait: data that came between a conversation's end and the registration makes no edge.
         while not (_readable(hooks) or (port is not None and _host_speaks(port))):
             epoll.poll()
             programs.attend()
@@ -69,7 +69,7 @@ def _host_speaks(port: int) -> bool:
 
 
 def _fork(work: Callable[[], None], programs: Programs) -> None:
-    """Runs one conversation in a child, so that its memory, its sessions and its mistakes end with it."""
+    """Runs one conversation in a child process, so that its memory, its sessions and its failures end with it."""
     programs.attend()
     service = os.getpid()
     child = os.fork()
@@ -81,18 +81,18 @@ def _fork(work: Callable[[], None], programs: Programs) -> None:
 
             linux.die_with_service()
             if os.getppid() != service:
-                return  # it died before we could ask for that
+                return  # the service died before the kernel was asked to end this child with it
             with open("/proc/self/oom_score_adj", "w") as file:
-                file.write("0")  # what it reads may be anybody's; nobody else is to be killed for it
+                file.write("0")  # it may read much for anybody: if memory runs out it is killed, not another process
             work()
             status = 0
-        except Exception:  # noqa: BLE001 - the last place that can say what happened
+        except Exception:  # noqa: BLE001 - the last place that can report it
             sys.stderr.write(traceback.format_exc()[-MAX_CONVERSATION_TRACE:])
         finally:
             os._exit(status)
     _, status = os.waitpid(child, 0)
     if status:
-        programs.close_all()  # some may hold, and nobody is left to tell them
+        programs.close_all()  # some may hold; the end of their connection releases them
 
 
 def _converse(port: int, programs: Programs) -> None:
@@ -102,11 +102,10 @@ def _converse(port: int, programs: Programs) -> None:
 
 
 def _answer_hook(hooks: socket.socket, programs: Programs) -> None:
-    hook.serve(hooks, lambda platform: _discover(programs, without=platform))
+    hook.serve_platform(hooks, lambda platform: _discover(programs, without=platform))
 
 
 def _discover(programs: Programs, *, without: str = "") -> list[ApplicationWriter]:
-    from quiesce.agent import writers
-    from quiesce.agent.writers import external
+    from quiesce.agent.writers import external, registry
 
-    return writers.discover(external.writers(programs), without=without)
+    return registry.discover(external.program_writers(programs), without=without)

@@ -1,4 +1,4 @@
-"""What systemd says of a unit. Runs `systemctl`, so never inside the window."""
+"""Asks systemd about units. Runs `systemctl`, so it must not be used while filesystems are frozen."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ NEVER_FROZEN = (
     "systemd-udevd",
     "init",
 )
-"""Without these the machine cannot be reached, or the agent itself would wait."""
+"""Units without which the machine cannot be reached, or the agent itself would wait."""
 
 
 class UnitError(Exception):
     """The unit is not there, or must not be frozen."""
 
 
-def show(unit: str) -> dict[str, str]:
-    """Some of its properties, by name. Raises UnitError."""
-    return show_all([unit])[unit]
+def properties_of(unit: str) -> dict[str, str]:
+    """Some of the unit's properties, by name. Raises UnitError."""
+    return properties_of_units([unit])[unit]
 
 
-def show_all(units: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The same of several units, by their names. Raises UnitError."""
+def properties_of_units(units: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The same properties of several units, by unit. Raises UnitError."""
     command = [SYSTEMCTL, "show", "--property", ",".join(_PROPERTIES), "--", *units]
     try:
         said = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False)
@@ -52,7 +52,7 @@ def show_all(units: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def require_dispensable(unit: str) -> None:
-    """Raises UnitError if the machine needs it running."""
+    """Raises UnitError if the machine needs the unit running."""
     if unit.rpartition(".")[0] in NEVER_FROZEN:
         raise UnitError(f"{unit} is never frozen: the machine, or this agent, could not be reached any more")
 
@@ -65,18 +65,18 @@ def would_stop_with(unit: str) -> list[str]:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnitError(f"systemctl show {unit}: {error}") from None
     names = sorted({name for name in said.split() if name.endswith((".service", ".socket"))})
-    shown = show_all(names) if names else {}
+    shown = properties_of_units(names) if names else {}
     return [name for name, found in shown.items() if found.get("ActiveState") in ("active", "activating", "reloading")]
 
 
 def freezable_cgroup(unit: str) -> str:
-    """The control group of a running unit that may be frozen. Raises UnitError with the reason if it may not.
+    """The control group of a running unit, if it may be frozen. Raises UnitError with the reason if it may not.
 
-    systemd kills a unit that does not feed its watchdog, frozen or not, and then leaves the group frozen; up to version 257
-    (systemd issue 38517).
+    A unit with a watchdog may not: systemd up to 257 kills a frozen unit, too, that does not feed its watchdog, and then leaves
+    the group frozen (systemd issue 38517).
     """
     require_dispensable(unit)
-    found = show(unit)
+    found = properties_of(unit)
     if found.get("LoadState") != "loaded":
         raise UnitError(f"there is no unit {unit}")
     if found.get("ActiveState") != "active" or not found.get("ControlGroup"):

@@ -1,4 +1,4 @@
-"""What root may act upon: files and directories that nobody but root can write."""
+"""Tells which files root may act upon: those that nobody but root can write."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class UntrustedError(Exception):
 
 
 def require_trusted(path: str) -> None:
-    """The file, and every directory and symbolic link on the way to it, belongs to root and can be written by nobody else.
+    """Checks that the file, and every directory and symbolic link on the way to it, is root's and writable by nobody else.
 
-    Raises UntrustedError with what to mend, OSError if it is not there.
+    Raises UntrustedError, whose message tells how to mend it, and OSError if there is no such file.
     """
     path = os.path.abspath(path)
     require_roots_own(path, os.stat(path))
@@ -23,7 +23,7 @@ def require_trusted(path: str) -> None:
         if stat.S_ISLNK(status.st_mode):
             if status.st_uid != 0:
                 raise UntrustedError(f"the link {each} can be changed by others than root: chown -h root {each}")
-        # Sticky, as /tmp: nobody can replace what is another's in it.
+        # In a sticky directory, as /tmp, nobody can replace another user's files.
         elif status.st_uid != 0 or (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
             raise UntrustedError(f"{each} can be written by others than root: chown root {each}; chmod go-w {each}")
 

@@ -1,11 +1,11 @@
-"""A test writer, as `vswriter.exe` is for VSS: it keeps a file of its own, and misbehaves when told.
+"""A writer for tests, as `vswriter.exe` is for VSS: it keeps a file of its own, and misbehaves when told to.
 
     python3 -m quiesce.testing.writer --data /srv/counter --fail hold --outcome timeout
 
-In a guest: PYTHONPATH=/usr/local/lib/quiesce/quiesce-agent.pyz. The file has an increasing number in it, which is written and
-flushed to disk every 10 ms unless it is held; the number is also the position. If the number in a checkpoint is another than
-its position, the hold did not hold. PHASE is one of identify, prepare, hold, release, post-checkpoint; in each the option acts
-first, so to die while it holds is `--die release`.
+In a guest: PYTHONPATH=/usr/local/lib/quiesce/quiesce-agent.pyz. The file contains a number that grows, and is flushed to disk,
+every 10 ms unless the writer holds; the number is also the position. If the file in a checkpoint has another number than the
+position, the hold failed. PHASE is one of identify, prepare, hold, release, post-checkpoint. The option acts at the beginning
+of the phase, so `--die release` dies during the hold.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INTERVAL_S = 0.01
 
 
 class Counter:
-    """A number in a file, or in none, that grows until it is held. It goes on from where the file was."""
+    """A number that grows unless it is held, in a file or in memory only. It continues from the number in the file."""
 
     def __init__(self, path: str | None) -> None:
         self.value = 0
@@ -42,7 +42,7 @@ class Counter:
             threading.Thread(target=self._count, daemon=True).start()
 
     def hold(self, timeout_s: float) -> None:
-        """What was begun to be written is on disk, and nothing more will be. Raises Failed (timeout)."""
+        """Returns when the last write is on disk and no other will begin. Raises Failed (timeout)."""
         if not self._free.acquire(timeout=timeout_s):
             raise Failed("timeout", "a write did not end")
         self._held = True
@@ -63,7 +63,7 @@ class Counter:
 
 
 class TestWriter(Writer):
-    """Does as the command line says."""
+    """Behaves as the command line says."""
 
     __test__ = False  # not a test of pytest's
 
@@ -127,20 +127,20 @@ def _delay(text: str) -> tuple[str, int]:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Ends the process if they make no sense."""
+    """Parses the command line. Ends the process if it is wrong."""
     parser = argparse.ArgumentParser(prog="python3 -m quiesce.testing.writer", description="A writer that misbehaves as told.")
     parser.add_argument("--name", default="test")
     parser.add_argument("--level", choices=LEVELS, default="back-end")
     parser.add_argument("--data", metavar="FILE", help="writes an increasing number to FILE, unless held")
-    parser.add_argument("--log", metavar="FILE", help="appends a line a call; not on a filesystem that freezes: /run, /dev/shm")
-    parser.add_argument("--outcome", choices=OUTCOMES[1:], default="retryable", help="of --fail")
-    parser.add_argument("--socket", default=SOCKET, help="the agent's")
+    parser.add_argument("--log", metavar="FILE", help="appends a line for each call; in /run or /dev/shm, which never freeze")
+    parser.add_argument("--outcome", choices=OUTCOMES[1:], default="retryable", help="outcome of --fail")
+    parser.add_argument("--socket", default=SOCKET, help="the agent's socket")
     for option, text in {
         "--fail": "says that it failed",
         "--hang": "never answers",
         "--die": "kills itself",
         "--disconnect": "hangs up",
-        "--lie": "does nothing but answer: a hold that is a lie goes on writing",
+        "--lie": "only answers: `--lie hold` goes on writing",
     }.items():
         parser.add_argument(option, metavar="PHASE", choices=PHASES, action="append", default=[], help=text)
     parser.add_argument("--delay", metavar="PHASE=MS", type=_delay, action="append", default=[], help="first waits")
@@ -148,7 +148,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Until it is killed. SIGTERM has it take leave of the agent, as an application does that is stopped on purpose."""
+    """Runs until it is killed. On SIGTERM it takes leave of the agent, as an application that is stopped on purpose does."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     run(TestWriter(parse(sys.argv[1:])))

@@ -1,4 +1,4 @@
-"""What the administrator says in /etc/quiesce/writers.d/*.conf: writers of their own, and how others are to be treated.
+"""The administrator's files /etc/quiesce/writers.d/*.conf: writers of their own, and settings of other writers.
 
     [Writer]                              [Match]
     Name=shop                             Writer=redis:*
@@ -6,8 +6,8 @@
     Unit=shop.service                     HoldTimeoutSec=2
     Stateless=yes
 
-docs/writers.md has all keys. A file that cannot be read, or that others than root can write, is itself a writer that cannot be
-held: nothing an administrator asked for is passed over in silence.
+docs/writers.md has all keys. A file that cannot be read, or that others than root can write, shows as a writer that cannot be
+held, so that nothing the administrator asked for is passed over in silence.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import configparser
 import glob
 import os
 import shlex
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Optional
 
 from quiesce.agent import cgroups, commands
 from quiesce.agent.deadman import Undo
 from quiesce.agent.trust import UntrustedError, require_trusted
-from quiesce.agent.writers import ApplicationWriter, WriterError, left_s
-from quiesce.agent.writers.frozen import Frozen
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
+from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.agent.writers.sqlite import Sqlite
 from quiesce.agent.writers.stopped import StoppedService
 from quiesce.model.grades import Grade, Level
@@ -31,7 +32,7 @@ from quiesce.model.reports import Outcome
 
 DIRECTORY = "/etc/quiesce/writers.d"
 COMMAND_TIMEOUT_S = 30.0
-"""Longest that a command outside the window, or one that releases, may run, in seconds."""
+"""Longest that a command may run outside the window, or to release, in seconds."""
 MAX_HOLD_S = 3600
 _WRITER = {
     *("name", "level", "required", "stateless", "holdtimeoutsec", "paths", "application"),
@@ -45,7 +46,7 @@ class _ConfigurationError(Exception):
 
 
 def configured(found: list[ApplicationWriter]) -> list[ApplicationWriter]:
-    """These writers and the declared ones, each as it is to be treated."""
+    """These writers and the declared ones, with the settings that the files give them."""
     sections: list[tuple[str, configparser.SectionProxy]] = []
     result = list(found)
     for path in sorted(glob.glob(os.path.join(DIRECTORY, "*.conf"))):
@@ -89,7 +90,7 @@ def _declare(found: list[ApplicationWriter], section: configparser.SectionProxy)
     elif _stops(section):
         writer = StoppedService(f"declared:{name}", unit or _missing("Unit"))
     elif unit or section.get("cgroup"):
-        writer = DeclaredFrozen(f"declared:{name}", unit=unit, cgroup=_only_cgroup(section.get("cgroup", "")))
+        writer = DeclaredCgroup(f"declared:{name}", unit=unit, cgroup=_only_cgroup(section.get("cgroup", "")))
     else:
         raise _ConfigurationError(f"writer {name!r} has none of Unit, CGroup, Hold")
     if any(other.id == writer.id for other in found):
@@ -98,9 +99,9 @@ def _declare(found: list[ApplicationWriter], section: configparser.SectionProxy)
     writer.stateless = section.getboolean("stateless", False)
     writer.keeps(paths)
     _apply(writer, section)
-    # Who names a unit knows better than we what to do with it; and it can only be frozen once.
-    # What is shut down has no file open.
-    gives_way = (Frozen, Sqlite) if isinstance(writer, StoppedService) else Frozen
+    # The administrator's declaration replaces a writer that would freeze the same unit, for a unit can be frozen only once. A
+    # unit that is shut down has no SQLite file open, so that writer is not needed either.
+    gives_way = (FrozenCgroup, Sqlite) if isinstance(writer, StoppedService) else FrozenCgroup
     for other in found:
         if unit and isinstance(other, Sqlite) and other.unit == unit:
             other.freezing = False
@@ -142,7 +143,7 @@ def _apply(writer: ApplicationWriter, section: configparser.SectionProxy) -> Non
 
 
 def _only_cgroup(pattern: str) -> str:
-    """The one control group that matches, as a container's, whose name has a number in it."""
+    """The one control group that matches the pattern: a container's name, for one, has a number in it that changes."""
     found = [path[len(cgroups.ROOT) :] for path in glob.glob(f"{cgroups.ROOT}/{pattern.lstrip('/')}")] if pattern else [""]
     if len(found) > 1:
         raise _ConfigurationError(f"CGroup={pattern} matches {len(found)} control groups")
@@ -154,7 +155,7 @@ def _missing(key: str) -> str:
 
 
 class Misconfigured(ApplicationWriter):
-    """A file that says what cannot be done."""
+    """A file with a mistake in it."""
 
     application = "configuration"
 
@@ -166,19 +167,19 @@ class Misconfigured(ApplicationWriter):
         raise WriterError(self._problem, Outcome.NON_RETRYABLE)
 
 
-class DeclaredFrozen(Frozen):
-    """A unit, or a control group, of the administrator's choice."""
+class DeclaredCgroup(FrozenCgroup):
+    """A unit or control group that the administrator names."""
 
     def on_identify(self, deadline_ns: int) -> None:
         super().on_identify(deadline_ns)
         if self.stateless:
             self.grade = Grade.CLEAN
         else:
-            self.grade, self.reason = Grade.CRASH, "frozen anywhere in its work; say Stateless=yes if it keeps no data"
+            self.grade, self.reason = Grade.CRASH, "it is frozen anywhere in its work; set Stateless=yes if it keeps no data"
 
 
 class Commands(ApplicationWriter):
-    """Held by a command of the administrator's."""
+    """An application that the administrator's own commands hold and release."""
 
     outlives = True
 
@@ -202,15 +203,16 @@ class Commands(ApplicationWriter):
 
     def on_prepare(self, deadline_ns: int, window_ms: int) -> None:
         if "prepare" in self._commands:
-            commands.run(self._commands["prepare"], left_s(deadline_ns), {"QUIESCE_WINDOW_MS": str(window_ms)})
+            environment = {"QUIESCE_WINDOW_MS": str(window_ms)}
+            self._run("prepare", left_s(deadline_ns), environment)
 
     def on_hold(self, deadline_ns: int) -> None:
         self._held = True
-        commands.run(self._commands["hold"], left_s(deadline_ns))
+        self._run("hold", left_s(deadline_ns))
         self._note_position(deadline_ns)
 
     def on_release(self) -> None:
-        commands.run(self._commands["release"], COMMAND_TIMEOUT_S)
+        self._run("release", COMMAND_TIMEOUT_S)
         self._held = False
 
     def on_abort(self) -> None:
@@ -219,4 +221,7 @@ class Commands(ApplicationWriter):
 
     def _note_position(self, deadline_ns: int) -> None:
         if "position" in self._commands:
-            self.position = {"position": commands.run(self._commands["position"], min(COMMAND_TIMEOUT_S, left_s(deadline_ns)))}
+            self.position = {"position": self._run("position", min(COMMAND_TIMEOUT_S, left_s(deadline_ns)))}
+
+    def _run(self, name: str, timeout_s: float, environment: Optional[Mapping[str, str]] = None) -> str:
+        return commands.run_command(self._commands[name], timeout_s, self.command_observer, environment)

@@ -1,12 +1,12 @@
-"""Servers that keep data and are not running: there is nothing to hold, and systemd says how they ended.
+"""Services that keep data and are not running: there is nothing to hold, and systemd tells how they ended.
 
-Only those that ran since the machine started: of the others nobody knows more than the disk itself.
+Only services that ran since the machine started are listed: systemd knows nothing of how the others ended.
 """
 
 from __future__ import annotations
 
 from quiesce.agent import systemd
-from quiesce.agent.writers import ApplicationWriter, WriterError
+from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
@@ -19,13 +19,13 @@ UNITS = {
     "slapd.service": "openldap",
     "rabbitmq-server.service": "rabbitmq",
 }
-"""PostgreSQL's own files say more than systemd does (postgresql_stopped.py)."""
+"""PostgreSQL is not among them: its own files tell more than systemd does (postgresql_stopped.py)."""
 
 
 def discover() -> list[ApplicationWriter]:
-    """One writer a service that is down."""
+    """One writer for each service that is down."""
     try:
-        shown = systemd.show_all(list(UNITS))
+        shown = systemd.properties_of_units(list(UNITS))
     except systemd.UnitError as error:
         return [Unasked(str(error))]
     return [
@@ -36,7 +36,7 @@ def discover() -> list[ApplicationWriter]:
 
 
 class Unasked(ApplicationWriter):
-    """systemd does not say which services are down."""
+    """Stands for all of them when systemd does not answer."""
 
     application = "systemd"
 
@@ -59,7 +59,7 @@ class Down(ApplicationWriter):
         self._before = found
 
     def on_identify(self, deadline_ns: int) -> None:
-        found = systemd.show(self._unit)
+        found = systemd.properties_of(self._unit)
         if found.get("ExecMainStartTimestamp") != self._before.get("ExecMainStartTimestamp"):
             raise WriterError("it was down, and was started during the attempt", Outcome.INCONSISTENT, Grade.CRASH)
         if found.get("ActiveState") != "inactive" or found.get("Result") != "success":

@@ -1,9 +1,9 @@
-"""Programs that are writers themselves (agent/programs.py): asked one thing at a time, and taken at their word, within bounds.
+"""Writers for programs that registered (agent/programs.py): asked one thing at a time, and taken at their word, within bounds.
 
     {"id": 3, "do": "hold", "timeout_ms": 3000}      is answered by      {"id": 3, "outcome": "stable", "grade": "clean"}
 
-The requests are those of `ApplicationWriter`, in the same order. What a program answers cannot be proved, only noted. One that
-does not answer in time, or answers what makes no sense, is hung up on, and lets go by that.
+The requests are the phases of `ApplicationWriter`, in the same order. A program's answer cannot be proved, only noted. If a
+program does not answer in time, or its answer makes no sense, the agent closes the connection, which tells it to let go.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from quiesce.agent.programs import Program, Programs, Registration
-from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns, left_s
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns, left_s
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 from quiesce.wire.framing import ProtocolError, from_line, to_line
 from quiesce.wire.schema import from_wire
 
 LET_GO_TIMEOUT_S = 2.0
-"""Longest wait for a program to let go, in seconds: others wait behind it."""
+"""Longest wait for a program to let go, in seconds: other writers wait behind it."""
 POST_CHECKPOINT_TIMEOUT_S = 10.0
 MAX_ANSWER = 4096
 """Longest answer, in bytes."""
@@ -32,7 +32,7 @@ _BEST_FIRST = list(Grade)
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProgramAnswer:
     id: int
     outcome: Outcome
     grade: Optional[Grade] = None
@@ -41,8 +41,8 @@ class Answer:
     warnings: tuple[str, ...] = ()
 
 
-def writers(programs: Programs) -> list[ApplicationWriter]:
-    """One a program that is connected, or missed."""
+def program_writers(programs: Programs) -> list[ApplicationWriter]:
+    """One writer for each program that is connected, and for each that is missed."""
     return [*map(External, programs.connected()), *map(Missing, programs.missing())]
 
 
@@ -62,7 +62,7 @@ class _Registered(ApplicationWriter):
 
 
 class Missing(_Registered):
-    """A program that was connected since the machine started, and went away without taking leave."""
+    """A program that was connected since the machine started, and is not connected now, without having taken leave."""
 
     def on_identify(self, deadline_ns: int) -> None:
         raise WriterError("its program was connected and went away without taking leave; start it again", grade=Grade.CRASH)
@@ -73,11 +73,11 @@ class External(_Registered):
 
     def __init__(self, program: Program) -> None:
         registration = program.registration
-        assert registration is not None  # those that have not said who they are, are not listed
+        assert registration is not None  # `connected` lists only programs that registered
         super().__init__(registration)
         self._program = program
         self._attempt = False
-        """It was asked to prepare, and not told yet how it ended."""
+        """Whether it was asked to prepare, and not yet told how the attempt ended."""
 
     def on_identify(self, deadline_ns: int) -> None:
         self._note(self._ask("identify", deadline_ns))
@@ -105,12 +105,12 @@ class External(_Registered):
         if attempt and self._program.open:
             self._ask("post-checkpoint", deadline_in_ns(POST_CHECKPOINT_TIMEOUT_S), kept=kept)
 
-    def _note(self, answer: Answer) -> None:
+    def _note(self, answer: ProgramAnswer) -> None:
         self.grade, self.reason = Grade.CLEAN if self.stateless else answer.grade or Grade.HELD, _cut(answer.reason)
-        self.position = dict(answer.position)  # where it stands now, or unknown: not where it stood before
+        self.position = dict(answer.position)  # its position now; if it gives none, an earlier one does not count
 
-    def _ask(self, do: str, deadline_ns: int, **arguments: int) -> Answer:
-        """Raises WriterError, having hung up unless the program itself says that it cannot."""
+    def _ask(self, do: str, deadline_ns: int, **arguments: int) -> ProgramAnswer:
+        """Raises WriterError; unless the program itself gave the reason, its connection is closed then."""
         left_s(deadline_ns)
         try:
             answer = _exchange(self._program, {"do": do, **arguments}, deadline_ns)
@@ -127,17 +127,19 @@ class External(_Registered):
             worth = answer.grade if answer.grade is Grade.CRASH else Grade.REFUSED
             raise WriterError(_cut(answer.reason) or f"it gives no reason why it cannot {do}", answer.outcome, worth)
         if answer.grade and not answer.grade.vouched:
-            raise WriterError(_cut(answer.reason) or "by its own account", Outcome.NON_RETRYABLE, answer.grade)
+            raise WriterError(
+                _cut(answer.reason) or f"the program itself grades it {answer.grade.value}", Outcome.NON_RETRYABLE, answer.grade
+            )
         return answer
 
 
-def _exchange(program: Program, request: dict[str, object], deadline_ns: int) -> Answer:
+def _exchange(program: Program, request: dict[str, object], deadline_ns: int) -> ProgramAnswer:
     """Raises TimeoutError, OSError if the connection ended, ProtocolError."""
     program.requests += 1
     program.connection.sendall(to_line({"id": program.requests, **request}))
-    answer = from_wire(Answer, from_line(_receive_line(program, deadline_ns)))
+    answer = from_wire(ProgramAnswer, from_line(_receive_line(program, deadline_ns)))
     if answer.id != program.requests:
-        raise ProtocolError("it is to another request")
+        raise ProtocolError("its id is that of another request")
     return answer
 
 
@@ -152,7 +154,7 @@ def _receive_line(program: Program, deadline_ns: int) -> bytes:
             raise ConnectionResetError
         lines = list(program.lines.feed(data))
         if len(lines) > 1:
-            raise ProtocolError("there is more than one line of it")
+            raise ProtocolError("it has more than one line")
         if lines:
             if lines[0] is None or len(lines[0]) > MAX_ANSWER:
                 raise ProtocolError(f"it has more than {MAX_ANSWER} bytes")

@@ -1,4 +1,4 @@
-"""Applications that the kernel holds: no process of their control group runs."""
+"""Applications that are held by the kernel's cgroup freezer: no process of their control group runs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Optional
 from quiesce.agent import processes, systemd
 from quiesce.agent.cgroups import Cgroup, CgroupError
 from quiesce.agent.deadman import Undo
-from quiesce.agent.writers import ApplicationWriter, WriterError
+from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
 FREEZE_TIMEOUT_MS = 2000
-"""Longest wait for all processes to stand still, in milliseconds; one in an uninterruptible wait keeps the others waiting."""
+"""Longest wait until all processes stand still, in milliseconds; a process in an uninterruptible wait delays it."""
 
 
-class Frozen(ApplicationWriter):
-    """Held by freezing its control group, which is a unit's, or given. Clients wait; what it was doing goes on afterwards.
+class FrozenCgroup(ApplicationWriter):
+    """Held by freezing a control group: a systemd unit's, or one given by path. Clients wait; the work goes on afterwards.
 
-    It stands still anywhere in its work, so what that is worth is for each application to say: `worth`.
+    The application may stop anywhere in its work, so each subclass says by `worth` what a restore of that state is worth.
     """
 
     worth = Grade.CRASH
@@ -36,7 +36,7 @@ class Frozen(ApplicationWriter):
         try:
             self._cgroup.open()
         except OSError:
-            return None  # `on_identify` says so
+            return None  # `on_identify` reports it
         return self._cgroup.undo
 
     def on_identify(self, deadline_ns: int) -> None:
@@ -69,7 +69,7 @@ class Frozen(ApplicationWriter):
         held = self._cgroup.frozen()
         self._cgroup.thaw()
         if not held:
-            raise WriterError(f"{self._cgroup.path} was let go during the window, or ended", Outcome.INCONSISTENT)
+            raise WriterError(f"{self._cgroup.path} was thawed during the window, or ended", Outcome.INCONSISTENT)
 
     def on_abort(self) -> None:
         self._cgroup.thaw()

@@ -1,19 +1,14 @@
 """MariaDB, and MySQL 8: every writer held between two of its transactions, and InnoDB's log empty after its last checkpoint.
 
-How: one connection a table says `LOCK TABLES t READ`, which waits for the transactions that wrote to the table and keeps new
-ones from writing. Were it one connection for all, the server would see a deadlock with a transaction that takes the tables
-in another order, and end it: an error of the application's. So it sees none; we wait for each lock a short while of our own,
-and give up by KILL QUERY. A table at which we gave up is moved to the front of the next try: the application's own order
-is learned (1 to 3 tries, no error of a client; notes/writers.md 17). Then nothing is in flight, and `FLUSH TABLES WITH READ
-LOCK` keeps it so for whatever else could be written; alone, it would stop transactions in their middle.
+How: every table is locked, so that no transaction is open that wrote (mariadb_locks.py).
 
 With no transaction open and every page written, `innodb_log_checkpoint_now` leaves nothing after the last checkpoint, and
 InnoDB starts without crash recovery (log0recv.cc: "redo log is logically empty"). MySQL has no such checkpoint: its recovery
-always runs. Nor can FLUSH TABLES WITH READ LOCK be had there once tables are locked: a writer that waits for a table already
-has the right (MDL GLOBAL IX, sql_base.cc: open_table) that it asks for. There the tables' locks are the hold, all or nothing,
-and `LOCK INSTANCE FOR BACKUP` keeps the tables from changing.
+always runs. In MySQL, FLUSH TABLES WITH READ LOCK cannot follow the table locks either: a writer that waits for a locked table
+already holds the metadata lock that the statement needs (MDL GLOBAL IX, sql_base.cc: open_table). So in MySQL the table locks
+are the hold, all of them or none, and `LOCK INSTANCE FOR BACKUP` keeps the set of tables from changing.
 
-A session's own `wait_timeout` is the server's dead-man: locks end with the session.
+The sessions' `wait_timeout` is the server's own dead-man: the locks end with the session.
 """
 
 from __future__ import annotations
@@ -23,35 +18,28 @@ import math
 import os
 import time
 from contextlib import suppress
-from typing import Any, NamedTuple, NoReturn, Optional
+from typing import Any, NoReturn, Optional
 
 from quiesce.agent import memory, processes
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns
-from quiesce.agent.writers.mariadb_session import Session, code_of, connect
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
+from quiesce.agent.writers.mariadb_locks import DatabaseLocks
+from quiesce.agent.writers.mariadb_session import Session, connect
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
 HOLD_BUDGET_MS = 5000
-"""Longest time spent on getting the locks, in milliseconds, and never more than half of what is left to the deadline."""
-LOCK_TIMEOUT_MS = 60
-"""How long the first try waits for one lock; each try waits twice as long as the one before. Writers queue behind us then."""
-MAX_LOCK_TIMEOUT_MS = 700
+"""Longest time spent on taking the locks, in milliseconds; never more than half of the time left to the deadline."""
 MAX_TABLES = 64
-"""Connections opened to lock tables, one each, and never more than half of those that the server has left."""
+"""Most connections opened to lock tables, one for each table; never more than half of the connections still free."""
 PREPARE_FLUSH_S = 2.0
 MAX_FLUSHES = 20
 BOOKKEEPING_BYTES = 64
-"""What may follow a checkpoint in the log: its own record (16 bytes; 24 if the log is encrypted)."""
-STALE_S = 0.11
-"""The server renews its list of transactions only if nobody read it for 100 ms (trx0i_s.cc: CACHE_MIN_IDLE_TIME_NS)."""
+"""Most bytes of log after a checkpoint: the checkpoint's own record has 16 (24 if the log is encrypted)."""
 RELEASE_TIMEOUT_S = 2.0
 OLDEST_MYSQL = [8, 0, 22]
 
 MEMORY = "mariadb-lock-order"
-
-_NO_SUCH_TABLE = 1146
-_CONFLICT = (1205, 1213, 1317)  # lock time-out, deadlock, KILL QUERY
 
 _CHECKPOINT = "SET GLOBAL innodb_log_checkpoint_now = ON"
 _DIRECTORIES = ("innodb_data_home_dir", "innodb_log_group_home_dir", "innodb_undo_directory", "aria_log_dir_path")
@@ -64,20 +52,15 @@ _OWN_TABLES = (
     " AND table_schema NOT IN ('mysql', 'sys', 'performance_schema', 'information_schema')"
 )
 _ENGINES = "SELECT engine, MIN(CONCAT(table_schema, '.', table_name)), COUNT(*)" + _OWN_TABLES + " GROUP BY engine"
-# Those written to last come first, as far as the server remembers: a hint, for where not all can be locked.
+# The tables written to most recently come first, as far as the server remembers: they matter most where not all can be locked.
 _TABLES = (
     "SELECT CONCAT('`', REPLACE(table_schema, '`', '``'), '`.`', REPLACE(table_name, '`', '``'), '`'), engine"
     + _OWN_TABLES
     + " ORDER BY update_time DESC, table_schema, table_name"
 )
-_TRANSACTIONS = (
-    "SELECT /* {mark} */ t.trx_mysql_thread_id, p.user, TIMESTAMPDIFF(SECOND, t.trx_started, NOW()), t.trx_rows_modified,"
-    " t.trx_query FROM information_schema.innodb_trx t"
-    " LEFT JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id ORDER BY t.trx_started"
-)
 _KNOWN_ENGINES = {"InnoDB", "Aria", "MyISAM", "MRG_MyISAM", "MRG_MYISAM", "MEMORY", "CSV", "ARCHIVE", "BLACKHOLE"}
 _PROOF = ("lsn_current", "gtid_binlog_pos", "gtid_executed", "binlog_file", "binlog_position")
-"""What moves when anything is written. MySQL's log also moves by itself, and only there the LSN is not among them."""
+"""Parts of the position that change with every write. MySQL's LSN also grows by itself, so its position has it elsewhere."""
 
 
 def discover() -> list[ApplicationWriter]:
@@ -87,17 +70,6 @@ def discover() -> list[ApplicationWriter]:
         with suppress(OSError):  # it ended
             found.append(Database(process, os.readlink(f"/proc/{process.pid}/cwd")))  # the server works in its data directory
     return found
-
-
-class _Transaction(NamedTuple):
-    thread: int
-    user: Optional[str]
-    seconds: int
-    modified: int
-    """Rows."""
-
-    def __str__(self) -> str:
-        return f"thread {self.thread} of user {self.user or 'unknown'!r} is in a transaction for {self.seconds} s"
 
 
 class Database(ApplicationWriter):
@@ -111,16 +83,12 @@ class Database(ApplicationWriter):
         self._mariadb = True
         self._variables: dict[str, str] = {}
         self._control: Any = None
-        """Has the lock on everything, and flushes."""
+        """The session that takes the lock on everything, and flushes."""
         self._watcher: Any = None
-        """Kills what waits too long, and sees who is in a transaction."""
-        self._sessions: list[Session] = []
-        """In the order in which their tables are locked."""
-        self._learned: list[str] = []
+        self._locks: Optional[DatabaseLocks] = None
         self._window_s = 0
-        self._looks = 0
 
-    # -- what it says of itself
+    # -- identify
 
     def on_identify(self, deadline_ns: int) -> None:
         if self._process.container:
@@ -139,7 +107,7 @@ class Database(ApplicationWriter):
             )
         self.grade, self.reason = Grade.CLEAN, None
         if self._variables.get("log_bin") == "ON":
-            # It is marked as in use for as long as the server runs (sql/log.cc: LOG_EVENT_BINLOG_IN_USE_F).
+            # The binary log is marked as in use for as long as the server runs (sql/log.cc: LOG_EVENT_BINLOG_IN_USE_F).
             self.grade = Grade.NIL_REDO
             self.reason = "InnoDB starts without recovery; the server goes through its last binary log, which changes nothing"
         if not self._mariadb:
@@ -152,13 +120,13 @@ class Database(ApplicationWriter):
         self.position = self._read_position(deadline_ns)
 
     def _refuse_members(self, deadline_ns: int) -> None:
-        """What follows others is not a boundary of its own."""
+        """A server that follows another has no commit boundary of its own."""
         if self._variables.get("wsrep_on") == "ON":
             self.role = "galera node"
             _refuse("a node of a Galera cluster: it starts with recovery and joins the others again")
         if not self._mariadb and [int(part) for part in self.version.split(".")] < OLDEST_MYSQL:
             _refuse(f"MySQL {self.version} is older than {'.'.join(map(str, OLDEST_MYSQL))}")
-        # With ALL, the connections of MariaDB that have a name.
+        # MariaDB lists named replication connections only with ALL.
         if self._control.run("SHOW ALL SLAVES STATUS" if self._mariadb else "SHOW REPLICA STATUS", deadline_ns):
             self.role = "replica"
             self.position = self._named("VARIABLES", ("gtid_slave_pos", "gtid_executed"), deadline_ns)
@@ -191,143 +159,61 @@ class Database(ApplicationWriter):
         self._watcher = self._connect()
         tables = self._tables(deadline_ns)
         known = set(tables)
-        self._learned = [table for table in memory.recall(MEMORY).get(self.id, []) if table in known]
-        ordered = self._learned + [table for table in tables if table not in set(self._learned)]
+        learned = [table for table in memory.recall(MEMORY).get(self.id, []) if table in known]
+        ordered = learned + [table for table in tables if table not in set(learned)]
+        locks = self._locks = DatabaseLocks(self._control, self._watcher, self._mariadb, learned)
         used = int(self._named("STATUS", ("Threads_connected",), deadline_ns)["Threads_connected"])
         most = max(0, min(MAX_TABLES, (int(self._variables["max_connections"]) - used) // 2))
         if len(ordered) > most:
             if not self._mariadb:
                 _refuse(f"it has {len(ordered)} tables, and at most {most} of MySQL can be held, each by a connection")
             self.warnings.append(
-                f"of its {len(ordered)} tables only {most} are waited for one by one; while transactions write to others, it"
-                " is a matter of luck to find a moment with none open"
+                f"only {most} of its {len(ordered)} tables can be locked one by one; while transactions write to the others,"
+                " only luck finds a moment with none open"
             )
         for table in ordered[:most]:
-            self._sessions.append(self._connect(table))
+            locks.sessions.append(self._connect(table))
         if self._mariadb:
             started = time.monotonic_ns()
-            # While it is written to, this has no end of its own; what counts is that the mass of dirty pages is written.
-            self._attempt(self._control, _CHECKPOINT, min(deadline_ns, deadline_in_ns(PREPARE_FLUSH_S)), deadline_ns)
+            # Under load this statement does not end by itself; it serves to write the mass of dirty pages, and is then ended.
+            locks.run_until(self._control, _CHECKPOINT, min(deadline_ns, deadline_in_ns(PREPARE_FLUSH_S)), deadline_ns)
             self.time("prepare_flush", started)
 
     def on_hold(self, deadline_ns: int) -> None:
+        locks = self._prepared_locks
         started = time.monotonic_ns()
-        # Not before: it counts from a session's last statement, and the others may still have had much to prepare.
-        for session in (self._watcher, self._control, *self._sessions):
+        # Not set in `prepare`: the server counts from a session's last statement, and other writers may prepare for long.
+        for session in (self._watcher, self._control, *locks.sessions):
             limit = self._window_s
             session.run(f"SET SESSION wait_timeout = {limit}, interactive_timeout = {limit}", deadline_ns)
         budget = min(HOLD_BUDGET_MS * 1_000_000, (deadline_ns - started) // 2)
-        self._hold_writers(started + budget, deadline_ns)
+        try:
+            locks.take(started + budget, deadline_ns)
+        finally:
+            self.timings["lock_tries"] = locks.tries
         self.time("lock", started)
         started = time.monotonic_ns()
         if self._mariadb:
             self._empty_log(deadline_ns)
         else:
-            locked = {session.table for session in self._sessions}
+            locked = {session.table for session in locks.sessions}
             for table in self._tables(deadline_ns):
                 if table not in locked:
                     raise WriterError(f"table {table} was created just now")
             self.position = self._read_position(deadline_ns)
         self.time("flush", started)
 
+    @property
+    def _prepared_locks(self) -> DatabaseLocks:
+        assert self._locks is not None  # made by prepare, which hold and release follow
+        return self._locks
+
     def _tables(self, deadline_ns: int) -> list[str]:
-        """Those to be locked: where a lock on everything comes after, only they can have transactions."""
+        """Tables to be locked: in MariaDB InnoDB's alone. Others have no transactions; the lock on everything holds them."""
         return [name for name, engine in self._control.run(_TABLES, deadline_ns) if engine == "InnoDB" or not self._mariadb]
 
-    def _hold_writers(self, until_ns: int, deadline_ns: int) -> None:
-        """Every table locked, no transaction open that wrote, and none to come. Raises WriterError, holding perhaps a part."""
-        tries, obstacle = 0, "no time was left"
-        while time.monotonic_ns() < until_ns:
-            timeout_ms = min(LOCK_TIMEOUT_MS << tries, MAX_LOCK_TIMEOUT_MS)
-            tries += 1
-            self.timings["lock_tries"] = tries
-            obstacle, pause_s = self._try_to_hold(timeout_ms, until_ns, deadline_ns)
-            if not obstacle:
-                return
-            lost = self._let_go(deadline_ns)
-            if lost:
-                raise WriterError(f"the session for {lost[0]} was lost")
-            time.sleep(pause_s)
-        oldest = ""
-        with suppress(Exception):
-            oldest = "".join(f"; {transaction}" for transaction in self._transactions(deadline_ns)[:1])
-        raise WriterError(f"its writers could not be held in time: {obstacle}{oldest}", Outcome.TIMEOUT)
-
-    def _try_to_hold(self, timeout_ms: int, until_ns: int, deadline_ns: int) -> tuple[str, float]:
-        """One try. Returns what stood in the way, or the empty string, and how long to let the others run, in seconds."""
-        for session in list(self._sessions):
-            give_up_ns = min(until_ns, time.monotonic_ns() + timeout_ms * 1_000_000)
-            try:
-                locked = self._attempt(session, f"LOCK TABLES {session.table} READ", give_up_ns, deadline_ns)
-            except Exception as error:
-                if code_of(error) != _NO_SUCH_TABLE:
-                    raise
-                self._sessions.remove(session)  # it was dropped since prepare
-                session.close()
-                continue
-            if not locked:
-                self._sessions.remove(session)
-                self._sessions.insert(0, session)
-                self._learned = [session.table, *(table for table in self._learned if table != session.table)]
-                return f"table {session.table} was in use", 0.01
-        everything = "FLUSH TABLES WITH READ LOCK" if self._mariadb else "LOCK INSTANCE FOR BACKUP"
-        give_up_ns = min(until_ns, time.monotonic_ns() + timeout_ms * 1_000_000)
-        if not self._attempt(self._control, everything, give_up_ns, deadline_ns):
-            return f"{everything} had to wait for a statement", 0.01
-        writing = [transaction for transaction in self._transactions(deadline_ns) if transaction.modified]
-        return "; ".join(map(str, writing[:3])), STALE_S
-
-    def _attempt(self, session: Session, statement: str, give_up_ns: int, deadline_ns: int) -> bool:
-        """Whether the statement was done by then. If not, it has been killed, or the server gave it up."""
-        session.send(statement)
-        in_time = session.answers_until(give_up_ns)
-        if not in_time:
-            self._watcher.run(f"KILL QUERY {session.id}", deadline_ns)
-        try:
-            session.answer(deadline_ns)
-            if in_time:
-                return True
-            session.run("DO 0", deadline_ns)  # a kill that came too late hits what comes next
-        except Exception as error:
-            if code_of(error) not in _CONFLICT:
-                raise
-        return False
-
-    def _let_go(self, deadline_ns: int) -> list[str]:
-        """Ends every hold. Returns what could no longer be given back, because its session was gone."""
-        lost = []
-        for session in (self._control, *self._sessions):
-            statement = "UNLOCK INSTANCE" if session is self._control and not self._mariadb else "UNLOCK TABLES"
-            try:
-                session.run(statement, deadline_ns)
-            except Exception:  # noqa: BLE001 - a session that cannot even let go is closed
-                lost.append(session.table or "everything")
-                session.close()
-        return lost
-
-    def _transactions(self, deadline_ns: int) -> list[_Transaction]:
-        """Those open now, but for our own; the oldest first. Raises WriterError if only an older list can be had.
-
-        The server answers from a copy that it keeps as long as it is read often. One of our own transactions is shown with
-        the statement that asks: only in a copy made for it.
-        """
-        self._watcher.run("START TRANSACTION WITH CONSISTENT SNAPSHOT", deadline_ns)
-        try:
-            for _ in range(3):
-                self._looks += 1
-                mark = f"quiesce {self._looks}."
-                rows = self._watcher.run(_TRANSACTIONS.format(mark=mark), deadline_ns)
-                if any(row[0] == self._watcher.id and mark in str(row[4]) for row in rows):
-                    return [_Transaction(*row[:4]) for row in rows if row[0] != self._watcher.id]
-                time.sleep(STALE_S)
-            raise WriterError(
-                "it does not say which transactions are open now; others read information_schema.innodb_trx too often"
-            )
-        finally:
-            self._watcher.run("COMMIT", deadline_ns)
-
     def _empty_log(self, deadline_ns: int) -> None:
-        """Checkpoints until nothing follows the last one, and all stands still. Raises WriterError."""
+        """Repeats the checkpoint until the log is empty after it and the position no longer changes. Raises WriterError."""
         age, dirty = 0, ""
         for n in range(MAX_FLUSHES):
             self._control.run(_CHECKPOINT, deadline_ns)
@@ -336,7 +222,7 @@ class Database(ApplicationWriter):
             dirty, history = status["Innodb_buffer_pool_pages_dirty"], status.get("Innodb_history_list_length", "0")
             age = int(self.position["lsn_current"]) - int(self.position["lsn_checkpoint"])
             still = age <= BOOKKEEPING_BYTES and dirty == "0" and self.position == before
-            # What transactions left behind is purged in the background, which writes; not for ever, as a reader may need it.
+            # Old row versions are purged in the background, which writes; not awaited for ever, for a reader may need them.
             if still and (history == "0" or n >= MAX_FLUSHES // 2):
                 return
             time.sleep(min(0.002 * n, 0.05))
@@ -350,23 +236,25 @@ class Database(ApplicationWriter):
             for name in _PROOF
             if name in self.position and position.get(name) != self.position[name]
         ]
-        # A session that can still let go was there all the time, and its lock with it.
-        lost = self._let_go(deadline_ns)
+        # A session that can still unlock has existed all the time, and so has its lock.
+        lost = self._prepared_locks.let_go(deadline_ns)
         if lost:
             raise WriterError(f"the hold of {lost[0]} was lost during the window", Outcome.INCONSISTENT)
         if [name.partition(" ")[0] for name in moved] == ["lsn_current"]:
-            # The lock on everything was there to the end, so no transaction of anybody's is among it.
+            # The lock on everything was there to the end, so no client's transaction is in that log.
             self.grade = min(self.grade, Grade.NIL_REDO, key=[Grade.HELD, Grade.NIL_REDO, Grade.CLEAN].index)
-            self.reason = f"InnoDB's own housekeeping wrote log during the window ({moved[0]}); it is gone through at the start"
+            self.reason = f"InnoDB's own housekeeping wrote log during the window ({moved[0]}); its next start reads that log"
             return
         if moved:
             raise WriterError(f"it was written to during the window: {', '.join(moved)}", Outcome.INCONSISTENT)
 
     def on_abort(self) -> None:
-        for session in (*self._sessions, self._control, self._watcher):
+        if self._locks:
+            self._locks.close()
+        for session in (self._control, self._watcher):
             if session:
                 session.close()
-        self._sessions, self._control, self._watcher = [], None, None
+        self._control = self._watcher = None
 
     def paths(self) -> list[str]:
         directory = str(self.data_directory)
@@ -376,18 +264,18 @@ class Database(ApplicationWriter):
         return sorted({path for path in found if os.path.isdir(path)})
 
     def remember(self) -> None:
-        if self._learned:
-            memory.keep(MEMORY, {**memory.recall(MEMORY), self.id: self._learned[: 8 * MAX_TABLES]})
+        if self._locks and self._locks.learned:
+            memory.retain(MEMORY, {**memory.recall(MEMORY), self.id: self._locks.learned[: 8 * MAX_TABLES]})
 
     def say(self, error: Exception) -> str:
         if len(error.args) == 2 and isinstance(error.args[0], int) and not isinstance(error, OSError):
             return f"{error.args[1]} ({error.args[0]})" if error.args[0] else "its connection is closed"
         return super().say(error)
 
-    # -- reading
+    # -- what the server tells
 
     def _named(self, what: str, names: tuple[str, ...], deadline_ns: int) -> dict[str, str]:
-        """Of its VARIABLES or its STATUS, those of these names that it has."""
+        """The server's VARIABLES or STATUS values of these names, as far as it has them."""
         wanted = ", ".join(f"'{name}'" for name in names)
         return dict(self._control.run(f"SHOW GLOBAL {what} WHERE variable_name IN ({wanted})", deadline_ns))
 
@@ -406,7 +294,7 @@ class Database(ApplicationWriter):
         return position
 
     def _read_log_status(self, deadline_ns: int) -> dict[str, str]:
-        """MySQL's; its LSN is under a name that proves nothing, because it moves by itself."""
+        """MySQL's position. Its LSN has a name that is not in _PROOF, because it grows by itself."""
         rows = self._control.run("SELECT `LOCAL`, `STORAGE_ENGINES` FROM performance_schema.log_status", deadline_ns)
         local, engines = (json.loads(text) for text in rows[0])
         return {
@@ -422,5 +310,5 @@ class Database(ApplicationWriter):
 
 
 def _refuse(reason: str) -> NoReturn:
-    """What no attempt can change, and no attempt makes worse than a crash image."""
+    """Raises WriterError for a server that no attempt can hold; a checkpoint has it as a crash image."""
     raise WriterError(reason, Outcome.NON_RETRYABLE, Grade.CRASH)

@@ -1,4 +1,4 @@
-"""A session at MariaDB or MySQL: known by being root at the server's own socket, every wait of it with an end."""
+"""A session at MariaDB or MySQL, as the operating system's root at the server's own socket. No wait is without an end."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 from quiesce.agent import processes
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import WriterError, deadline_in_ns
+from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.model.reports import Outcome
 
 _COM_QUERY = 3
 _ACCESS_DENIED = (1045, 1698)
 _SETTINGS = (
     "SET SESSION wait_timeout = 28800",  # until the hold makes it the dead-man
-    "SET SESSION lock_wait_timeout = 2",  # in seconds, should we die while we wait; ours comes first
+    "SET SESSION lock_wait_timeout = 2",  # in seconds, if the agent dies meanwhile; else KILL QUERY comes first
     "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",  # the only one with a consistent snapshot
-    # Logs are on the disk that freezes; what would write a line there would wait for it. MySQL has not all of these.
+    # The server's logs are on the disk that freezes; a statement that is logged there would wait. MySQL lacks some of these.
     "SET SESSION sql_log_off = ON",
     "SET SESSION slow_query_log = OFF",
     "SET SESSION max_statement_time = 0",
@@ -27,7 +27,7 @@ _SETTINGS = (
 
 
 class Session:
-    """A connection, and the table it is there to lock. It is waited for here, not in the library: every wait has an end."""
+    """A connection, and the table that it locks. Answers are waited for here and not in PyMySQL, so that every wait can end."""
 
     def __init__(self, connection: Any, table: str = "") -> None:
         self.table = table
@@ -43,7 +43,7 @@ class Session:
         return bool(poll.poll(max(0, math.ceil((until_ns - time.monotonic_ns()) / 1e6))))
 
     def answer(self, deadline_ns: int) -> list[Any]:
-        """The rows. Raises WriterError (timeout), and what the server says."""
+        """The rows. Raises WriterError (timeout), and the server's errors."""
         if not self.answers_until(deadline_ns):
             raise WriterError("it gave no answer in time", Outcome.TIMEOUT)
         self._connection._read_query_result()
@@ -59,12 +59,12 @@ class Session:
 
 
 def connect(process: Process, application: str, table: str = "") -> Session:
-    """A session of the database's root, whom the server knows by our being root. Raises WriterError."""
+    """A session of the database's root, which the server lets in because this process is root. Raises WriterError."""
     import pymysql
 
     paths = [path for path in processes.listening_paths(process.pid) if not path.endswith("mysqlx.sock")]
     if not paths:
-        raise WriterError("it listens at no Unix socket, by which alone it can know us", Outcome.NON_RETRYABLE)
+        raise WriterError("it listens at no Unix socket, the only way in without a password", Outcome.NON_RETRYABLE)
     try:
         connection = pymysql.connect(
             unix_socket=paths[0], user="root", autocommit=True, connect_timeout=5, read_timeout=5, write_timeout=5

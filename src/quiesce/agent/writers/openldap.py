@@ -1,8 +1,8 @@
-"""OpenLDAP's slapd with its mdb backend: frozen, and clean wherever it stands.
+"""OpenLDAP's slapd with its mdb backend: frozen, and clean wherever in its work it stops.
 
-LMDB never overwrites what the last commit refers to, and a commit is one page that is written last and synchronously; so an
-image taken at any instant is the last commit, and nothing is recovered at the start. The hold keeps all databases of the
-server at one instant, and has clients wait. Databases that give up that promise for speed (olcDbNoSync, the environment flags
+LMDB never overwrites a page that the last commit refers to, and a commit is one page, written last and synchronously. So an
+image taken at any instant has the last commit whole, and a start recovers nothing. The hold keeps all databases of the server
+at one instant, and lets clients wait. Databases that give up LMDB's promise for speed (olcDbNoSync, the environment flags
 nosync, writemap, mapasync) are not vouched for.
 """
 
@@ -15,24 +15,24 @@ import struct
 
 from quiesce.agent import processes
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import ApplicationWriter, WriterError
-from quiesce.agent.writers.frozen import Frozen
+from quiesce.agent.writers.base import ApplicationWriter, WriterError
+from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.agent.writers.unsupported import Unreached
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
 _META = struct.Struct("=16xII8xQ")
-"""Of an LMDB meta page: magic, version, map size; liblmdb's mdb.c, MDB_page header and MDB_meta."""
+"""An LMDB meta page: magic, version, map size (liblmdb's mdb.c: MDB_page, MDB_meta)."""
 _MAGIC = 0xBEEFC0DE
 _UNSAFE = re.compile(
     r"^(olcDbNoSync:\s*TRUE|dbnosync\b|(olcDbEnvFlags:|envflags\b).*\b(nosync|nometasync|writemap|mapasync)\b)",
     re.IGNORECASE | re.MULTILINE,
 )
-"""In slapd.d, and in slapd.conf."""
+"""Unsafe settings, as slapd.d and slapd.conf write them."""
 
 
 def discover() -> list[ApplicationWriter]:
-    """One writer a system service."""
+    """One writer for each system service."""
     found: dict[str, ApplicationWriter] = {}
     for process in processes.running("slapd"):
         unit = processes.unit(process.pid)
@@ -41,7 +41,7 @@ def discover() -> list[ApplicationWriter]:
     return [found[id] for id in sorted(found)]
 
 
-class Slapd(Frozen):
+class Slapd(FrozenCgroup):
     """A directory server."""
 
     application = "openldap"

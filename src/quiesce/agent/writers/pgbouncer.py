@@ -1,9 +1,9 @@
 """PgBouncer: paused, so that its clients' next transactions wait and the databases behind it fall quiet.
 
-Only transaction and statement pooling can be paused in bounded time; with session pooling PAUSE waits for clients to leave.
-It keeps no data, so the label never depends on it. Its console is reached over its Unix socket as the user `pgbouncer`, whom it
-lets in without a password if the peer is its own operating system user (pgbouncer(5), admin console).
-PAUSE outlives the session that said it, so the dead-man has a session of its own to say RESUME in.
+Transaction and statement pooling can be paused in bounded time; with session pooling PAUSE waits until the clients disconnect.
+PgBouncer keeps no data, so the label never depends on it. Its console is reached over its Unix socket as the user `pgbouncer`,
+which it lets in without a password if the peer is its own operating system user (pgbouncer(5), admin console).
+PAUSE outlives the session that sent it, so the dead-man has a session of its own in which to send RESUME.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any, Optional
 from quiesce.agent import linux, processes
 from quiesce.agent.deadman import Undo
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import ApplicationWriter, WriterError, left_s
-from quiesce.agent.writers.postgresql import _close, _say
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
+from quiesce.agent.writers.postgresql_session import close, words_of
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome
 
 HOLD_LIMIT_MS = 3000
-"""Longest wait for the running transactions, in milliseconds; clients that come meanwhile wait with us."""
+"""Longest wait for the running transactions to end, in milliseconds; new clients wait meanwhile."""
 CONNECT_TIMEOUT_S = 10.0
 _RESUME = b"RESUME;\0"
 
 
 def discover() -> list[ApplicationWriter]:
-    """One writer a process that listens on a Unix socket."""
+    """One writer for each PgBouncer process that listens on a Unix socket."""
     return [
         PgBouncer(process, paths[0])
         for process in processes.running("pgbouncer")
@@ -72,7 +72,7 @@ class PgBouncer(ApplicationWriter):
             raise WriterError(f"database {paused[0]!r} is paused already, by somebody else")
         slow = [item["name"] for item in databases if item["name"] != "pgbouncer" and _mode(item, default) == "session"]
         if slow:
-            reason = f"database {slow[0]!r} has session pooling, which PAUSE would wait for without end; not paused"
+            reason = f"database {slow[0]!r} has session pooling, where PAUSE could wait without end; it is not paused"
             raise WriterError(reason, Outcome.NON_RETRYABLE)
         self.reason = None
 
@@ -85,25 +85,25 @@ class PgBouncer(ApplicationWriter):
             if "timed out" in str(error):
                 raise WriterError("transactions did not end in time", Outcome.TIMEOUT) from None
             if "already" in str(error):
-                self._paused = False  # somebody else's pause is theirs to end
+                self._paused = False  # whoever paused it has to resume it
             raise
 
     def on_release(self) -> None:
         self._resume()
 
     def on_abort(self) -> None:
-        """The rescue session stays open until there is nothing to resume: it is also the dead-man's."""
+        """The rescue session stays open until nothing is left to resume: the dead-man uses it, too."""
         try:
             if self._paused:
                 self._resume()
-            _close(self._rescue)
+            close(self._rescue)
             self._rescue = None
         finally:
-            _close(self._console)
+            close(self._console)
             self._console = None
 
     def say(self, error: Exception) -> str:
-        return _say(error)
+        return words_of(error)
 
     def _resume(self) -> None:
         self._rescue._usock.settimeout(5)
@@ -111,7 +111,7 @@ class PgBouncer(ApplicationWriter):
         self._paused = False
 
     def _connect(self, timeout_s: float) -> Any:
-        from pg8000.native import Connection  # which takes its time, so before the deadline is looked at
+        from pg8000.native import Connection  # slow to import, so before the time-out counts
 
         with linux.as_user(self._process.uid):
             return Connection("pgbouncer", database="pgbouncer", unix_sock=self._socket_path, timeout=timeout_s)

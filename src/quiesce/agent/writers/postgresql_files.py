@@ -1,4 +1,4 @@
-"""Finds PostgreSQL's clusters in a machine, and reads what their files say without any server."""
+"""Finds PostgreSQL's clusters in a machine, and reads their files without asking a server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Postmaster:
     container: bool
 
 
-def running() -> Iterator[Postmaster]:
+def running_postmasters() -> Iterator[Postmaster]:
     """Postmasters: a server process whose working directory's postmaster.pid names it."""
     own_root = os.stat("/proc/self/root")
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -43,7 +43,7 @@ def running() -> Iterator[Postmaster]:
             sockets = [path for path in lines[4].split(",") if path] or ["/tmp"]  # noqa: S108 - PostgreSQL's default
             yield Postmaster(int(pid), uid, directory, int(lines[3]), sockets[0], container)
         except (OSError, ValueError, IndexError):
-            continue  # it ended, or is none
+            continue  # the process ended, or is no postmaster
 
 
 def _parent_is_server(pid: str) -> bool:
@@ -57,7 +57,7 @@ def _parent_is_server(pid: str) -> bool:
 
 
 def data_directories() -> Iterator[str]:
-    """Where the distributions put clusters, and where Debian's configuration says they are."""
+    """Data directories: where distributions put them, and where Debian's configuration files say they are."""
     for pattern in ("/var/lib/postgresql/*/*", "/var/lib/pgsql/*/data", "/var/lib/pgsql/data"):
         for directory in glob.glob(pattern):
             if os.path.exists(os.path.join(directory, "global", "pg_control")):
@@ -72,13 +72,13 @@ def data_directories() -> Iterator[str]:
 
 
 def cluster_id(directory: str) -> str:
-    """Debian's `17/main` where the directory has that form, else the directory itself."""
+    """The writer's id: with Debian's `17/main` where the directory has that form, else with the directory itself."""
     match = re.fullmatch(r"/var/lib/postgresql/([0-9.]+/[^/]+)", directory)
     return f"postgresql:{match.group(1) if match else directory}"
 
 
 def paths_of(directory: str) -> list[str]:
-    """All a cluster's files are below these: its directory, its log, its tablespaces."""
+    """The directories that hold all files of a cluster: its data directory, its log, its tablespaces."""
     linked = [os.path.join(directory, "pg_wal"), *glob.glob(os.path.join(glob.escape(directory), "pg_tblspc", "*"))]
     return [os.path.realpath(path) for path in (directory, *linked)]
 
@@ -93,7 +93,7 @@ def read_control_file(directory: str) -> tuple[int, int, int, int]:
 
 
 def read_version(directory: str) -> str:
-    """The major version, as the cluster's own file has it."""
+    """The major version, from the cluster's own PG_VERSION; "unknown" if it cannot be read."""
     try:
         return processes.read_file(os.path.join(directory, "PG_VERSION")).partition("\n")[0].strip()
     except OSError:

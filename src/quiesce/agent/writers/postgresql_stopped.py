@@ -1,11 +1,11 @@
-"""A PostgreSQL cluster that is not running: nothing to hold, and its control file says how it will start."""
+"""A PostgreSQL cluster that is not running: there is nothing to hold, and its control file tells how it will start."""
 
 from __future__ import annotations
 
 import struct
 from typing import Optional
 
-from quiesce.agent.writers import ApplicationWriter, WriterError
+from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.agent.writers.postgresql_files import cluster_id, paths_of, read_control_file, read_version
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
@@ -13,8 +13,8 @@ from quiesce.model.reports import Outcome
 _CONTROL_STATES = {1: "shut down", 2: "shut down in recovery"}
 
 
-class Stopped(ApplicationWriter):
-    """A cluster that is not running: there is nothing to hold, and its control file says how it will start."""
+class StoppedCluster(ApplicationWriter):
+    """Its control file must be the same from `prepare` to `release`: else somebody started the cluster."""
 
     application = "postgresql"
 

@@ -1,9 +1,9 @@
 """RabbitMQ: frozen, and a crash image all the same.
 
-What was confirmed to a publisher is on disk, but a node that was not stopped rebuilds its indices when it starts, so this is
-said. For a clean one, have the node stopped for the checkpoint: `Action=stop` (docs/writers.md); its clients reconnect.
-Blocking publishers by an alarm instead (`rabbitmqctl set_vm_memory_high_watermark 0`) would take an Erlang start at either end
-of the window, seconds, and leave the grade as it is.
+Messages confirmed to a publisher are on disk, but a node that was not stopped rebuilds its indices when it starts; so the grade
+is `crash`. For a clean grade, have the node stopped for the checkpoint: `Action=stop` (docs/writers.md); its clients reconnect.
+Blocking publishers by an alarm instead (`rabbitmqctl set_vm_memory_high_watermark 0`) would start an Erlang at either end of
+the window, which takes seconds, and would not change the grade.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import json
 import subprocess
 
 from quiesce.agent import processes
-from quiesce.agent.writers import ApplicationWriter, WriterError, left_s
-from quiesce.agent.writers.frozen import Frozen
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
+from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.agent.writers.unsupported import Unreached
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
 RABBITMQCTL = "/usr/sbin/rabbitmqctl"
 LOOK_TIMEOUT_S = 60.0
-"""Longest wait for `rabbitmqctl`, in seconds: it starts an Erlang of its own. Outside the window."""
+"""Longest wait for `rabbitmqctl`, in seconds: it starts an Erlang of its own. It runs only outside the window."""
 
 
 def discover() -> list[ApplicationWriter]:
-    """One writer a system service whose Erlang runs RabbitMQ; another Erlang server is an application without a writer."""
+    """One writer for each system service that runs RabbitMQ. Another Erlang server is an application without a writer."""
     found: dict[str, ApplicationWriter] = {}
     for process in processes.running("beam.smp"):
         unit = processes.unit(process.pid)
@@ -38,7 +38,7 @@ def discover() -> list[ApplicationWriter]:
     return [found[id] for id in sorted(found)]
 
 
-class RabbitMq(Frozen):
+class RabbitMq(FrozenCgroup):
     """A node."""
 
     application = "rabbitmq"
@@ -53,7 +53,7 @@ class RabbitMq(Frozen):
         self.data_directory = "/var/lib/rabbitmq"
 
     def on_prepare(self, deadline_ns: int, window_ms: int) -> None:
-        """Where it stands, as of now: while it is held nothing can be asked."""
+        """Notes the position now: a frozen node answers no question."""
         timeout = min(LOOK_TIMEOUT_S, left_s(deadline_ns))
         queues = json.loads(_ask(timeout, "--formatter", "json", "list_queues", "name", "messages", "durable"))
         definitions = json.loads(_ask(timeout, "export_definitions", "-"))

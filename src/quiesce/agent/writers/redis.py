@@ -1,10 +1,11 @@
-"""Redis 6.2 and later, and Valkey: writers held, and what the server loads at its start complete in its files.
+"""Redis 6.2 and later, and Valkey: writers held, and the files that the server loads at its start complete.
 
-How: `CLIENT PAUSE … WRITE` makes writers wait, and reads go on. Commands are atomic in Redis, so any moment is a boundary; what
-is left is to have it on disk. With an append-only file that file is loaded: all that was acknowledged has to be handed to
-the kernel, and the freeze flushes it. Without, a save (BGSAVE) is made under the hold; one just before keeps it short.
+How: `CLIENT PAUSE … WRITE` makes writers wait; reads go on. Commands are atomic in Redis, so any moment is a boundary, and only
+the way to the disk remains. A server with an append-only file loads that file at its start: everything acknowledged has to be
+written to it, and the freeze flushes it. A server without one makes a save (BGSAVE) under the hold; another save just before
+keeps that one short.
 
-The pause ends by itself, a little after the window would: the server's own dead-man. It is in memory only.
+The pause is in memory only, and ends by itself a little after the window: the server's own dead-man.
 """
 
 from __future__ import annotations
@@ -18,36 +19,36 @@ from typing import Any, Callable, Optional
 
 from quiesce.agent import linux, processes
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import ApplicationWriter, WriterError, deadline_in_ns
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
 from quiesce.agent.writers.resp import Client, RespError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
 OLDEST = (6, 2)
-"""The first version that can pause writers alone; before, we would pause ourselves."""
+"""The first version that can pause writers alone. An older one pauses every client, the agent among them."""
 PAUSE_MARGIN_MS = 500
-"""How long the pause outlives the window, in milliseconds."""
+"""How long the pause lasts beyond the window, in milliseconds."""
 POLL_S = 0.005
 RELEASE_TIMEOUT_S = 2.0
 CONFIGURATIONS = ("/etc/redis/*.conf", "/etc/valkey/*.conf")
 
 _CHILD = re.compile(r"(redis|valkey)-(rdb|aof)-")
-"""What a server's own child calls itself while it saves."""
+"""The process title of a server's child while it saves."""
 
 Info = dict[str, str]
 
 
 def discover() -> list[ApplicationWriter]:
-    """Every server of this machine, but those that only watch others."""
+    """Every server of this machine, but for sentinels, which only watch others."""
     found: list[ApplicationWriter] = []
     for process in processes.running("redis-server", "valkey-server"):
         title = " ".join(processes.command_line(process.pid))
         if "[sentinel]" not in title and not _CHILD.match(title):
-            found.append(Server(process))
+            found.append(RedisServer(process))
     return found
 
 
-class Server(ApplicationWriter):
+class RedisServer(ApplicationWriter):
     """A running server."""
 
     def __init__(self, process: Process) -> None:
@@ -64,10 +65,10 @@ class Server(ApplicationWriter):
         self._append_directory = ""
         self._pause_ms = 0
         self._paused_until_ns = 0
-        """When the pause that is ours ends; 0 if there is none."""
+        """When the agent's pause ends, CLOCK_MONOTONIC; 0 if there is none."""
         self._held: Info = {}
 
-    # -- what it says of itself
+    # -- identify
 
     def on_identify(self, deadline_ns: int) -> None:
         if self._process.container:
@@ -77,7 +78,7 @@ class Server(ApplicationWriter):
         self.version = info.get("valkey_version") or info.get("redis_version", "unknown")
         if tuple(map(int, re.findall(r"\d+", self.version)[:2])) < OLDEST:
             raise WriterError(
-                f"version {self.version} is older than {'.'.join(map(str, OLDEST))} and cannot hold its writers alone",
+                f"version {self.version} is older than {'.'.join(map(str, OLDEST))} and cannot pause its writers alone",
                 Outcome.NON_RETRYABLE,
                 Grade.CRASH,
             )
@@ -115,7 +116,7 @@ class Server(ApplicationWriter):
             self.reason = "keeps nothing on disk: by its configuration it starts empty"
 
     def _setting(self, name: str, deadline_ns: int) -> str:
-        """Empty if this version has none of that name."""
+        """A value of its configuration; empty if this version has none of that name."""
         try:
             answer = self._client.call("CONFIG", "GET", name, deadline_ns=deadline_ns)
         except RespError as error:
@@ -145,8 +146,8 @@ class Server(ApplicationWriter):
         self._client = self._connect(deadline_ns)
         _refuse_foreign_pause(self._info(deadline_ns))
         started = time.monotonic_ns()
-        # Noted before it is said, so that it is never taken to last longer than it does. Others may have used up most of the
-        # window by now.
+        # Its end is counted from before the command is sent, so that the pause never ends earlier than noted. It lasts to the
+        # end of the window, of which other writers may have used up most.
         pause_ms = self._pause_ms
         if self.window_ends_ns is not None:
             pause_ms = max(1, (self.window_ends_ns - started) // 1_000_000) + PAUSE_MARGIN_MS
@@ -162,12 +163,12 @@ class Server(ApplicationWriter):
         self.time("save", started)
 
     def _save(self, deadline_ns: int) -> Info:
-        """Makes one save of what is there now. Returns what the server then says of itself. Raises WriterError."""
-        self._until(_saving, deadline_ns)  # one that is under way has not everything in it
+        """Saves what is there now. Returns the server's INFO from after the save. Raises WriterError."""
+        self._until(_saving, deadline_ns)  # a save that is under way lacks the latest changes
         try:
             self._client.call("BGSAVE", deadline_ns=deadline_ns)
         except RespError as error:
-            if "in progress" not in str(error):  # of itself it began one meanwhile, which will do if nothing changes
+            if "in progress" not in str(error):  # a save that the server began by itself just now will do
                 raise WriterError(f"it cannot save: {error}") from None
         info = self._until(_saving, deadline_ns)
         if info.get("rdb_last_bgsave_status") != "ok":
@@ -175,7 +176,7 @@ class Server(ApplicationWriter):
         return info
 
     def _until(self, obstacle: Callable[[Info], str], deadline_ns: int) -> Info:
-        """Waits until nothing stands in the way, and returns what the server then says of itself. Raises WriterError."""
+        """Waits until `obstacle` names none any more, and returns the server's INFO of that moment. Raises WriterError."""
         found = ""
         while True:
             try:
@@ -183,7 +184,7 @@ class Server(ApplicationWriter):
             except TimeoutError:
                 if not found:
                     raise
-                break  # what stood in the way says more than the answer that did not come
+                break  # the last obstacle tells more than a missing answer
             found = obstacle(info)
             if not found:
                 return info
@@ -209,7 +210,7 @@ class Server(ApplicationWriter):
         if self._client:
             self._client.close()
             self._client = None
-        # One that has ended is no longer ours to end: by now it may be somebody else's.
+        # A pause that should have ended by now is not ended here: it may be somebody else's.
         if time.monotonic_ns() < self._paused_until_ns:
             deadline_ns = deadline_in_ns(RELEASE_TIMEOUT_S)
             client = self._connect(deadline_ns)
@@ -244,7 +245,7 @@ class Server(ApplicationWriter):
         return client
 
     def _log_in(self, deadline_ns: int) -> Client:
-        """A connection that is let in. Finds the password if one is needed. Raises WriterError."""
+        """A connection that may run commands. Finds the password if one is needed. Raises WriterError."""
         if not self._path and not self._port:
             raise WriterError("it listens neither at a Unix socket nor at 127.0.0.1", Outcome.NON_RETRYABLE)
         client = self._connect(deadline_ns)
@@ -262,8 +263,8 @@ class Server(ApplicationWriter):
         )
 
     def _passwords(self) -> list[str]:
-        """Those of its own configuration, read as its own user: no process that calls itself a server is told by us what it
-        could not read itself."""
+        """Passwords in its own configuration files, read as the server's own user: a process that only pretends to be a server
+        is not told a password that it could not read itself."""
         found = []
         named = [word for word in processes.command_line(self._process.pid)[1:2] if word.startswith("/")]
         for path in [*named, *sorted(path for pattern in CONFIGURATIONS for path in glob.glob(pattern))]:
@@ -282,12 +283,12 @@ def _let_in(client: Client, deadline_ns: int, *words: str) -> bool:
     try:
         client.call(*words, deadline_ns=deadline_ns)
     except RespError as error:
-        return error.code not in ("NOAUTH", "WRONGPASS")  # whatever else it does not like, commands that matter will say
+        return error.code not in ("NOAUTH", "WRONGPASS")  # any other objection will show in the commands that matter
     return True
 
 
 def _read_settings(path: str) -> dict[str, str]:
-    """The settings of one word each that a configuration file has; of one said twice the last counts. Raises OSError."""
+    """A configuration file's settings of one value; where one occurs twice the last counts. Raises OSError."""
     settings = {}
     for line in processes.read_file(path, 1024 * 1024).splitlines():
         try:
@@ -300,7 +301,7 @@ def _read_settings(path: str) -> dict[str, str]:
 
 
 def _refuse_foreign_pause(info: Info) -> None:
-    """Ours would prolong a pause of somebody else's, and its end would be theirs too. Known from Redis 7.4 and Valkey 8 on."""
+    """A second pause would prolong the first, and UNPAUSE end both. INFO tells of pauses from Redis 7.4 and Valkey 8 on."""
     if info.get("paused_actions", "none") != "none":
         raise WriterError(f"its clients are already paused by somebody else ({info.get('paused_reason', 'unknown')})")
 
@@ -335,12 +336,12 @@ def _position(info: Info) -> dict[str, str]:
 def _moved(before: Info, after: Info) -> str:
     """What changed between two answers, or the empty string."""
     names = ["run_id", "master_replid"]
-    if after.get("connected_slaves") == "0":  # to replicas it says every ten seconds that it is alive, which counts
+    if after.get("connected_slaves") == "0":  # with replicas the offset also grows by a PING every ten seconds
         names.append("master_repl_offset")
     changed = [f"{name} from {before.get(name)} to {after.get(name)}" for name in names if before.get(name) != after.get(name)]
     if _keys(before) != _keys(after):
         changed.append(f"keys from {_keys(before)} to {_keys(after)}")
-    # Fewer is a save that ended meanwhile. The offset of a server that never had a replica stands still; this does not.
+    # Fewer changes mean that a save ended meanwhile. Without a replica ever, the offset stays the same, but this count grows.
     if int(after["rdb_changes_since_last_save"]) > int(before["rdb_changes_since_last_save"]):
         changed.append("it was written to")
     return ", ".join(changed)

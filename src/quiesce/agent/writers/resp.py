@@ -1,4 +1,4 @@
-"""Redis' protocol (RESP2), as far as a writer needs it: one command, one answer, and never a wait beyond a deadline."""
+"""Redis' protocol (RESP2), as far as a writer needs it: one command, one answer, and no wait beyond a deadline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from typing import Any, Union
 
 MAX_ANSWER = 16 << 20
-"""Longest text taken from a server, in bytes; INFO has some ten thousand. What says more is no Redis."""
+"""Longest text taken from a server, in bytes; INFO has some ten thousand. A server that sends more is no Redis."""
 
 Address = Union[str, tuple[str, int]]
 """A Unix socket's path, or host and port."""
@@ -22,7 +22,7 @@ class RespError(Exception):
 
 
 class Client:
-    """A connection. Any error but RespError closes it: an answer still to come would be taken for the next command's."""
+    """A connection. Any error but RespError closes it: else a late answer would be taken for the next command's."""
 
     def __init__(self, address: Address, deadline_ns: int) -> None:
         """Raises OSError."""
@@ -107,7 +107,7 @@ class Client:
         self._buffer += data
 
     def _wait(self, deadline_ns: int) -> None:
-        """Lets the next call of the socket wait until then. Raises socket.timeout if that has passed."""
+        """Sets the time-out of the next socket call to the time left. Raises socket.timeout if none is left."""
         left = (deadline_ns - time.monotonic_ns()) / 1e9
         if left <= 0:
             raise socket.timeout

@@ -1,9 +1,10 @@
 """Scripts that were written for other platforms, run unchanged: qemu-guest-agent's fsfreeze-hook.d, VMware's backupScripts.d,
 Azure's VMSnapshotScriptPluginConfig.json.
 
-Unlike there, a script's failure counts, one that does not end is killed, and what was frozen is thawed in reverse order. What
-they do is their own account: the grade is `held`. Sources: qemu scripts/qemu-guest-agent/fsfreeze-hook; open-vm-tools
-services/plugins/vmbackup/scriptOps.c; Azure VMBackup main/ScriptRunner (notes: hyperv-vss 4).
+Unlike on those platforms, a script's failure counts, a script that does not end is killed, and thawing runs in reverse order.
+Whether a script really holds its application cannot be checked, so the grade is `held`. Sources of the three contracts: QEMU's
+scripts/qemu-guest-agent/fsfreeze-hook; open-vm-tools' services/plugins/vmbackup/scriptOps.c; Azure/azure-linux-extensions'
+VMBackup/main/ScriptRunner.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Optional
 from quiesce.agent import commands
 from quiesce.agent.deadman import Undo
 from quiesce.agent.trust import UntrustedError, require_trusted
-from quiesce.agent.writers import ApplicationWriter, WriterError, left_s
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
@@ -43,14 +44,14 @@ IGNORED = (
     ".dpkg-remove",
 )
 OURS = "50-quiesce"
-"""What this agent put into VMware's directory itself."""
+"""The script that this agent itself puts into VMware's directory (install.py)."""
 HOLD_LIMIT_MS = 5000
 THAW_TIMEOUT_S = 30.0
 """Longest that a thawing script may run, in seconds."""
 
 
 def discover(*, without: str = "") -> list[ApplicationWriter]:
-    """A writer a script, in the order in which they are to hold. `without`: the platform that runs its own by itself."""
+    """One writer for each script, in the order in which they hold. `without`: the platform that runs its own scripts itself."""
     found: list[ApplicationWriter] = []
     for directory in {os.path.realpath(each): each for each in QEMU_DIRECTORIES}.values():
         found += [
@@ -102,17 +103,17 @@ class Script(ApplicationWriter):
 
     def on_hold(self, deadline_ns: int) -> None:
         if self._freeze:
-            self._frozen = True  # it may have done half of it
-            commands.run(self._freeze, left_s(deadline_ns))
+            self._frozen = True  # before it runs: one that fails may have frozen a part
+            commands.run_command(self._freeze, left_s(deadline_ns), self.command_observer)
 
     def on_release(self) -> None:
         if self._thaw:
-            commands.run(self._thaw, THAW_TIMEOUT_S)
+            commands.run_command(self._thaw, THAW_TIMEOUT_S, self.command_observer)
         self._frozen = False
 
     def on_abort(self) -> None:
         if self._frozen and self._failed:
-            commands.run(self._failed, THAW_TIMEOUT_S)
+            commands.run_command(self._failed, THAW_TIMEOUT_S, self.command_observer)
         self._frozen = False
 
 
@@ -138,7 +139,7 @@ class Azure(Script):
 
     @staticmethod
     def _command(settings: dict[str, object], which: str) -> list[str]:
-        """Azure gives the script to `sh`, whatever its first line says."""
+        """Azure runs the script by `sh`, whatever its first line says."""
         parameters = settings.get(f"{which}ScriptParams") or []
         if not isinstance(parameters, list):
             raise TypeError(f"{which}ScriptParams is no list")

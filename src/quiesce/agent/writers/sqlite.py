@@ -1,9 +1,9 @@
 """SQLite files that system services have open: no transaction is open, and the log is empty.
 
-How: the write-ahead log is written back and emptied, then the file's write lock is taken (BEGIN IMMEDIATE), so the file is at a
-commit. SQLite tells other writers that the file is busy, after their own busy_timeout; so that none of them sees that, the
-service is frozen first, and let go again for a moment where it stands in a transaction, until it does not. One with a watchdog
-cannot be frozen: its writers may then be told so. A lock dies with this process.
+How: the write-ahead log is written back to the file and emptied, then the file's write lock is taken (BEGIN IMMEDIATE), so that
+the file is at a commit. SQLite would answer the service's writers SQLITE_BUSY after their own busy_timeout. To spare them that
+error the service is frozen first; if it stands in a transaction, it is thawed for a moment and frozen again, until it does not.
+A service with a watchdog cannot be frozen, so its writers may get SQLITE_BUSY. A lock dies with this process.
 Sources: sqlite.org/pragma.html (wal_checkpoint), lockingv3.html, fileformat2.html.
 """
 
@@ -21,19 +21,19 @@ from typing import Optional
 from quiesce.agent import linux, processes, systemd
 from quiesce.agent.cgroups import Cgroup, CgroupError
 from quiesce.agent.deadman import Undo
-from quiesce.agent.writers import ApplicationWriter, WriterError
+from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
 MAGIC = b"SQLite format 3\0"
 MAX_TRIES = 12
 BUSY_TIMEOUT_MS = 500
-"""Longest wait for a transaction of the service's, in milliseconds, a try."""
+"""Longest wait for a transaction of the service's in one try, in milliseconds."""
 HOLD_LIMIT_MS = 4000
 
 
 def discover() -> list[ApplicationWriter]:
-    """One writer a service that has such files open."""
+    """One writer for each service that has SQLite files open."""
     files: dict[str, set[str]] = {}
     taken: set[str] = set()
     for process in processes.running():
@@ -48,7 +48,7 @@ def discover() -> list[ApplicationWriter]:
 
 
 def is_database(path: str) -> bool:
-    """To be asked only while no lock is held: closing a file gives up all this process's locks on it."""
+    """Must not be called while a lock is held: closing a file gives up all of this process's locks on it (fcntl(2))."""
     if not path.startswith("/") or path.startswith(("/dev/", "/proc/", "/sys/")):
         return False
     try:
@@ -63,17 +63,17 @@ def is_database(path: str) -> bool:
 class _File:
     path: str
     descriptor: int
-    """Open for as long as the connection, for the reason above."""
+    """Stays open for as long as the connection: closing it would give up the connection's locks (fcntl(2))."""
     connection: sqlite3.Connection
     uid: int
     state: tuple[bytes, int] = (b"", 0)
 
     def look(self) -> tuple[bytes, int]:
-        """What changes with every commit: the header's change counter and size, and the size of the log."""
+        """Values that change with every commit: the header's change counter and size, and the size of the log."""
         return os.pread(self.descriptor, 8, 24), self.wal_size()
 
     def lock(self, busy_timeout_ms: int) -> str:
-        """Empties the log, if no reader stands in it, and takes the write lock. Returns what stood in the way. Raises
+        """Empties the log, unless a reader still uses it, and takes the write lock. Returns what stood in the way. Raises
         sqlite3.Error."""
         try:
             self.connection.execute(f"PRAGMA busy_timeout = {busy_timeout_ms}")
@@ -108,7 +108,7 @@ class Sqlite(ApplicationWriter):
         self.hold_limit_ms = HOLD_LIMIT_MS
         self.unit = unit
         self.freezing = True
-        """It freezes its service; else somebody else does."""
+        """Whether this writer freezes the service; if not, another writer does."""
         self._paths = paths
         self._files: list[_File] = []
         self._cgroup: Optional[Cgroup] = None
@@ -160,7 +160,7 @@ class Sqlite(ApplicationWriter):
             self.grade, self.reason = Grade.NIL_REDO, "a reader kept its log from being emptied; it is read at the next start"
 
     def _try_to_hold(self, attempt: int, deadline_ns: int) -> str:
-        """Returns what stood in the way, or the empty string. The last tries take a log that cannot be emptied as it is."""
+        """Returns what stood in the way, or the empty string. The later half of the tries takes a log that is not empty."""
         if self._cgroup:
             try:
                 self._cgroup.freeze(deadline_ns)
@@ -169,7 +169,7 @@ class Sqlite(ApplicationWriter):
         for file in self._files:
             left_ms = max(0, deadline_ns - time.monotonic_ns()) // 1_000_000
             with linux.as_user(file.uid):
-                obstacle = file.lock(0 if self._cgroup else min(BUSY_TIMEOUT_MS, left_ms // 2))  # which it may wait twice
+                obstacle = file.lock(0 if self._cgroup else min(BUSY_TIMEOUT_MS, left_ms // 2))  # it may wait twice
             if not obstacle and file.wal_size() and attempt < MAX_TRIES // 2:
                 obstacle = f"{file.path}: a reader keeps its log from being emptied"
             if obstacle:

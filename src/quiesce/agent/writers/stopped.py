@@ -1,4 +1,4 @@
-"""A service that is shut down for the checkpoint, and started again: clean for anything, and down meanwhile."""
+"""A service that is shut down for the checkpoint and started again: clean whatever it is, but down meanwhile."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Optional
 
 from quiesce.agent import commands, systemd
 from quiesce.agent.deadman import Undo
-from quiesce.agent.writers import ApplicationWriter, WriterError, left_s
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
@@ -14,7 +14,7 @@ START_TIMEOUT_S = 90.0
 
 
 class StoppedService(ApplicationWriter):
-    """Its clients are refused, or have to connect again: the way for an application that cannot hold."""
+    """For an application that cannot hold. Its clients are refused meanwhile, or have to connect again."""
 
     outlives = True
 
@@ -29,7 +29,7 @@ class StoppedService(ApplicationWriter):
 
     def on_identify(self, deadline_ns: int) -> None:
         try:
-            found = systemd.show(self.unit)
+            found = systemd.properties_of(self.unit)
         except systemd.UnitError as error:
             raise WriterError(str(error), Outcome.NON_RETRYABLE) from None
         if found.get("LoadState") != "loaded":
@@ -43,16 +43,16 @@ class StoppedService(ApplicationWriter):
         self.grade, self.reason = Grade.CLEAN, "it is shut down for the checkpoint, and started again"
 
     def on_hold(self, deadline_ns: int) -> None:
-        if systemd.show(self.unit).get("ActiveState") != "active":
+        if systemd.properties_of(self.unit).get("ActiveState") != "active":
             raise WriterError(f"{self.unit} was stopped by somebody else meanwhile")
         self._stopped = True
-        commands.run([systemd.SYSTEMCTL, "stop", self.unit], left_s(deadline_ns))
-        state = systemd.show(self.unit)
+        commands.run_command([systemd.SYSTEMCTL, "stop", self.unit], left_s(deadline_ns), self.command_observer)
+        state = systemd.properties_of(self.unit)
         if state.get("ActiveState") != "inactive":
             raise WriterError(f"{self.unit} did not shut down cleanly: it is {state.get('ActiveState')}")
 
     def on_release(self) -> None:
-        state = systemd.show(self.unit).get("ActiveState")
+        state = systemd.properties_of(self.unit).get("ActiveState")
         self._start()
         if state != "inactive":
             raise WriterError(f"{self.unit} was started during the window: it is {state}", Outcome.INCONSISTENT)
@@ -61,7 +61,7 @@ class StoppedService(ApplicationWriter):
         self._start()
 
     def _start(self) -> None:
-        """Does not wait until it is up: the others are to be released."""
+        """Does not wait until the service is up: other writers wait to be released."""
         if self._stopped:
-            commands.run([systemd.SYSTEMCTL, "start", "--no-block", self.unit], START_TIMEOUT_S)
+            commands.run_command([systemd.SYSTEMCTL, "start", "--no-block", self.unit], START_TIMEOUT_S, self.command_observer)
             self._stopped = False

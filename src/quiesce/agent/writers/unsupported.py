@@ -1,9 +1,9 @@
-"""Servers that are known to keep data and that no writer can hold yet: said, so that no label passes them over in silence."""
+"""Servers that keep data and that no writer can hold yet: reported, so that no label passes them over in silence."""
 
 from __future__ import annotations
 
 from quiesce.agent import processes
-from quiesce.agent.writers import ApplicationWriter, WriterError
+from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
@@ -14,17 +14,17 @@ KNOWN = {
     "clickhouse-serv": "ClickHouse",
     "cockroach": "CockroachDB",
 }
-"""By the kernel's name of the process (at most 15 characters)."""
+"""Applications, by the kernel's name of their process (at most 15 characters)."""
 
 
 def discover() -> list[ApplicationWriter]:
-    """One entry an application of which a process runs."""
+    """One writer for each of these applications of which a process runs."""
     names = {process.name for process in processes.running()}
     return [Unsupported(name) for name in sorted(names & KNOWN.keys())]
 
 
 class Unsupported(ApplicationWriter):
-    """An application that goes on writing."""
+    """An application that goes on writing during the window."""
 
     def __init__(self, process: str) -> None:
         super().__init__(process)
@@ -39,7 +39,7 @@ class Unsupported(ApplicationWriter):
 
 
 class Unreached(ApplicationWriter):
-    """An application there is a writer for, but not where it runs."""
+    """An application that has a writer, which cannot reach it where it runs."""
 
     def __init__(self, id: str, application: str) -> None:
         super().__init__(id)
@@ -47,8 +47,8 @@ class Unreached(ApplicationWriter):
 
     def on_identify(self, deadline_ns: int) -> None:
         raise WriterError(
-            "it runs in no service of systemd's that could be held, as in a container; restored, it starts as after a power"
-            " failure (CGroup= in /etc/quiesce/writers.d has it stand still meanwhile)",
+            "it does not run in a system service (perhaps in a container), so it is not held; restored, it starts as after a"
+            " power failure (CGroup= in /etc/quiesce/writers.d makes it stand still meanwhile)",
             Outcome.NON_RETRYABLE,
             Grade.CRASH,
         )

@@ -1,6 +1,6 @@
-"""Reads PostgreSQL's write-ahead log, as far as it takes to say what a recovery would replay.
+"""Reads PostgreSQL's write-ahead log, as far as is needed to tell what a recovery would replay.
 
-The window has no room for pg_waldump, and the proof of nil redo must be had inside it. Layout: access/xlogrecord.h and
+Nil redo has to be proved inside the window, which is too short for pg_waldump. Layout: PostgreSQL's access/xlogrecord.h and
 access/xlog_internal.h, unchanged since 9.5.
 """
 
@@ -65,7 +65,7 @@ def _skip_page_header(position: int, segment_size: int) -> int:
 
 
 def _advance(position: int, length: int, segment_size: int) -> int:
-    """Where `length` bytes of record that start at `position` end, page headers in between not counted."""
+    """Where a record of `length` bytes that starts at `position` ends; page headers in between do not count as bytes of it."""
     while length > 0:
         position = _skip_page_header(position, segment_size)
         here = min(length, PAGE - position % PAGE)

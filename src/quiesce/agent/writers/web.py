@@ -1,22 +1,22 @@
-"""Web servers and load balancers: nginx, HAProxy. Frozen first, so that what lies behind them falls quiet.
+"""Web servers and load balancers: nginx, HAProxy. They are frozen first, so that the applications behind them fall quiet.
 
-A request that has come in is answered by the application behind while the server in front stands still; the answer waits in the
-socket. New connections wait in the kernel's backlog. Both keep no data of their own.
+An application still answers the requests that it has received; the answers wait in the sockets of the frozen server. New
+connections wait in the kernel's backlog. nginx and HAProxy keep no data of their own.
 """
 
 from __future__ import annotations
 
 from quiesce.agent import processes
-from quiesce.agent.writers import ApplicationWriter
-from quiesce.agent.writers.frozen import Frozen
+from quiesce.agent.writers.base import ApplicationWriter
+from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.model.grades import Grade, Level
 
 KNOWN = {"nginx": "nginx", "haproxy": "haproxy"}
-"""Applications by the kernel's name of their processes."""
+"""Applications, by the kernel's name of their processes."""
 
 
 def discover() -> list[ApplicationWriter]:
-    """One writer a system service. A server that is none, as in a container, is left alone: it keeps no data."""
+    """One writer for each system service. A server outside any, as in a container, is left alone: it keeps no data."""
     units = {
         unit: process.name
         for process in processes.running(*KNOWN)
@@ -25,7 +25,7 @@ def discover() -> list[ApplicationWriter]:
     return [WebServer(unit, KNOWN[name]) for unit, name in sorted(units.items())]
 
 
-class WebServer(Frozen):
+class WebServer(FrozenCgroup):
     """A front end."""
 
     level = Level.FRONT_END
