@@ -158,8 +158,8 @@ def test_a_checkpoint_in_the_middle_goes_with_its_space(fake, running):
     assert (a, c.parent, c.disks[0].path) == (A, "a", "/i/b")
     assert (
         read("/i/now"),
-        fake.host.storage.blocks(c.disks[0].path),
-        fake.host.storage.blocks(a.disks[0].path),
+        read(c.disks[0].path),
+        read(a.disks[0].path),
     ) == before
     assert fake.host.storage.files.keys() == {"/i/vda.qcow2", "/i/b", "/i/now", "/i/quiesce-c.json"}
     assert fake.tree().head_parent == "c"
