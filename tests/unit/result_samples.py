@@ -24,6 +24,7 @@ from quiesce.operations.export import Exported
 from quiesce.operations.group import Shown
 from quiesce.operations.group_checkpoint import Taken
 from quiesce.operations.group_restore import GroupRestored
+from quiesce.operations.guest_agent_file import AgentFile
 from quiesce.operations.guest_install import Installed
 from quiesce.operations.import_ import Imported
 from quiesce.operations.rebuild import Rebuilt
@@ -109,7 +110,11 @@ RESTORED = Restored(FULL, PLAIN, "11111111-2222-3333-4444-555555555555", True)
 RESULTS: dict[str, tuple[list[str], str, Any]] = {
     "vms": (["vms"], "vms.vms", [VmSummary("web1", "uuid-1", PowerState.RUNNING, "ready", 3)]),
     "guest-install": (["guest", "install", "web1"], "guest_install.guest_install", Installed("0.1.0", 250000, "done")),
-    "guest-agent-file": (["guest", "agent-file", "quiesce-agent.pyz"], "guest_agent_file.write", 250000),
+    "guest-agent-file": (
+        ["guest", "agent-file", "quiesce-agent.pyz"],
+        "guest_agent_file.guest_agent_file",
+        AgentFile("quiesce-agent.pyz", 250000),
+    ),
     "writers": (
         ["writers", "web1"],
         "writers.writers",
@@ -142,24 +147,28 @@ RESULTS: dict[str, tuple[list[str], str, Any]] = {
         "import_.import_vm",
         Imported("web1", "uuid-1", "/images", False),
     ),
-    "group-create": (["group", "create", "shop", "db1:back", "@mail"], "group.groups.create", SHOP),
-    "group-add": (["group", "add", "shop", "db1:back"], "group.groups.add", SHOP),
-    "group-remove": (["group", "remove", "shop", "web1"], "group.groups.remove", SHOP),
-    "group-forget": (["group", "forget", "shop"], "group.groups.forget", SHOP),
-    "group-list": (["group", "list"], "group.groups.show_all", [Shown(SHOP, (DB,), (PART,)), Shown(Group("none"), (), ())]),
-    "group-show": (["group", "show", "shop"], "group.groups.show", Shown(SHOP, (DB,), (PART,))),
-    "group-checkpoint": (["group", "checkpoint", "shop"], "group.group_checkpoint", Taken(PART, (FULL, PLAIN))),
+    "group-create": (["group", "create", "shop", "db1:back", "@mail"], "group_create.create", SHOP),
+    "group-add": (["group", "add", "shop", "db1:back"], "group_add.add", SHOP),
+    "group-remove": (["group", "remove", "shop", "web1"], "group_remove.remove", SHOP),
+    "group-forget": (["group", "forget", "shop"], "group_forget.forget", SHOP),
+    "group-list": (["group", "list"], "group_list.show_all", [Shown(SHOP, (DB,), (PART,)), Shown(Group("none"), (), ())]),
+    "group-show": (["group", "show", "shop"], "group_show.show", Shown(SHOP, (DB,), (PART,))),
+    "group-checkpoint": (["group", "checkpoint", "shop"], "group_checkpoint.group_checkpoint", Taken(PART, (FULL, PLAIN))),
     "group-restore": (
         ["group", "restore", "shop@before"],
-        "group.group_restore",
+        "group_restore.group_restore",
         GroupRestored(PART, (FULL, PLAIN), (RESTORED, replace(RESTORED, safety=None)), True),
     ),
-    "group-divergence": (["group", "divergence", "shop@before"], "group.group_divergence", Divergence((FULL, PLAIN), SERVERS)),
-    "group-delete": (["group", "delete", "shop@before"], "group.groups.delete_checkpoint", Deleted((FULL, PLAIN), ())),
+    "group-divergence": (
+        ["group", "divergence", "shop@before"],
+        "group_divergence.group_divergence",
+        Divergence((FULL, PLAIN), SERVERS),
+    ),
+    "group-delete": (["group", "delete", "shop@before"], "group_delete.delete_checkpoint", Deleted((FULL, PLAIN), ())),
     "start": (["start", "web1"], "start.start", Started("web1", FULL)),
     "start-without": (["start", "web1"], "start.start", Started("web1", None)),
     "doctor": (["doctor"], "doctor.doctor", [Diagnosis("web1", ("a file is gone",), ("made anew",)), Diagnosis("db1", (), ())]),
-    "catalog-rebuild": (["catalog", "rebuild"], "catalog.rebuild", Rebuilt((FULL, PLAIN), 4)),
+    "catalog-rebuild": (["catalog", "rebuild"], "catalog_rebuild.rebuild", Rebuilt((FULL, PLAIN), 4)),
 }
 """Golden file -> the command line, the function in quiesce.cli that does the work, the result."""
 

@@ -1,9 +1,9 @@
-"""How things look, on a terminal and as JSON. Text from guests was made printable when it was read; markup is escaped here."""
+"""How labels, writers, filesystems and checkpoints look on a terminal. Text from guests was made printable when it was read;
+markup is escaped here."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -12,7 +12,6 @@ from rich.text import Text
 from quiesce.model.grades import Consistency, Grade
 from quiesce.model.reports import Filesystem, FreezeState, Outcome, WriterReport
 from quiesce.model.tree import Checkpoint, Kind
-from quiesce.wire.schema import to_wire
 
 COLOURS = {Consistency.APPLICATION: "green", Consistency.FILESYSTEM: "yellow", Consistency.CRASH: "red"}
 GRADE_COLOURS = {
@@ -22,12 +21,6 @@ GRADE_COLOURS = {
     Grade.CRASH: "yellow",
     Grade.REFUSED: "red",
 }
-
-
-def checkpoint_json(node: Checkpoint) -> dict[str, Any]:
-    value = to_wire(node)
-    value["stall_ms"] = round(node.stall_us / 1000, 1)
-    return value
 
 
 def label(consistency: Consistency) -> str:
@@ -62,7 +55,7 @@ def writers_table(writers: tuple[WriterReport, ...]) -> Table:
 
 
 POSTGRESQL_POSITION = ("timeline", "checkpoint_lsn", "redo_lsn", "insert_lsn", "replay_lsn")
-"""What of a cluster's position is shown where there is one line for it."""
+"""The keys of a cluster's position that are shown, in this order: the whole position does not fit on a line."""
 
 
 def position(writer: WriterReport) -> str:

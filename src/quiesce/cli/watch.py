@@ -9,7 +9,7 @@ import threading
 import typer
 from rich.text import Text
 
-from quiesce.cli import options, session
+from quiesce.cli import options, terminal
 from quiesce.cli.options import CatalogUrl, Connect
 from quiesce.context import Context, default_uri
 from quiesce.model.errors import QuiesceError
@@ -20,10 +20,11 @@ PRIORITIES = {Severity.INFO: 6, Severity.WARNING: 4, Severity.ERROR: 3}
 
 
 def command(connect: Connect = None, catalog: CatalogUrl = None) -> None:
-    """Take and remove automatic checkpoints, until stopped; to be run as a service.
+    """Take and remove automatic checkpoints until stopped. Run it as a service.
 
-    Of each VM set to it (`quiesce settings VM --automatic`), a checkpoint is taken when it starts with none, as soon as its
-    guest agent answers, and removed when its guest has shut it down. A VM that was powered off or crashed keeps it.
+    The command watches all VMs that are set to automatic checkpoints (`quiesce settings VM --automatic`). When such a VM starts
+    and has no checkpoint, one is taken as soon as the guest agent answers. When the guest has shut down cleanly, the checkpoint
+    is removed. A VM that was powered off or crashed keeps it.
     """
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # in every thread made from now on, too
@@ -48,4 +49,4 @@ def command(connect: Connect = None, catalog: CatalogUrl = None) -> None:
 def _say(said: Said) -> None:
     prefix = f"<{PRIORITIES[said.severity]}>" if "JOURNAL_STREAM" in os.environ else ""
     for line in said.text.splitlines():
-        session.err.print(Text(prefix + line))
+        terminal.err.print(Text(prefix + line))
