@@ -60,8 +60,8 @@ def _flowing(text: str) -> str:
     return "\n\n".join(paragraph.replace("\n", " ") for paragraph in inspect.cleandoc(text).split("\n\n"))
 
 
-def _add(room: typer.Typer, name: str, command: Callable[..., None]) -> None:
-    room.command(name, help=_flowing(command.__doc__ or ""))(command)
+def _add(parent: typer.Typer, name: str, command: Callable[..., None]) -> None:
+    parent.command(name, help=_flowing(command.__doc__ or ""))(command)
 
 
 _add(app, "vms", vms.command)

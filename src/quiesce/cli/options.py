@@ -119,7 +119,9 @@ CatalogUrl = Annotated[
 ]
 
 
-def catalog(url: str | None) -> Catalog:
+def open_catalog(url: str | None) -> Catalog:
+    """The catalog that --catalog names: a URL, or the path of an SQLite file; without it, the default one. Raises QuiesceError
+    if it cannot be opened."""
     if url is None or "://" in url:
         return Catalog(url)
     return Catalog(f"sqlite:///{Path(url).absolute()}")

@@ -37,7 +37,7 @@ def verb(show: Callable[Concatenate[Result, ...], None]) -> Callable[[Work[Resul
     def decorate(work: Work[Result]) -> Callable[..., None]:
         def command(*, as_json: Json = False, connect: Connect = None, catalog: CatalogUrl = None, **own: Any) -> None:
             with _errors_printed(as_json):
-                store = options.catalog(catalog)
+                store = options.open_catalog(catalog)
                 try:
                     with terminal.Display() as display:
                         result = work(Context(connect or default_uri(), store, display.emit), **own)

@@ -36,7 +36,7 @@ def command(connect: Connect = None, catalog: CatalogUrl = None) -> None:
 
     threading.Thread(target=wait_for_signal, daemon=True).start()
     try:
-        store = options.catalog(catalog)
+        store = options.open_catalog(catalog)
     except QuiesceError as error:
         _say(Said(Severity.ERROR, error.message))
         raise typer.Exit(error.exit_code) from None
