@@ -33,7 +33,7 @@ def command(
         bool, typer.Option("--repair", help="Mend what is found. Without this option nothing is changed.")
     ] = False,
 ) -> list[Diagnosis]:
-    """Find what is wrong with the checkpoints of a VM, or of all VMs, and mend it.
+    """Find what is wrong with the checkpoints of a VM, or of all VMs. With --repair, mend it.
 
     The command finds interrupted operations, files that nothing needs, missing files, backing chains that somebody changed with
     virsh, deleted checkpoints that can be merged now, outdated manifests, and VMs that were renamed, undefined or defined anew.

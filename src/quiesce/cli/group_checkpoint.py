@@ -50,8 +50,8 @@ def command(
     """Take a checkpoint of all members of a group at one instant, or of none.
 
     The front ends in all members hold their writes first, then the back ends. When all members are frozen, all of them switch
-    to new overlays, and only then does any member go on. So the members' parts agree with each other: if web1 confirmed an
-    order because db1 had committed it, both have the order or neither has it.
+    to new overlays, and only then does any member go on. So the members' parts agree with each other: if web1's part has
+    a confirmed order, db1's part has the committed order too.
 
     A member that is off takes part with its disks as the guest left them.
 

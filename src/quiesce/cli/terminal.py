@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from quiesce.model import events
 
 PIPE_WIDTH = 10_000
-"""Columns where nobody looks: a pipe gets every row on one line."""
+"""The width, in columns, of output that goes to a pipe or a file: a program then finds each row of a table on one line."""
 
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

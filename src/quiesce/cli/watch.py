@@ -16,7 +16,7 @@ from quiesce.model.errors import QuiesceError
 from quiesce.server.watch import Said, Severity, watch
 
 PRIORITIES = {Severity.INFO: 6, Severity.WARNING: 4, Severity.ERROR: 3}
-"""syslog's, which journald reads from the beginning of a line: sd-daemon(3)."""
+"""The numbers of syslog. journald reads them from the beginning of a line, as `<4>`: sd-daemon(3)."""
 
 
 def command(connect: Connect = None, catalog: CatalogUrl = None) -> None:
@@ -27,7 +27,7 @@ def command(connect: Connect = None, catalog: CatalogUrl = None) -> None:
     is removed. A VM that was powered off or crashed keeps it.
     """
     signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # in every thread made from now on, too
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # threads started from now on inherit this
     stop = threading.Event()
 
     def wait_for_signal() -> None:
