@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from quiesce.cli.main import app
+from quiesce.cli.verb import INTERRUPTED
 from quiesce.model import errors
 from quiesce.model.errors import QuiesceError
 
@@ -49,3 +52,23 @@ def test_the_docstring_tells_the_same_codes():
     """Broken: the one page that documents the codes would lie."""
     told = re.findall(r"(\w+Error) \.+ (\d+)", errors.__doc__ or "")
     assert {name: int(code) for name, code in told} == {name: code for name, (code, _) in CODES.items()}
+
+
+ROW = re.compile(r"^\| (\d+) \| (?:`(\w+)`)? *\| (.+?) \| (.*?) *\| (.+) \|$", re.MULTILINE)
+"""Of docs/exit-codes.md: code, kind, meaning, example, what to do."""
+
+
+def test_the_documentation_tells_the_same_codes():
+    """Broken: the page that script authors read would lie, or leave an error out."""
+    rows = ROW.findall((Path(__file__).parents[2] / "docs/exit-codes.md").read_text())
+    told = [(int(code), kind) for code, kind, *_ in rows]
+    classes = {value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, QuiesceError)}
+    assert sorted((code, kind) for code, kind in told if kind) == sorted((each.exit_code, each("m").kind) for each in classes)
+    assert {code for code, _ in told} == {0, INTERRUPTED} | {each.exit_code for each in classes}
+    assert all(example for _, kind, _, example, _ in rows if kind)
+
+
+def test_help_tells_the_same_codes():
+    """Broken: an administrator would be told other codes than a script gets."""
+    told = {int(code) for code in re.findall(r"\b\d+\b", str(app.info.epilog))}
+    assert told == {0, INTERRUPTED} | {code for code, _ in CODES.values()}

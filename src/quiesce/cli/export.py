@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from quiesce.cli import session
-from quiesce.cli.options import CatalogUrl, Connect, Json, Reference
+from quiesce.cli import terminal
+from quiesce.cli.options import Reference
+from quiesce.cli.verb import verb
+from quiesce.context import Context
 from quiesce.model.names import parse_reference
 from quiesce.operations.export import Exported, export
-from quiesce.wire.schema import to_wire
-
-
-def command(
-    checkpoint: Reference,
-    directory: Annotated[
-        str, typer.Argument(metavar="DIRECTORY", help="An absolute path on the VM's host; made, or must be empty.")
-    ],
-    as_json: Json = False,
-    connect: Connect = None,
-    catalog: CatalogUrl = None,
-) -> None:
-    """Write a checkpoint into a directory from which any libvirt host can start it.
-
-    Its disks with nothing below them, its definition, UEFI variables and TPM state, and a manifest with checksums. The VM
-    runs on. `quiesce import` makes a VM of it; so does `virsh define DIRECTORY/domain.xml`, on that very directory.
-    """
-    session.run(
-        lambda context: export(context, parse_reference(checkpoint), directory),
-        connect=connect,
-        catalog=catalog,
-        as_json=as_json,
-        to_json=_json,
-        show=_show,
-    )
-
-
-def _json(result: Exported) -> dict[str, Any]:
-    return {"directory": result.directory, "export": to_wire(result.export)}
 
 
 def _show(result: Exported) -> None:
     size = sum(file.bytes for file in result.export.files)
-    session.out.print(f"exported to [bold]{escape(result.directory)}[/]: {len(result.export.files)} files, {size} bytes")
+    terminal.out.print(f"exported to [bold]{escape(result.directory)}[/]: {len(result.export.files)} files, {size} bytes")
+
+
+@verb(_show)
+def command(
+    context: Context,
+    checkpoint: Reference,
+    directory: Annotated[
+        str,
+        typer.Argument(metavar="DIRECTORY", help="An absolute path on the VM's host. The directory is made, or must be empty."),
+    ],
+) -> Exported:
+    """Export a checkpoint into a directory from which any libvirt host can start it. The VM may run meanwhile.
+
+    The directory gets the disks as images without a backing file, the domain XML, the UEFI variables, the TPM state, and a
+    manifest with checksums. The memory of a standard checkpoint is left out.
+
+    `quiesce import` makes a VM of the export. Without quiesce, run `virsh define DIRECTORY/domain.xml`; the VM then uses the
+    disks in that directory.
+
+    Example: quiesce export db1@before-upgrade /exports/db1
+    """
+    return export(context, parse_reference(checkpoint), directory)

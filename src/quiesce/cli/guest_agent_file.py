@@ -8,31 +8,29 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from quiesce.cli import session
-from quiesce.cli.options import CatalogUrl, Connect, Json
-from quiesce.guests.archive import write
+from quiesce.cli import terminal
+from quiesce.cli.verb import verb
+from quiesce.context import Context
+from quiesce.operations.guest_agent_file import AgentFile, guest_agent_file
 
 
+def _show(file: AgentFile) -> None:
+    name = Path(file.path).name
+    terminal.out.print(f"wrote {escape(file.path)}, {file.bytes} bytes; in the guest: python3 {escape(name)} --install")
+
+
+@verb(_show)
 def command(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file to write, as quiesce-agent.pyz.", dir_okay=False)],
-    as_json: Json = False,
-    connect: Connect = None,
-    catalog: CatalogUrl = None,
-) -> None:
-    """Write the guest agent to a file, to install it by other means: in the guest, python3 quiesce-agent.pyz --install.
+    context: Context,
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="The file to write, for example quiesce-agent.pyz.", dir_okay=False)
+    ],
+) -> AgentFile:
+    """Write the guest agent to a file, for guests that `quiesce guest install` cannot reach.
 
-    For guests that are not reached through this host's libvirt, as under Proxmox or oVirt: their snapshots through
-    qemu-guest-agent then have the applications hold, too.
+    Copy the file into the guest and run there: python3 quiesce-agent.pyz --install
+
+    This is for guests under other platforms, such as Proxmox VE or oVirt. When the platform takes a snapshot through
+    qemu-guest-agent, the agent makes the applications in the guest hold their writes.
     """
-
-    def show(size: int) -> None:
-        session.out.print(f"wrote {escape(str(path))}, {size} bytes; in the guest: python3 {escape(path.name)} --install")
-
-    session.run(
-        lambda _: write(path),
-        connect=connect,
-        catalog=catalog,
-        as_json=as_json,
-        to_json=lambda size: {"path": str(path), "bytes": size},
-        show=show,
-    )
+    return guest_agent_file(context, path)

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 from rich.markup import escape
 
-from quiesce.cli import session
-from quiesce.cli.options import CatalogUrl, Connect, Json, Vm
+from quiesce.cli import terminal
+from quiesce.cli.options import Vm
+from quiesce.cli.verb import verb
+from quiesce.context import Context
 from quiesce.operations.guest_install import Installed, guest_install
 
 
-def command(vm: Vm, as_json: Json = False, connect: Connect = None, catalog: CatalogUrl = None) -> None:
-    """Install the quiesce agent in a running guest, or bring it up to date.
+def _show(installed: Installed, vm: str) -> None:
+    terminal.out.print(f"agent {escape(installed.version)} is ready in {escape(vm)}")
+    if installed.notes:
+        terminal.out.print(escape(installed.notes))
 
-    Goes through qemu-guest-agent and adds a virtio-serial port to the VM: no network, no SSH, no reboot.
+
+@verb(_show)
+def command(context: Context, vm: Vm) -> Installed:
+    """Install the quiesce agent in a running Linux guest, or update it.
+
+    The installation goes through qemu-guest-agent and adds a virtio-serial port to the VM. It needs no network, no SSH and no
+    reboot. The guest must have systemd and Python 3.9 or later. A Windows guest needs no agent: its own VSS is used.
     """
-
-    def show(installed: Installed) -> None:
-        session.out.print(f"agent {escape(installed.version)} is ready in {escape(vm)}")
-        if installed.notes:
-            session.out.print(escape(installed.notes))
-
-    session.run(
-        lambda context: guest_install(context, vm),
-        connect=connect,
-        catalog=catalog,
-        as_json=as_json,
-        to_json=lambda installed: {
-            "version": installed.version,
-            "agent_bytes": installed.agent_bytes,
-            "notes": installed.notes,
-        },
-        show=show,
-    )
+    return guest_install(context, vm)

@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from quiesce.cli import session
-from quiesce.cli.options import CatalogUrl, Connect, Json
+from quiesce.cli import terminal
+from quiesce.cli.verb import verb
+from quiesce.context import Context
 from quiesce.operations.import_ import Imported, import_vm
-
-
-def command(
-    directory: Annotated[str, typer.Argument(metavar="DIRECTORY", help="Of the export, on the host.")],
-    to: Annotated[str, typer.Option("--to", metavar="DIRECTORY", help="Where the VM's images are to be; made if need be.")],
-    name: Annotated[str | None, typer.Option("--name", "-n", metavar="NAME", help="Of a new VM.")] = None,
-    same: Annotated[bool, typer.Option("--same", help="The exported VM again: its own name, UUID and addresses.")] = False,
-    start: Annotated[bool, typer.Option("--start", help="Start it afterwards.")] = False,
-    as_json: Json = False,
-    connect: Connect = None,
-    catalog: CatalogUrl = None,
-) -> None:
-    """Make a VM from an export: a new one (--name), or the same again (--same).
-
-    The export is checked against its checksums and against what the host can run, and stays as it is.
-    """
-    session.run(
-        lambda context: import_vm(context, directory, to=to, name=name, same=same, start=start),
-        connect=connect,
-        catalog=catalog,
-        as_json=as_json,
-        to_json=asdict,
-        show=_show,
-    )
 
 
 def _show(result: Imported) -> None:
     state = "is running" if result.started else "is off"
-    session.out.print(f"[bold]{escape(result.vm)}[/] ({result.uuid}) {state}; its images are in {escape(result.directory)}")
+    terminal.out.print(f"[bold]{escape(result.vm)}[/] ({result.uuid}) {state}; its images are in {escape(result.directory)}")
+
+
+@verb(_show)
+def command(
+    context: Context,
+    directory: Annotated[
+        str, typer.Argument(metavar="DIRECTORY", help="The directory of the export: an absolute path on the host.")
+    ],
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="DIRECTORY", help="The directory for the VM's images. It is made if it does not exist."),
+    ],
+    name: Annotated[
+        str | None,
+        typer.Option("--name", "-n", metavar="NAME", help="Make a new VM of this name, with a new UUID and new MAC addresses."),
+    ] = None,
+    same: Annotated[
+        bool, typer.Option("--same", help="Make the exported VM again, with its own name, UUID and MAC addresses.")
+    ] = False,
+    start: Annotated[bool, typer.Option("--start", help="Start the VM afterwards.")] = False,
+) -> Imported:
+    """Make a VM from an export: a new VM (--name), or the exported VM again (--same).
+
+    The command first compares the export with its checksums, and the definition with what the host can run. The disks are
+    copied; the export stays as it is.
+
+    Example: quiesce import /exports/db1 --to /var/lib/libvirt/images --name db1-test
+    """
+    return import_vm(context, directory, to=to, name=name, same=same, start=start)

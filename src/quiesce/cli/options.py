@@ -1,4 +1,4 @@
-"""What several verbs take."""
+"""Arguments and options that several verbs take, and their completion in the shell."""
 
 from __future__ import annotations
 
@@ -62,41 +62,68 @@ def _complete_part(incomplete: str) -> list[str]:
 
 
 PartReference = Annotated[
-    str, typer.Argument(metavar="GROUP@CHECKPOINT", help="A group's checkpoint, by name or id.", autocompletion=_complete_part)
+    str,
+    typer.Argument(metavar="GROUP@CHECKPOINT", help="A group's checkpoint, by name or id.", autocompletion=_complete_part),
 ]
 GroupName = Annotated[str, typer.Argument(metavar="GROUP", help="Name of the group.", autocompletion=_complete_group)]
+Members = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MEMBER...", help="VM, VM:TIER (front, middle, back or external), or @GROUP to include another group."
+    ),
+]
 Vm = Annotated[str, typer.Argument(metavar="VM", help="Name or UUID of the VM.", autocompletion=_complete_vm)]
 OptionalVm = Annotated[
-    str | None, typer.Argument(metavar="[VM]", help="Name or UUID of the VM; all if left out.", autocompletion=_complete_vm)
+    str | None, typer.Argument(metavar="[VM]", help="Name or UUID of the VM; all VMs if left out.", autocompletion=_complete_vm)
 ]
 Reference = Annotated[
     str,
-    typer.Argument(metavar="VM@CHECKPOINT", help="A checkpoint by name or id.", autocompletion=_complete_reference),
+    typer.Argument(metavar="VM@CHECKPOINT", help="A checkpoint, by name or id.", autocompletion=_complete_reference),
 ]
 References = Annotated[
     list[str],
-    typer.Argument(metavar="VM@CHECKPOINT...", help="By name, id or shell pattern.", autocompletion=_complete_reference),
+    typer.Argument(
+        metavar="VM@CHECKPOINT...",
+        help="Checkpoints, by name, id or shell pattern.",
+        autocompletion=_complete_reference,
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; progress goes to standard error.")]
+
+CheckpointName = Annotated[
+    str | None,
+    typer.Option(
+        "--name", "-n", metavar="NAME", help="Name of the checkpoint, at most 100 characters. \\[default: the time, UTC]"
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Only show what would be deleted.")]
 AcceptDivergence = Annotated[
-    bool, typer.Option("--accept-divergence", help="Restore although other servers have moved on, or cannot be asked.")
+    bool, typer.Option("--accept-divergence", help="Restore even if other servers have moved on or cannot be asked.")
 ]
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON. Progress and warnings go to standard error.")]
 Connect = Annotated[
     str | None,
-    typer.Option("--connect", "-c", metavar="URI", help="libvirt URI. \\[env: LIBVIRT_DEFAULT_URI; default: qemu:///system]"),
+    typer.Option(
+        "--connect",
+        "-c",
+        metavar="URI",
+        help="libvirt URI of the host. \\[env: LIBVIRT_DEFAULT_URI; default: qemu:///system]",
+    ),
 ]
 CatalogUrl = Annotated[
     str | None,
     typer.Option(
         "--catalog",
         metavar="URL",
-        help="Catalog: a database URL or the path of an SQLite file. \\[env: QUIESCE_CATALOG; default:"
+        help="The catalog of checkpoints: a database URL or the path of an SQLite file. \\[env: QUIESCE_CATALOG; default:"
         " /var/lib/quiesce/catalog.db for root]",
     ),
 ]
 
 
-def catalog(url: str | None) -> Catalog:
+def open_catalog(url: str | None) -> Catalog:
+    """The catalog that --catalog names: a URL, or the path of an SQLite file; without it, the default one. Raises QuiesceError
+    if it cannot be opened."""
     if url is None or "://" in url:
         return Catalog(url)
     return Catalog(f"sqlite:///{Path(url).absolute()}")

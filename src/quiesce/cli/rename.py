@@ -7,30 +7,27 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from quiesce.cli import render, session
-from quiesce.cli.options import CatalogUrl, Connect, Json, Reference
+from quiesce.cli import terminal
+from quiesce.cli.options import Reference
+from quiesce.cli.verb import verb
+from quiesce.context import Context
 from quiesce.model.names import parse_reference
 from quiesce.model.tree import Checkpoint
 from quiesce.operations.rename import rename
 
 
+def _show(node: Checkpoint) -> None:
+    terminal.out.print(f"checkpoint [bold]{escape(node.vm_name)}@{escape(node.name)}[/]")
+
+
+@verb(_show)
 def command(
+    context: Context,
     checkpoint: Reference,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The new name, at most 100 characters.")],
-    as_json: Json = False,
-    connect: Connect = None,
-    catalog: CatalogUrl = None,
-) -> None:
-    """Give a checkpoint another name."""
-    session.run(
-        lambda context: rename(context, parse_reference(checkpoint), name),
-        connect=connect,
-        catalog=catalog,
-        as_json=as_json,
-        to_json=render.checkpoint_json,
-        show=_show,
-    )
+) -> Checkpoint:
+    """Give a checkpoint another name.
 
-
-def _show(node: Checkpoint) -> None:
-    session.out.print(f"checkpoint [bold]{escape(node.vm_name)}@{escape(node.name)}[/]")
+    Example: quiesce rename db1@2026-11-28T10.56.00Z before-upgrade
+    """
+    return rename(context, parse_reference(checkpoint), name)

@@ -1,10 +1,9 @@
-"""Tables and lines for the terminal, and a checkpoint's JSON. Text from guests was made printable when it was read; markup is
-escaped here."""
+"""How labels, writers, filesystems and checkpoints look on a terminal. Text from guests was made printable when it was read;
+markup is escaped here."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -14,7 +13,6 @@ from quiesce.applications.registry import application_of
 from quiesce.model.grades import Consistency, Grade
 from quiesce.model.reports import Filesystem, FreezeState, Outcome, WriterReport
 from quiesce.model.tree import Checkpoint, Kind
-from quiesce.wire.schema import to_wire
 
 COLOURS = {Consistency.APPLICATION: "green", Consistency.FILESYSTEM: "yellow", Consistency.CRASH: "red"}
 GRADE_COLOURS = {
@@ -24,12 +22,6 @@ GRADE_COLOURS = {
     Grade.CRASH: "yellow",
     Grade.REFUSED: "red",
 }
-
-
-def checkpoint_json(node: Checkpoint) -> dict[str, Any]:
-    value = to_wire(node)
-    value["stall_ms"] = round(node.stall_us / 1000, 1)
-    return value
 
 
 def label(consistency: Consistency) -> str:
@@ -84,5 +76,7 @@ def node_line(node: Checkpoint) -> Text:
     notes = [node.kind.value] if node.kind is not Kind.PRODUCTION else []
     notes += ["off"] if node.off else []
     notes += [f"without {', '.join(node.excluded)}"] if node.excluded else []
-    said = f"  ({escape('; '.join(notes))})" if notes else ""
-    return Text.from_markup(f"[bold]{escape(node.name)}[/]  {label(node.consistency)}  {local_time(node.created)}{stall}{said}")
+    remarks = f"  ({escape('; '.join(notes))})" if notes else ""
+    return Text.from_markup(
+        f"[bold]{escape(node.name)}[/]  {label(node.consistency)}  {local_time(node.created)}{stall}{remarks}"
+    )

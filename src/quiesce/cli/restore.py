@@ -2,67 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from quiesce.cli import render, session
-from quiesce.cli.options import AcceptDivergence, CatalogUrl, Connect, Json, Reference
+from quiesce.cli import render, terminal
+from quiesce.cli.options import AcceptDivergence, Reference
+from quiesce.cli.verb import verb
+from quiesce.context import Context
 from quiesce.model.names import parse_reference
 from quiesce.operations.restore import Restored, restore
 
 
+def show_restored(result: Restored) -> None:
+    name, node, safety = escape(result.checkpoint.vm_name), result.checkpoint, result.safety
+    state = "running" if result.started else "off"
+    terminal.out.print(f"{name} is restored to [bold]{escape(node.name)}[/] ({render.label(node.consistency)}) and is {state}")
+    if safety:
+        label = render.label(safety.consistency)
+        terminal.out.print(f"the state before the restore is kept: [bold]{name}@{escape(safety.name)}[/] ({label})")
+
+
+@verb(show_restored)
 def command(
+    context: Context,
     checkpoint: Reference,
-    start: Annotated[bool, typer.Option("--start", help="Start the VM afterwards; otherwise it is left off.")] = False,
+    start: Annotated[bool, typer.Option("--start", help="Start the VM afterwards. Without this option it stays off.")] = False,
     discard_current: Annotated[
-        bool, typer.Option("--discard-current", help="Do not keep the present state; this cannot be undone.")
+        bool, typer.Option("--discard-current", help="Do not keep the present state. Then the restore cannot be undone.")
     ] = False,
     accept_divergence: AcceptDivergence = False,
-    as_json: Json = False,
-    connect: Connect = None,
-    catalog: CatalogUrl = None,
-) -> None:
-    """Put a VM back to a checkpoint: its disks and its definition.
+) -> Restored:
+    """Restore a VM to a checkpoint: its disks, its definition, its UEFI variables and its TPM state.
 
-    A running VM is stopped at once. Its present state is kept as a safety checkpoint, as consistent as its guest allows, so a
-    restore can be undone by another one. The VM gets a new generation ID, which tells its guest that it went back in time.
+    A running VM is powered off at once. The state before the restore is kept as a safety checkpoint: another restore can undo
+    this one. The VM gets a new generation ID, which tells the guest that it went back in time. A standard checkpoint is resumed
+    with its memory, with or without --start.
 
-    If other servers of a group would disagree with it, it is refused; `quiesce divergence` says how.
+    The command refuses the restore if other servers of a group would disagree with the VM; `quiesce divergence` shows which.
+
+    Example: quiesce restore db1@before-upgrade --start
     """
-    session.run(
-        lambda context: restore(
-            context,
-            parse_reference(checkpoint),
-            start=start,
-            discard_current=discard_current,
-            accept_divergence=accept_divergence,
-        ),
-        connect=connect,
-        catalog=catalog,
-        as_json=as_json,
-        to_json=to_json,
-        show=show,
+    return restore(
+        context,
+        parse_reference(checkpoint),
+        start=start,
+        discard_current=discard_current,
+        accept_divergence=accept_divergence,
     )
-
-
-def to_json(result: Restored) -> dict[str, Any]:
-    return {
-        "restored": render.checkpoint_json(result.checkpoint),
-        "safety": render.checkpoint_json(result.safety) if result.safety else None,
-        "generation": result.generation,
-        "started": result.started,
-    }
-
-
-def show(result: Restored) -> None:
-    name = escape(result.checkpoint.vm_name)
-    session.out.print(
-        f"{name} stands at [bold]{escape(result.checkpoint.name)}[/]"
-        f" ({render.label(result.checkpoint.consistency)}) and is {'running' if result.started else 'off'}"
-    )
-    if result.safety:
-        session.out.print(
-            f"the state it left: [bold]{name}@{escape(result.safety.name)}[/] ({render.label(result.safety.consistency)})"
-        )

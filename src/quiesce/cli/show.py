@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from rich.markup import escape
 
-from quiesce.cli import render, session
-from quiesce.cli.options import CatalogUrl, Connect, Json, Reference
+from quiesce.cli import render, terminal
+from quiesce.cli.options import Reference
+from quiesce.cli.verb import verb
+from quiesce.context import Context
 from quiesce.model.names import parse_reference
 from quiesce.model.tree import Checkpoint
 from quiesce.operations.tree import show
 
 
-def command(checkpoint: Reference, as_json: Json = False, connect: Connect = None, catalog: CatalogUrl = None) -> None:
-    """Show all that is known of one checkpoint: its label and the evidence for it."""
-    session.run(
-        lambda context: show(context, parse_reference(checkpoint)),
-        connect=connect,
-        catalog=catalog,
-        as_json=as_json,
-        to_json=render.checkpoint_json,
-        show=_show,
-    )
-
-
 def _show(node: Checkpoint) -> None:
-    out = session.out
+    out = terminal.out
     out.print(render.node_line(node))
     out.print(f"id        {node.id}")
     out.print(f"kind      {node.kind.value}, required {node.required.value}")
@@ -41,3 +31,9 @@ def _show(node: Checkpoint) -> None:
         out.print(render.writers_table(node.writers))
     if node.filesystems:
         out.print(render.filesystems_table(node.filesystems))
+
+
+@verb(_show)
+def command(context: Context, checkpoint: Reference) -> Checkpoint:
+    """Show everything that is recorded of one checkpoint: its label, its files, and the evidence for the label."""
+    return show(context, parse_reference(checkpoint))

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.markup import escape
 
-from quiesce.cli import render, session
-from quiesce.cli.options import CatalogUrl, Connect, Json, Vm
+from quiesce.cli import render, terminal
+from quiesce.cli.options import Vm
+from quiesce.cli.verb import verb
+from quiesce.context import Context
 from quiesce.operations.start import Started, start
-
-
-def command(vm: Vm, as_json: Json = False, connect: Connect = None, catalog: CatalogUrl = None) -> None:
-    """Start a VM. If it is set to automatic checkpoints and has none, one is taken before its guest runs."""
-    session.run(
-        lambda context: start(context, vm),
-        connect=connect,
-        catalog=catalog,
-        as_json=as_json,
-        to_json=_json,
-        show=_show,
-    )
-
-
-def _json(result: Started) -> dict[str, Any]:
-    return {"vm": result.vm, "checkpoint": render.checkpoint_json(result.checkpoint) if result.checkpoint else None}
 
 
 def _show(result: Started) -> None:
     if node := result.checkpoint:
         name = f"{escape(node.vm_name)}@{escape(node.name)}"
-        session.out.print(f"checkpoint [bold]{name}[/] ({render.label(node.consistency)})")
-    session.out.print(f"{escape(result.vm)} is running")
+        terminal.out.print(f"checkpoint [bold]{name}[/] ({render.label(node.consistency)})")
+    terminal.out.print(f"{escape(result.vm)} is running")
+
+
+@verb(_show)
+def command(context: Context, vm: Vm) -> Started:
+    """Start a VM, and take its automatic checkpoint first.
+
+    A checkpoint is taken only if the VM is set to automatic checkpoints (`quiesce settings VM --automatic`) and has none. It is
+    taken while the VM is off. If it fails, the VM stays off. If only the required label cannot be had, as after a power
+    failure, the VM is started without a checkpoint.
+    """
+    return start(context, vm)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.markup import escape
 from rich.tree import Tree as Drawing
 
-from quiesce.cli import render, session
-from quiesce.cli.options import CatalogUrl, Connect, Json, Vm
+from quiesce.cli import render, terminal
+from quiesce.cli.options import Vm
+from quiesce.cli.verb import verb
+from quiesce.context import Context
 from quiesce.model.tree import Tree
 from quiesce.operations.tree import tree
 
 
-def command(vm: Vm, as_json: Json = False, connect: Connect = None, catalog: CatalogUrl = None) -> None:
-    """Show the checkpoints of a VM and where it stands now."""
-
-    def show(found: Tree) -> None:
-        drawing = Drawing(f"[bold]{escape(vm)}[/]")
-        _draw(found, None, drawing)
-        session.out.print(drawing)
-
-    session.run(lambda context: tree(context, vm), connect=connect, catalog=catalog, as_json=as_json, to_json=_json, show=show)
+def _show(found: Tree, vm: str) -> None:
+    drawing = Drawing(f"[bold]{escape(vm)}[/]")
+    _draw(found, None, drawing)
+    terminal.out.print(drawing)
 
 
 def _draw(found: Tree, parent: str | None, drawing: Drawing) -> None:
@@ -31,8 +26,10 @@ def _draw(found: Tree, parent: str | None, drawing: Drawing) -> None:
         drawing.add("[cyan]now[/]")
 
 
-def _json(found: Tree) -> dict[str, Any]:
-    return {
-        "head_parent": found.visible(found.head_parent),
-        "checkpoints": [render.checkpoint_json(node) for node in found.checkpoints],
-    }
+@verb(_show)
+def command(context: Context, vm: Vm) -> Tree:
+    """Show the checkpoints of a VM as a tree, with their labels.
+
+    Each checkpoint is drawn below the one it is based on, and `now` below the checkpoint that the VM's disks are based on.
+    """
+    return tree(context, vm)

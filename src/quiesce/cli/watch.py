@@ -9,24 +9,25 @@ import threading
 import typer
 from rich.text import Text
 
-from quiesce.cli import options, session
+from quiesce.cli import options, terminal
 from quiesce.cli.options import CatalogUrl, Connect
 from quiesce.context import Context, default_uri
 from quiesce.model.errors import QuiesceError
 from quiesce.server.watch import Said, Severity, watch
 
 PRIORITIES = {Severity.INFO: 6, Severity.WARNING: 4, Severity.ERROR: 3}
-"""syslog's, which journald reads from the beginning of a line: sd-daemon(3)."""
+"""The numbers of syslog. journald reads them from the beginning of a line, as `<4>`: sd-daemon(3)."""
 
 
 def command(connect: Connect = None, catalog: CatalogUrl = None) -> None:
-    """Take and remove automatic checkpoints, until stopped; to be run as a service.
+    """Take and remove automatic checkpoints until stopped. Run it as a service.
 
-    Of each VM set to it (`quiesce settings VM --automatic`), a checkpoint is taken when it starts with none, as soon as its
-    guest agent answers, and removed when its guest has shut it down. A VM that was powered off or crashed keeps it.
+    The command watches all VMs that are set to automatic checkpoints (`quiesce settings VM --automatic`). When such a VM starts
+    and has no checkpoint, one is taken as soon as the guest agent answers. When the guest has shut down cleanly, the checkpoint
+    is removed. A VM that was powered off or crashed keeps it.
     """
     signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # in every thread made from now on, too
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # threads started from now on inherit this
     stop = threading.Event()
 
     def wait_for_signal() -> None:
@@ -35,7 +36,7 @@ def command(connect: Connect = None, catalog: CatalogUrl = None) -> None:
 
     threading.Thread(target=wait_for_signal, daemon=True).start()
     try:
-        store = options.catalog(catalog)
+        store = options.open_catalog(catalog)
     except QuiesceError as error:
         _say(Said(Severity.ERROR, error.message))
         raise typer.Exit(error.exit_code) from None
@@ -48,4 +49,4 @@ def command(connect: Connect = None, catalog: CatalogUrl = None) -> None:
 def _say(said: Said) -> None:
     prefix = f"<{PRIORITIES[said.severity]}>" if "JOURNAL_STREAM" in os.environ else ""
     for line in said.text.splitlines():
-        session.err.print(Text(prefix + line))
+        terminal.err.print(Text(prefix + line))

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from quiesce.cli import render, session
-from quiesce.cli.options import CatalogUrl, Connect, Json, Vm
+from quiesce.cli import render, terminal
+from quiesce.cli.options import Vm
+from quiesce.cli.verb import verb
+from quiesce.context import Context
 from quiesce.operations.writers import GuestReport, writers
-from quiesce.wire.schema import to_wire
-
-
-def command(vm: Vm, as_json: Json = False, connect: Connect = None, catalog: CatalogUrl = None) -> None:
-    """Show the applications and filesystems of a guest, and what a checkpoint would be worth now."""
-    session.run(
-        lambda context: writers(context, vm),
-        connect=connect,
-        catalog=catalog,
-        as_json=as_json,
-        to_json=_json,
-        show=_show,
-    )
-
-
-def _json(report: GuestReport) -> dict[str, Any]:
-    return {
-        "agent_version": report.agent_version,
-        "expected_consistency": report.expected.value,
-        "writers": [to_wire(writer) for writer in report.writers],
-        "filesystems": [to_wire(item) for item in report.filesystems],
-    }
 
 
 def _show(report: GuestReport) -> None:
-    session.out.print(f"a checkpoint now would be {render.label(report.expected)}-consistent")
+    terminal.out.print(f"a checkpoint now would be {render.label(report.expected)}-consistent")
     if report.writers:
-        session.out.print(render.writers_table(report.writers))
-    session.out.print(render.filesystems_table(report.filesystems))
+        terminal.out.print(render.writers_table(report.writers))
+    terminal.out.print(render.filesystems_table(report.filesystems))
+
+
+@verb(_show)
+def command(context: Context, vm: Vm) -> GuestReport:
+    """Show the applications and filesystems of a running guest, and the label a checkpoint would get now.
+
+    The command changes nothing. For an application that cannot be held it shows the reason.
+    """
+    return writers(context, vm)

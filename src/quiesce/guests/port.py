@@ -28,6 +28,10 @@ class GuestRefusedError(AgentError):
         self.reason = reason
         self.writers = tuple(writers)
 
+    @property
+    def kind(self) -> str:
+        return "agent"  # the difference matters to whoever takes a checkpoint, not to users
+
 
 class Guest(Protocol):
     """One attempt at a time: prepare, hold level by level, freeze, thaw, release in reverse, post_checkpoint; abort from

@@ -35,6 +35,7 @@ class QuiesceError(Exception):
 
     @property
     def kind(self) -> str:
+        """What a program tells errors apart by: the name of the class, as `notfound` of NotFoundError."""
         return type(self).__name__.removesuffix("Error").lower() or "error"
 
 

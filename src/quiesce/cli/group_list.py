@@ -1,0 +1,25 @@
+"""quiesce group list"""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+from quiesce.cli import terminal
+from quiesce.cli.verb import verb
+from quiesce.context import Context
+from quiesce.operations.group import Shown, show_all
+
+
+def _show(found: list[Shown]) -> None:
+    table = Table("group", "members", "checkpoints", box=None, pad_edge=False, header_style="bold")
+    for item in found:
+        names = ", ".join(f"{member.vm_name}:{member.tier.value}" for member in item.members)
+        table.add_row(escape(item.group.name), escape(names), str(len(item.checkpoints)))
+    terminal.out.print(table)
+
+
+@verb(_show)
+def command(context: Context) -> list[Shown]:
+    """List the groups, their members, and how many checkpoints they have."""
+    return show_all(context)

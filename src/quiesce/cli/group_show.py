@@ -1,0 +1,27 @@
+"""quiesce group show"""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+from quiesce.cli import terminal
+from quiesce.cli.options import GroupName
+from quiesce.cli.verb import verb
+from quiesce.context import Context
+from quiesce.operations.group import Shown, show
+
+
+def _show(item: Shown) -> None:
+    table = Table("member", "tier", "uuid", box=None, pad_edge=False, header_style="bold")
+    for member in item.members:
+        table.add_row(escape(member.vm_name), member.tier.value, member.vm_uuid)
+    terminal.out.print(table)
+    for part in item.checkpoints:
+        terminal.out.print(f"checkpoint [bold]{escape(part.group)}@{escape(part.name)}[/]")
+
+
+@verb(_show)
+def command(context: Context, name: GroupName) -> Shown:
+    """Show the members of a group, including the members of groups in it, and the group's checkpoints."""
+    return show(context, name)
