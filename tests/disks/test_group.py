@@ -83,7 +83,7 @@ def test_one_checkpoint_of_all_members(application: Application) -> None:
         delete(application.context, [one])
     with pytest.raises(NameTakenError):
         application.take("now")
-    assert [part.name for part in group.show(application.context, "shop").checkpoints] == ["now"]
+    assert [part.name for part in group.show_group(application.context, "shop").checkpoints] == ["now"]
     group.delete_checkpoint(application.context, "shop@now")
     assert application.names() == [[]] * 3
     with pytest.raises(NotFoundError, match="no checkpoint 'now'"):

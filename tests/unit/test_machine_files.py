@@ -59,9 +59,9 @@ def test_a_machine_that_was_never_started_has_none_yet_but_one_that_runs_must(ho
 @pytest.mark.parametrize("content", [b"", b"x" * 300_000])
 def test_what_was_written_is_what_is_read(content, fake):
     """Broken: a TPM would be given half its state."""
-    machine_files.write(fake.host.storage, "/i/a.tpm", content)
+    machine_files.write_small_file(fake.host.storage, "/i/a.tpm", content)
     assert fake.host.storage.read("/i/a.tpm") == content
-    machine_files.write(fake.host.storage, "/i/a.tpm", b"shorter")
+    machine_files.write_small_file(fake.host.storage, "/i/a.tpm", b"shorter")
     assert fake.host.storage.read("/i/a.tpm") == b"shorter"
     with pytest.raises(NotFoundError, match=r"/i/b\.tpm"):
         fake.host.storage.read("/i/b.tpm")
@@ -71,9 +71,9 @@ def test_nothing_is_written_without_room(fake):
     """Broken: a file would be there that holds only part of what it says."""
     fake.host.storage.free = 3
     with pytest.raises(NoSpaceError, match="state"):
-        machine_files.write(fake.host.storage, "/i/a.tpm", b"1234")
+        machine_files.write_small_file(fake.host.storage, "/i/a.tpm", b"1234")
     assert "/i/a.tpm" not in fake.host.storage.files
-    machine_files.write(fake.host.storage, "/i/a.tpm", b"123")
+    machine_files.write_small_file(fake.host.storage, "/i/a.tpm", b"123")
 
 
 def test_a_tpm_gets_its_state_where_it_looks_for_it(machine):

@@ -17,7 +17,7 @@ from quiesce.agent import memory, processes
 from quiesce.agent.processes import Process
 from quiesce.agent.writers import mariadb, mariadb_locks
 from quiesce.agent.writers.base import WriterError, deadline_in_ns
-from quiesce.agent.writers.mariadb import Database
+from quiesce.agent.writers.mariadb import DatabaseServer
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome, WriterReport
 from quiesce.wire.schema import from_wire, to_wire
@@ -157,23 +157,23 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
         connection.close()
 
 
-def database(name: str = "mariadbd", directory: str = "/var/lib/mysql", container: bool = False) -> Database:
-    return Database(Process(1, name, 0, container), directory)
+def database(name: str = "mariadbd", directory: str = "/var/lib/mysql", container: bool = False) -> DatabaseServer:
+    return DatabaseServer(Process(1, name, 0, container), directory)
 
 
-def prepared(name: str = "mariadbd") -> Database:
+def prepared(name: str = "mariadbd") -> DatabaseServer:
     writer = database(name)
     writer.prepare(deadline_in_ns(5), 1500)
     return writer
 
 
-def held(name: str = "mariadbd") -> Database:
+def held(name: str = "mariadbd") -> DatabaseServer:
     writer = prepared(name)
     writer.hold(deadline_in_ns(5))
     return writer
 
 
-def refused(writer: Database) -> str:
+def refused(writer: DatabaseServer) -> str:
     """Why it cannot be held, of a writer that says so before the attempt."""
     writer.identify()
     assert not writer.grade.vouched

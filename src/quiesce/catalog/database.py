@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import event
 
 from quiesce.catalog import lock
 from quiesce.catalog.schema import metadata
+from quiesce.catalog.sqlite import begin_immediate, prepare_sqlite
 from quiesce.codec import CodecError, decode, encode
 from quiesce.model.errors import QuiesceError
 
@@ -45,7 +45,7 @@ class Database:
         try:
             self._engine = sa.create_engine(self.url)
             if self._engine.dialect.name == "sqlite":
-                _prepare_sqlite(self._engine)
+                prepare_sqlite(self._engine)
             with lock.wait(self.lock_directory(), "schema"):
                 self._bring_up_to_date()
         except (sa.exc.SQLAlchemyError, OSError) as error:
@@ -76,7 +76,7 @@ class Database:
         with self._engine.begin() as connection:
             tables = set(sa.inspect(connection).get_table_names())
             if not tables:
-                begin(connection)
+                begin_immediate(connection)
                 metadata.create_all(connection)
                 _version.create(connection)
                 connection.execute(sa.insert(_version).values(version_num=REVISION))
@@ -90,13 +90,6 @@ class Database:
             from quiesce.catalog.migrations import migrate
 
             migrate(self._engine, self.url)
-
-
-def begin(connection: sa.Connection) -> None:
-    """Begins a transaction that changes tables: Python's sqlite3 begins none before such a statement by itself, so that each
-    would stay although a later one fails."""
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def to_column(value: Any) -> str:
@@ -113,17 +106,3 @@ def from_column(cls: type[T], text: str) -> T:
             f"the catalog holds a {cls.__name__} that this quiesce cannot read: {error}",
             hint="was it written by a newer quiesce, or changed by hand? `quiesce catalog rebuild` makes a new one",
         ) from error
-
-
-def _prepare_sqlite(engine: sa.Engine) -> None:
-    if engine.url.database:
-        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-
-    @event.listens_for(engine, "connect")
-    def _on_connect(connection: Any, _record: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA synchronous = FULL")
-        cursor.execute("PRAGMA busy_timeout = 10000")
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.close()

@@ -8,7 +8,7 @@ from rich.table import Table
 from quiesce.cli import terminal
 from quiesce.cli.verb import verb
 from quiesce.context import Context
-from quiesce.operations.group import Shown, show_all
+from quiesce.operations.group import Shown, list_groups
 
 
 def _show(found: list[Shown]) -> None:
@@ -22,4 +22,4 @@ def _show(found: list[Shown]) -> None:
 @verb(_show)
 def command(context: Context) -> list[Shown]:
     """List the groups, their members, and how many checkpoints they have."""
-    return show_all(context)
+    return list_groups(context)

@@ -9,7 +9,7 @@ from quiesce.cli import terminal
 from quiesce.cli.options import GroupName
 from quiesce.cli.verb import verb
 from quiesce.context import Context
-from quiesce.operations.group import Shown, show
+from quiesce.operations.group import Shown, show_group
 
 
 def _show(item: Shown) -> None:
@@ -24,4 +24,4 @@ def _show(item: Shown) -> None:
 @verb(_show)
 def command(context: Context, name: GroupName) -> Shown:
     """Show the members of a group, including the members of groups in it, and the group's checkpoints."""
-    return show(context, name)
+    return show_group(context, name)

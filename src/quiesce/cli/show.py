@@ -10,7 +10,7 @@ from quiesce.cli.verb import verb
 from quiesce.context import Context
 from quiesce.model.names import parse_reference
 from quiesce.model.tree import Checkpoint
-from quiesce.operations.tree import show
+from quiesce.operations.tree import show_checkpoint
 
 
 def _show(node: Checkpoint) -> None:
@@ -36,4 +36,4 @@ def _show(node: Checkpoint) -> None:
 @verb(_show)
 def command(context: Context, checkpoint: Reference) -> Checkpoint:
     """Show everything that is recorded of one checkpoint: its label, its files, and the evidence for the label."""
-    return show(context, parse_reference(checkpoint))
+    return show_checkpoint(context, parse_reference(checkpoint))

@@ -191,7 +191,7 @@ def manifest_path(context: Context, vm: Vm, node: Checkpoint) -> str:
     return storage.inside(storage.place(node.disks[0].path), manifest.name(node.id))
 
 
-def forget(context: Context, vm: Vm, node: Checkpoint) -> None:
+def forget_checkpoint(context: Context, vm: Vm, node: Checkpoint) -> None:
     """The checkpoint is gone from the catalog and from the manifests; its images are left."""
     context.storage(vm.host).remove(manifest_path(context, vm, node))
     for child in context.catalog.checkpoints.remove(node):

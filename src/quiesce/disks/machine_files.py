@@ -29,7 +29,7 @@ def read(context: Context, vm: Vm) -> dict[Role, bytes]:
     return found
 
 
-def write(storage: Storage, path: str, content: bytes) -> None:
+def write_small_file(storage: Storage, path: str, content: bytes) -> None:
     """Makes a small file of this content, in a place that is there. Raises NoSpaceError."""
     require_room(storage, storage.place(path), len(content), "the machine's state")
     storage.write(path, content)
@@ -39,7 +39,7 @@ def keep(context: Context, vm: Vm, journal: Journal, role: Role, content: bytes,
     """Makes a file of ours of a part of the machine, beside an image; returns its path."""
     path = images.note_new(context, vm, beside, "machine", role.value)
     with journal.step(WriteFile(path)):
-        write(context.storage(vm.host), path, content)
+        write_small_file(context.storage(vm.host), path, content)
     return path
 
 

@@ -133,7 +133,7 @@ def _merge_hidden(context: Context, vm: Vm, journal: Journal, merger: Merger) ->
         if node := _finished(found):
             children = [child.id for child in found.tree.nodes if child.parent == node.id]
             with journal.step(Forget(node.id, tuple(children))):
-                images.forget(context, vm, node)
+                images.forget_checkpoint(context, vm, node)
         elif todo := _first(_merges(found), waiting):
             others = found.chains.strangers(todo.base, todo.top, found.made - found.live)
             if others:

@@ -13,7 +13,7 @@ from quiesce.hypervisor.vm import Vm
 from quiesce.model.chains import Chains, Image
 from quiesce.model.errors import HypervisorError, NotFoundError, RefusedError
 from quiesce.model.tree import Checkpoint, Tree
-from quiesce.storage.port import Found, Storage
+from quiesce.storage.port import Listing, Storage
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def survey(context: Context, vm: Vm, *, patient: bool = False) -> Survey:
     )
 
 
-def _require_not_empty(storage: Storage, found: Found, expected: set[str]) -> Found:
+def _require_not_empty(storage: Storage, found: Listing, expected: set[str]) -> Listing:
     """A place in which no image is that should be there is probably not mounted."""
     places: dict[str, set[str]] = {}
     for path in expected:

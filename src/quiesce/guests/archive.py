@@ -41,7 +41,7 @@ def build() -> bytes:
     return content.getvalue()
 
 
-def write(path: Path) -> int:
+def write_archive(path: Path) -> int:
     """Writes the agent to a file, whole or not at all; returns its size in bytes. Raises QuiesceError."""
     content = build()
     new = path.with_name(path.name + ".new")

@@ -51,7 +51,7 @@ def checkpoint(
         settings = settings_of(context, vm, type, required)
         with context.phase("plan"):
             planned = plan(context, vm, name, settings, exclude)
-            part, running = begin(context, vm, planned, stack)
+            part, running = begin_part(context, vm, planned, stack)
         part.make_overlays()
         evidence = take_production(context, [running], window_s)[0] if running else take_alone(context, vm, part)
         if automatic:
@@ -63,7 +63,7 @@ def checkpoint(
     return node
 
 
-def begin(context: Context, vm: Vm, planned: Plan, stack: ExitStack) -> tuple[Part, RunningPart | None]:
+def begin_part(context: Context, vm: Vm, planned: Plan, stack: ExitStack) -> tuple[Part, RunningPart | None]:
     """The VM's part, journalled, and the member of a window where there is one. Unless the checkpoint is recorded when `stack`
     is closed, nothing is left of it; the guest's writers are told how it ended, and the conversation with the guest is
     ended."""

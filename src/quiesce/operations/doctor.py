@@ -133,7 +133,7 @@ def _overwritten(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
 
 def _giving_up(context: Context, vm: Vm, node: Checkpoint) -> Callable[[], str]:
     def mend() -> str:
-        images.forget(context, vm, node)
+        images.forget_checkpoint(context, vm, node)
         return f"checkpoint {node.name!r} was given up"
 
     return mend

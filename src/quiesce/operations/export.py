@@ -91,16 +91,16 @@ def _write(context: Context, vm: Vm, found: Survey, node: Checkpoint, directory:
             disks.append(ExportedDisk(disk.target, name, capacity))
     for role, name in _NAMES.items():
         if file := node.file(role):
-            machine_files.write(storage, storage.inside(directory, name), storage.read(file.path))
+            machine_files.write_small_file(storage, storage.inside(directory, name), storage.read(file.path))
             kept[role] = name
     nvram = f"{directory}/{kept[Role.NVRAM]}" if Role.NVRAM in kept else None
     sources = {disk.target: f"{directory}/{disk.file}" for disk in disks}
     xml = domain_xml.exported(context.catalog.checkpoints.domain_xml(node.id), sources=sources, nvram=nvram)
-    machine_files.write(storage, storage.inside(directory, exported.DOMAIN), xml.encode())
+    machine_files.write_small_file(storage, storage.inside(directory, exported.DOMAIN), xml.encode())
     names = [*(disk.file for disk in disks), *kept.values(), exported.DOMAIN]
     files = tuple(_checksum(context, storage, directory, name) for name in names)
     done = Export(exported.FORMAT, node, tuple(disks), files, kept.get(Role.NVRAM), kept.get(Role.TPM))
-    machine_files.write(storage, storage.inside(directory, exported.NAME), exported.dump(done))
+    machine_files.write_small_file(storage, storage.inside(directory, exported.NAME), exported.dump(done))
     return done
 
 

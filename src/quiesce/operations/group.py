@@ -61,13 +61,13 @@ def forget(context: Context, name: str) -> Group:
     return group
 
 
-def show(context: Context, name: str) -> Shown:
+def show_group(context: Context, name: str) -> Shown:
     group = context.catalog.groups.get(name)
     return Shown(group, members_of(context, name), tuple(context.catalog.checkpoints.of_group(name)))
 
 
-def show_all(context: Context) -> list[Shown]:
-    return [show(context, group.name) for group in context.catalog.groups.all()]
+def list_groups(context: Context) -> list[Shown]:
+    return [show_group(context, group.name) for group in context.catalog.groups.all()]
 
 
 def members_of(context: Context, name: str) -> tuple[Member, ...]:

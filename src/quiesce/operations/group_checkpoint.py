@@ -17,7 +17,7 @@ from quiesce.model.groups import Member, Tier
 from quiesce.model.names import check_checkpoint_name, default_checkpoint_name
 from quiesce.model.settings import Type
 from quiesce.model.tree import Checkpoint, GroupPart, Witness
-from quiesce.operations.checkpoint import DEFAULT_WINDOW_S, begin, require_still_off, settings_of, take_alone
+from quiesce.operations.checkpoint import DEFAULT_WINDOW_S, begin_part, require_still_off, settings_of, take_alone
 from quiesce.operations.divergence import witnesses
 from quiesce.operations.group import members_of
 from quiesce.recovery import recover_all
@@ -95,7 +95,7 @@ def _locked(context: Context, group: str, members: Sequence[Member], stack: Exit
 def _open(context: Context, vm: Vm, name: str, required: Consistency | None, stack: ExitStack) -> _Opened:
     settings = replace(settings_of(context, vm, None, required), type=Type.PRODUCTION)
     recover_all(context, vm)
-    part, running = begin(context, vm, plan(context, vm, name, settings), stack)
+    part, running = begin_part(context, vm, plan(context, vm, name, settings), stack)
     return _Opened(vm, part, running)
 
 

@@ -17,4 +17,4 @@ class AgentFile:
 
 def guest_agent_file(_: Context, path: Path) -> AgentFile:
     """Writes the agent of this quiesce to `path`, on the machine this runs on. Raises QuiesceError if it cannot be written."""
-    return AgentFile(str(path), archive.write(path))
+    return AgentFile(str(path), archive.write_archive(path))

@@ -13,6 +13,6 @@ def tree(context: Context, vm_name: str) -> Tree:
         return context.catalog.checkpoints.tree(vm.key)
 
 
-def show(context: Context, reference: CheckpointReference) -> Checkpoint:
+def show_checkpoint(context: Context, reference: CheckpointReference) -> Checkpoint:
     """Raises NotFoundError."""
     return tree(context, reference.vm).find(reference.checkpoint)

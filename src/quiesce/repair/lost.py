@@ -146,7 +146,7 @@ def _put_machine_files(context: Context, vm: Vm, kept: dict[Role, str]) -> None:
     """UEFI variables and TPM state as the checkpoint has them, where undefining the VM removed them."""
     present, storage = machine_files.read(context, vm), context.storage(vm.host)
     if Role.NVRAM in kept and Role.NVRAM not in present and (place := domain_xml.nvram(vm.definition())):
-        machine_files.write(storage, place, storage.read(kept[Role.NVRAM]))
+        machine_files.write_small_file(storage, place, storage.read(kept[Role.NVRAM]))
     if Role.TPM in kept and Role.TPM not in present:
         machine_files.put_tpm(context, vm, kept[Role.TPM])
 

@@ -12,7 +12,7 @@ from quiesce.hypervisor.connection import Host
 from quiesce.model.chains import Image
 from quiesce.model.errors import HypervisorError
 from quiesce.storage import pools
-from quiesce.storage.port import Found, Merger, ReportProgress, Room
+from quiesce.storage.port import Listing, Merger, ReportProgress, Room
 
 
 class FileStorage:
@@ -33,9 +33,9 @@ class FileStorage:
     def inside(self, place: str, name: str) -> str:
         return self._host.spell(posixpath.join(place, name))
 
-    def look(self, images: Iterable[str]) -> Found:
+    def look(self, images: Iterable[str]) -> Listing:
         wanted = {self.identity(name) for name in images}
-        found = Found({}, {})
+        found = Listing({}, {})
         seen: set[str] = set()
         ahead = {self.place(name) for name in wanted if self.knows(name)}
         while ahead:
@@ -46,7 +46,7 @@ class FileStorage:
             ahead = {self.place(name) for name in below if name not in found.images and self.knows(name)} - seen
         return found
 
-    def _with(self, found: Found, place: str) -> Found:
+    def _with(self, found: Listing, place: str) -> Listing:
         try:
             return replace(found, images={**found.images, **self.contents(place)})
         except HypervisorError as error:

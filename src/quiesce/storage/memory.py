@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from quiesce.model.chains import Image
 from quiesce.model.errors import BusyError, HypervisorError, NotFoundError
-from quiesce.storage.port import MIN_FREE, Found, Merger, ReportProgress, Room, no_space
+from quiesce.storage.port import MIN_FREE, Listing, Merger, ReportProgress, Room, no_space
 
 CAPACITY = 2**30
 BLOCK = 65536
@@ -119,10 +119,10 @@ class MemoryStorage:
     def inside(self, place: str, name: str) -> str:
         return self.identity(posixpath.join(place, name))
 
-    def look(self, images: Iterable[str]) -> Found:
+    def look(self, images: Iterable[str]) -> Listing:
         places = {self.place(image) for name in images for image in self.chain(self.identity(name)) if self.knows(image)}
         found = {path: image for place in places - self.unreadable.keys() for path, image in self.contents(place).items()}
-        return Found(found, {place: self.unreadable[place] for place in places & self.unreadable.keys()})
+        return Listing(found, {place: self.unreadable[place] for place in places & self.unreadable.keys()})
 
     def contents(self, place: str, *, make: bool = False) -> Mapping[str, Image]:
         del make  # every place is there

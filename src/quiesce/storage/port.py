@@ -36,7 +36,7 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Found:
+class Listing:
     """What was found in some places."""
 
     images: Mapping[str, Image]
@@ -81,7 +81,7 @@ class Storage(Protocol):
     def inside(self, place: str, name: str) -> str:
         """The image of this name in the place."""
 
-    def look(self, images: Iterable[str]) -> Found:
+    def look(self, images: Iterable[str]) -> Listing:
         """Everything in the places of these images and of all images below them."""
 
     def contents(self, place: str, *, make: bool = False) -> Mapping[str, Image]:

@@ -68,11 +68,13 @@ def discover() -> list[ApplicationWriter]:
     found: list[ApplicationWriter] = []
     for process in processes.running("mariadbd", "mysqld"):
         with suppress(OSError):  # it ended
-            found.append(Database(process, os.readlink(f"/proc/{process.pid}/cwd")))  # the server works in its data directory
+            found.append(
+                DatabaseServer(process, os.readlink(f"/proc/{process.pid}/cwd"))
+            )  # the server works in its data directory
     return found
 
 
-class Database(ApplicationWriter):
+class DatabaseServer(ApplicationWriter):
     """A running server."""
 
     def __init__(self, process: Process, directory: str) -> None:

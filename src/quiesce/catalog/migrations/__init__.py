@@ -12,7 +12,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 
-from quiesce.catalog.database import begin
+from quiesce.catalog.sqlite import begin_immediate
 from quiesce.model.errors import QuiesceError
 
 
@@ -29,7 +29,7 @@ def migrate(engine: sa.Engine, url: str) -> None:
     config = configuration()
     try:
         with engine.begin() as connection:
-            begin(connection)
+            begin_immediate(connection)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except CommandError as error:
