@@ -27,6 +27,7 @@ from quiesce.model.tree import Checkpoint, Tree
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
 from quiesce.operations.group_checkpoint import group_checkpoint
+from quiesce.operations.group_restore import group_restore
 from quiesce.operations.restore import restore
 from quiesce.recovery import recover_all
 from quiesce.taking import participant
@@ -387,6 +388,34 @@ def test_a_member_that_was_off_and_is_started_meanwhile_is_noticed(world):
         group_checkpoint(world.context, "shop", name="g", window_s=WINDOW_S)
     assert (world.names(running), world.names(off)) == ([], [])
     assert world.host.storage.blocks(off.sources()["vda"]) == {0: "at first"}
+
+
+def test_a_group_goes_back_whole(world):
+    """Broken: some members would be put back and others not, and nobody be told."""
+    one, two = world.vm("one"), world.vm("two")
+    world.group("one", "two")
+    group_checkpoint(world.context, "shop", name="g", window_s=WINDOW_S)
+    for vm in (one, two):
+        vm.write("vda", 1, "later")
+    result = group_restore(world.context, "shop@g")
+    assert [restored.checkpoint.vm_name for restored in result.restored] == ["one", "two"]
+    for vm in (one, two):
+        assert not vm.active()
+        assert world.host.storage.blocks(vm.sources()["vda"]) == {0: "at first"}
+        assert journal.interrupted(world.catalog, vm.key) == []
+
+
+def test_what_would_be_refused_of_one_member_is_refused_before_any_is_touched(world):
+    """Broken: half of an application would be put back, and the other half stay where it is."""
+    one, two = world.vm("one"), world.vm("two")
+    world.group("one", "two")
+    group_checkpoint(world.context, "shop", name="g", window_s=WINDOW_S)
+    world.host.storage.files[two.sources()["vda"]].below = None  # somebody pulled the chain into the overlay
+    with pytest.raises(RefusedError, match="somebody changed the chain"):
+        group_restore(world.context, "shop@g")
+    assert one.active()
+    assert two.active()
+    assert (world.names(one), world.names(two)) == (["g"], ["g"])
 
 
 # -- recovery

@@ -16,11 +16,11 @@ from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError, RefusedError
 from quiesce.model.events import Warned
 from quiesce.model.groups import START_ORDER, Tier
-from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, GroupPart
 from quiesce.operations.divergence import require_agreement
 from quiesce.operations.group import members_of, parts_of
-from quiesce.operations.restore import Restored, require_restorable, restore_planned
+from quiesce.operations.restore import Restored, plan_restore, restore_planned
+from quiesce.recovery import recover_all
 from quiesce.wire.messages import PORT_NAME
 
 READY_TIMEOUT_S = 300.0
@@ -63,8 +63,9 @@ def group_restore(
         for vm in vms.values():
             stack.enter_context(context.locked(vm, f"group restore {reference}, with"))
         with context.phase("plan"):
-            for node in nodes:
-                require_restorable(context, vms[node.id], _part(node), discard_current=discard_current)
+            for vm in vms.values():
+                recover_all(context, vm)
+            plans = {id: plan_restore(context, vm, id, discard_current=discard_current) for id, vm in vms.items()}
         if not accept_divergence:
             require_agreement(context, nodes)
         tiers = _tiers(context, part)
@@ -74,17 +75,13 @@ def group_restore(
         for tier in reversed(START_ORDER):
             for node, journal in pending:
                 if tiers.get(node.vm_uuid, Tier.MIDDLE) is tier:
-                    restored.append(restore_planned(context, vms[node.id], _part(node), discard_current=discard_current))
+                    restored.append(restore_planned(context, vms[node.id], plans[node.id]))
                     journal.finish("done")
         if start:
             for tier in START_ORDER:
                 members = [node for node in nodes if tiers.get(node.vm_uuid, Tier.MIDDLE) is tier]
                 _start(context, tier, [(vms[node.id], node) for node in members])
     return GroupRestored(part, tuple(nodes), tuple(replace(item, started=start) for item in restored), start)
-
-
-def _part(node: Checkpoint) -> CheckpointReference:
-    return CheckpointReference(node.vm_uuid, node.id)
 
 
 def _begun(context: Context, vm: Vm, reference: str) -> Journal:

@@ -21,7 +21,7 @@ from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, DiskImage, Kind, MachineFile, Role, Tree
 from quiesce.operations.delete import go_on
 from quiesce.operations.divergence import require_agreement
-from quiesce.recovery import journalled, operating, recover_all
+from quiesce.recovery import journalled, operating
 from quiesce.storage.port import Storage
 from quiesce.taking import requirements
 
@@ -60,28 +60,16 @@ def restore(
     """
     with operating(context, reference.vm, "restore") as vm:
         with context.phase("plan"):
-            planned = _plan(context, vm, reference, discard_current=discard_current)
+            planned = plan_restore(context, vm, reference.checkpoint, discard_current=discard_current)
         if not accept_divergence:
             require_agreement(context, [planned.node])
-        return _restore(context, vm, planned, start=start)
-
-
-def require_restorable(context: Context, vm: Vm, reference: CheckpointReference, *, discard_current: bool) -> None:
-    """Raises QuiesceError if `restore` would refuse. Changes nothing but what was interrupted. To be called under the VM's
-    lock."""
-    recover_all(context, vm)
-    _plan(context, vm, reference, discard_current=discard_current)
-
-
-def restore_planned(
-    context: Context, vm: Vm, reference: CheckpointReference, *, start: bool = False, discard_current: bool = False
-) -> Restored:
-    """`restore`, under the VM's lock."""
-    return _restore(context, vm, _plan(context, vm, reference, discard_current=discard_current), start=start)
+        return restore_planned(context, vm, planned, start=start)
 
 
 @dataclass(frozen=True)
-class _Planned:
+class RestorePlan:
+    """What a restore will do, before anything is touched."""
+
     facts: Facts
     found: Survey
     node: Checkpoint
@@ -89,10 +77,12 @@ class _Planned:
     safety: Checkpoint | None
 
 
-def _plan(context: Context, vm: Vm, reference: CheckpointReference, *, discard_current: bool) -> _Planned:
+def plan_restore(context: Context, vm: Vm, checkpoint: str, *, discard_current: bool) -> RestorePlan:
+    """For the checkpoint of this name or id. To be called under the VM's lock, when nothing is interrupted. Raises QuiesceError
+    for whatever cannot work; changes nothing."""
     facts = vm.facts()
     found = survey(context, vm)
-    node = found.tree.find(reference.checkpoint)
+    node = found.tree.find(checkpoint)
     requirements.require_persistent(facts)
     requirements.require_no_saved_memory(facts)
     requirements.require_nothing_in_the_way(facts)
@@ -102,10 +92,11 @@ def _plan(context: Context, vm: Vm, reference: CheckpointReference, *, discard_c
     safety = None if discard_current else _safety(vm, facts, found.tree, kept)
     if safety:
         found.require_known_chain({disk.target: disk.path for disk in safety.disks})
-    return _Planned(facts, found, node, kept, safety)
+    return RestorePlan(facts, found, node, kept, safety)
 
 
-def _restore(context: Context, vm: Vm, planned: _Planned, *, start: bool) -> Restored:
+def restore_planned(context: Context, vm: Vm, planned: RestorePlan, *, start: bool = False) -> Restored:
+    """Does what `plan_restore` planned, under the same lock."""
     node, safety = planned.node, planned.safety
     if planned.facts.power is PowerState.RUNNING and safety:
         with context.phase("flush the guest"):
@@ -129,7 +120,7 @@ def _restore(context: Context, vm: Vm, planned: _Planned, *, start: bool) -> Res
 class _Restore:
     """The steps that change something."""
 
-    def __init__(self, context: Context, vm: Vm, planned: _Planned, journal: Journal) -> None:
+    def __init__(self, context: Context, vm: Vm, planned: RestorePlan, journal: Journal) -> None:
         self.safety = planned.safety
         self.generation = str(uuid.uuid4())
         self.sources: dict[str, str] = {}
