@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quiesce.agent.writers.base import WriterError
-from quiesce.agent.writers.postgresql import Cluster
+from quiesce.agent.writers.postgresql import MIB, Cluster
 from quiesce.agent.writers.postgresql_files import Postmaster, cluster_id, data_directories, read_control_file
 from quiesce.agent.writers.postgresql_locks import LockSession
-from quiesce.agent.writers.postgresql_session import sqlstate_of, words_of
+from quiesce.agent.writers.postgresql_session import peer_of, sqlstate_of, words_of
 from quiesce.agent.writers.postgresql_stopped import StoppedCluster, _format_lsn
 from quiesce.agent.writers.wal import parse_lsn
 from quiesce.model.grades import Grade, Level
-from quiesce.model.reports import WriterReport
+from quiesce.model.reports import Outcome, WriterReport
 from quiesce.wire.schema import from_wire, to_wire
 from tests.unit.wal_files import CHECKPOINT_ONLINE, CHECKPOINT_REDO, INSERT, RUNNING_XACTS, Log
 
@@ -323,6 +326,39 @@ def test_a_cluster_in_a_container_is_refused_and_says_why(log):
     found = cluster.report()
     assert found.grade is Grade.REFUSED
     assert "container" in str(found.reason)
+
+
+@pytest.mark.parametrize("free_mib", [0, 47])
+def test_a_server_without_room_is_not_asked_for_a_checkpoint(free_mib, log, monkeypatch):
+    """Broken: our CHECKPOINT would make the server stop, and it could not start again until somebody frees space."""
+    cluster = _cluster(log)
+    cluster._segment_size = 16 * MIB
+    cluster._control = Server([])
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free_mib * 256, f_frsize=4096))
+    with pytest.raises(WriterError, match=rf"has {free_mib} MiB free .* may need 48") as raised:
+        cluster.on_prepare(0, 10_000)
+    assert raised.value.outcome is Outcome.OUT_OF_RESOURCES
+    assert not [statement for statement in cluster._control.said if "CHECKPOINT" in statement]
+
+
+def test_a_server_with_room_is_asked(log, monkeypatch):
+    """Broken: no checkpoint could be had."""
+    cluster = _cluster(log)
+    cluster._segment_size = 16 * MIB
+    cluster._control = Server([])
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=48 * 256, f_frsize=4096))
+    cluster.on_prepare(0, 10_000)
+    assert cluster._control.said.count("CHECKPOINT") == 2
+
+
+def test_whoever_listens_on_the_socket_is_asked_who_it_is(tmp_path):
+    """Broken: another server that took the socket over would be held, and the one that we found would not."""
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(path)
+        server.listen()
+        client.connect(path)
+        assert peer_of(client) == os.getpid()
 
 
 def test_what_the_server_says_becomes_the_reason():

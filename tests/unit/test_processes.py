@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -211,3 +212,20 @@ def test_sockets_in_the_filesystem_are_found_if_somebody_listens(tmp_path):
     assert all(path.startswith("/") for path in found)
     for each in (*sockets, abstract):
         each.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs a process namespace of its own")
+def test_a_process_has_another_number_in_its_own_namespace():
+    """Broken: a database in a process namespace of its own (systemd's PrivatePIDs=) would not be found, and the guest be called
+    application-consistent without it."""
+    command = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", "echo $$; exec sleep 60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as outer:
+        try:
+            assert outer.stdout is not None
+            inner = outer.stdout.readline().strip()
+            children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
+            assert [processes.own_pid(int(pid)) for pid in children] == [inner] == ["1"]
+        finally:
+            outer.kill()
+    assert processes.own_pid(os.getpid()) == Path("/proc/self/status").read_text().split("NSpid:")[1].split("\n")[0].split()[-1]
+    assert processes.own_pid(2**22) == ""

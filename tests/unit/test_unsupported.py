@@ -44,9 +44,55 @@ def test_a_known_server_is_known_by_the_name_the_kernel_gives(name, run):
     assert [writer.id for writer in unsupported.discover()] == [name]
 
 
+JAVA = {
+    "kafka": ["java", "-Xmx1G", "kafka.Kafka", "/etc/kafka/server.properties"],
+    "elasticsearch": ["java", "-m", "org.elasticsearch.server/org.elasticsearch.bootstrap.Elasticsearch"],
+    "opensearch": [
+        "/usr/share/opensearch/jdk/bin/java",
+        "-cp",
+        "/usr/share/opensearch/lib/*",
+        "org.opensearch.bootstrap.OpenSearch",
+    ],
+    "cassandra": ["java", "-cp", "/etc/cassandra", "org.apache.cassandra.service.CassandraDaemon"],
+    "neo4j": ["java", "org.neo4j.server.Neo4jCommunity", "--home-dir=/var/lib/neo4j"],
+}
+
+
+@pytest.mark.parametrize(("name", "words"), JAVA.items(), ids=JAVA)
+def test_a_server_in_java_is_known_by_its_main_class(name, words, run, monkeypatch):
+    """Broken: a guest with nothing but an Elasticsearch would be called application-consistent."""
+    run("java")
+    monkeypatch.setattr(processes, "command_line", lambda _: words)
+    assert [writer.id for writer in unsupported.discover()] == [name]
+
+
+@pytest.mark.parametrize(
+    "words", [["java", "-jar", "/srv/app.jar"], ["java", "-Dx=org.elasticsearch.client", "com.example.Shop"], []]
+)
+def test_another_program_in_java_is_none_of_them(words, run, monkeypatch):
+    """Broken: every program in Java would spoil its guest's label."""
+    run("java")
+    monkeypatch.setattr(processes, "command_line", lambda _: words)
+    assert unsupported.discover() == []
+
+
+@pytest.mark.parametrize(("word", "expected"), [("couchdb@127.0.0.1", ["couchdb"]), ("rabbit@db1", [])])
+def test_a_server_in_erlang_is_known_by_its_arguments(word, expected, run, monkeypatch):
+    """Broken: a CouchDB would be passed over in silence, or a RabbitMQ be named twice."""
+    run("beam.smp")
+    monkeypatch.setattr(processes, "command_line", lambda _: ["beam.smp", "-name", word])
+    assert [writer.id for writer in unsupported.discover()] == expected
+
+
+def test_a_name_with_what_the_process_does_behind_it(run):
+    """Broken: a domain controller would be passed over, as it renames its processes."""
+    run("samba: root pro")
+    assert [writer.application for writer in (each.report() for each in unsupported.discover())] == ["Samba Active Directory"]
+
+
 def test_it_is_a_crash_image_through_all_steps():
     """Broken: an application that nobody holds would earn a better grade by going through the motions."""
-    writer = unsupported.Unsupported("mongod")
+    writer = unsupported.Unsupported("mongod", "MongoDB")
     for step in (lambda: writer.prepare(0, 0), lambda: writer.hold(0), writer.release, lambda: writer.forgo("no")):
         step()
         found = writer.report()

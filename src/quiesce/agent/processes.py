@@ -57,6 +57,17 @@ def command_line(pid: int) -> list[str]:
         return []
 
 
+def own_pid(pid: int) -> str:
+    """The process's number in its own process namespace, as its own files name it; empty if it ended. Example: a service with
+    systemd's PrivatePIDs= is process 1, or 2, to itself. Source: proc_pid_status(5), NSpid."""
+    try:
+        with open(f"/proc/{pid}/status", errors="replace") as file:
+            match = re.search(r"^NSpid:((?:\s+\d+)+)$", file.read(), re.MULTILINE)
+    except OSError:
+        return ""
+    return match.group(1).split()[-1] if match else str(pid)
+
+
 def cgroup(pid: int) -> str:
     """The process's control group below /sys/fs/cgroup, as `/system.slice/nginx.service`; empty if it ended, or without
     cgroup v2."""

@@ -40,6 +40,11 @@ WAL writer, every 200 ms (wal_writer_delay), not by the process that inserts the
 MAX_RECORDS = 20
 """Most records of the log named in a report. After a good hold there are three."""
 
+MIB = 1024 * 1024
+CHECKPOINT_ROOM = 16 * MIB
+"""Room that a checkpoint needs besides two segments of the log, in bytes: for what the server allocates only as it writes (free
+space maps, transaction status, the end of a relation on a filesystem that allocates late)."""
+
 MEMORY = "postgresql-lock-order"
 MAINTENANCE_DATABASE = "postgres"
 
@@ -159,12 +164,27 @@ class Cluster(ApplicationWriter):
             connection = connect(self._postmaster, database, deadline_ns)
             self._locks.prepare(database, connection, learned.get(database, []), window_ms)
             self._warn_of_unlogged_tables(database, connection)
+        self._require_room()
         started = time.monotonic_ns()
         # Twice: the first writes the mass of dirty pages, the second the pages that were dirtied meanwhile.
         self._control.run("CHECKPOINT")
         self._control.run("CHECKPOINT")
         self._control.run(f"SET statement_timeout = {window_ms}")
         self.time("prepare_checkpoint", started)
+
+    def _require_room(self) -> None:
+        """Raises WriterError if a checkpoint could run out of space: the server stops then (PANIC), and does not start again
+        until there is some. A checkpoint writes dirty pages, and the log moves on to new segments meanwhile."""
+        needed = 2 * self._segment_size + CHECKPOINT_ROOM
+        for path in self.paths():
+            found = os.statvfs(path)
+            free = found.f_bavail * found.f_frsize  # the server does not run as root
+            if free < needed:
+                raise WriterError(
+                    f"{path} has {free // MIB} MiB free and a checkpoint of the server may need {needed // MIB}: it would stop"
+                    " if there were too little",
+                    Outcome.OUT_OF_RESOURCES,
+                )
 
     def _warn_of_unlogged_tables(self, database: str, connection: Any) -> None:
         unlogged = [name for (name,) in connection.run(_UNLOGGED)]

@@ -35,7 +35,7 @@ def running_postmasters() -> Iterator[Postmaster]:
             directory = os.readlink(f"/proc/{pid}/cwd")
             lines = processes.read_file(f"/proc/{pid}/cwd/postmaster.pid").splitlines()
             container = (root.st_dev, root.st_ino) != (own_root.st_dev, own_root.st_ino)
-            if not container and lines[0].strip() != pid:
+            if not container and lines[0].strip() != processes.own_pid(int(pid)):
                 continue
             if container and _parent_is_server(pid):
                 continue

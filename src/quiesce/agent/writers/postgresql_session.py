@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pwd
+import socket
+import struct
 import time
 from contextlib import suppress
 from typing import Any
 
 from quiesce.agent import linux
+from quiesce.agent.writers.base import WriterError
 from quiesce.agent.writers.postgresql_files import Postmaster
 
 _SETTINGS = (
@@ -18,9 +21,16 @@ _SETTINGS = (
     "log_duration = off",
     "log_lock_waits = off",
     "log_min_duration_statement = -1",
-    # Either time-out of the administrator's would end a hold too early.
+    # Any of these that the site sets (ALTER SYSTEM, ALTER ROLE, ALTER DATABASE) would cancel our CHECKPOINT or end a hold too
+    # early. What a hold is limited by, it sets itself.
+    "statement_timeout = 0",
+    "lock_timeout = 0",
+    "idle_in_transaction_session_timeout = 0",
     "idle_session_timeout = 0",  # from PostgreSQL 14 on
     "transaction_timeout = 0",  # from PostgreSQL 17 on
+    "default_transaction_read_only = off",
+    "default_transaction_isolation = 'read committed'",
+    "search_path = pg_catalog",
 )
 
 
@@ -30,14 +40,25 @@ def connect(postmaster: Postmaster, database: str, deadline_ns: int) -> Any:
 
     # No answer may take longer than the whole preparation. In the window the server's own time-outs come first.
     left_s = max(1.0, (deadline_ns - time.monotonic_ns()) / 1e9)
-    socket = f"{postmaster.socket_directory}/.s.PGSQL.{postmaster.port}"
+    path = f"{postmaster.socket_directory}/.s.PGSQL.{postmaster.port}"
     user = user_of(postmaster)
     with linux.as_user(postmaster.uid):
-        connection = Connection(user, database=database, unix_sock=socket, timeout=left_s, application_name="quiesce")
+        connection = Connection(user, database=database, unix_sock=path, timeout=left_s, application_name="quiesce")
+    peer = peer_of(connection._usock)
+    if peer != postmaster.pid:
+        close(connection)
+        raise WriterError(f"process {peer}, and not this cluster's postmaster {postmaster.pid}, listens on {path}")
     for setting in _SETTINGS:
         with suppress(Exception):  # an older server lacks some; a role that is no superuser is refused by `Cluster.on_identify`
             connection.run(f"SET {setting}")
     return connection
+
+
+def peer_of(connection: socket.socket) -> int:
+    """The process that listens on the other end of a Unix socket: unix(7), SO_PEERCRED."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, _uid, _gid = struct.unpack("3i", credentials)
+    return int(pid)
 
 
 def user_of(postmaster: Postmaster) -> str:

@@ -13,22 +13,55 @@ KNOWN = {
     "influxd": "InfluxDB",
     "clickhouse-serv": "ClickHouse",
     "cockroach": "CockroachDB",
+    "ns-slapd": "389 Directory Server",
+    "samba": "Samba Active Directory",
+    "sqlservr": "Microsoft SQL Server",
+    "keydb-server": "KeyDB",
+    "dragonfly": "Dragonfly",
 }
 """Applications, by the kernel's name of their process (at most 15 characters)."""
+JAVA = {
+    "kafka.Kafka": "Kafka",
+    "org.elasticsearch": "Elasticsearch",
+    "org.opensearch": "OpenSearch",
+    "org.apache.cassandra": "Cassandra",
+    "org.neo4j": "Neo4j",
+}
+"""Applications that run in Java, by the beginning of the main class, or of a module, among the arguments."""
+ERLANG = {"couchdb": "CouchDB"}
+"""Applications that run in Erlang, by a word among the arguments."""
 
 
 def discover() -> list[ApplicationWriter]:
     """One writer for each of these applications of which a process runs."""
-    names = {process.name for process in processes.running()}
-    return [Unsupported(name) for name in sorted(names & KNOWN.keys())]
+    found = {}
+    for process in processes.running():
+        name = process.name.partition(":")[0]  # some append what the process does, as in `samba: root process`
+        if name in KNOWN:
+            found[name] = KNOWN[name]
+        elif application := _by_arguments(process):
+            found[application.lower()] = application
+    return [Unsupported(name, application) for name, application in sorted(found.items())]
+
+
+def _by_arguments(process: processes.Process) -> str:
+    """The application that an interpreter runs; empty if it is none of those known."""
+    if process.name == "java":
+        words = processes.command_line(process.pid)
+        main = (word.partition("/")[2] if "/" in word and word[0] != "/" else word for word in words)
+        return next((JAVA[name] for word in main for name in JAVA if word.startswith(name)), "")
+    if process.name == "beam.smp":
+        words = processes.command_line(process.pid)
+        return next((ERLANG[name] for name in ERLANG for word in words if name in word), "")
+    return ""
 
 
 class Unsupported(ApplicationWriter):
     """An application that goes on writing during the window."""
 
-    def __init__(self, process: str) -> None:
-        super().__init__(process)
-        self.application = KNOWN[process]
+    def __init__(self, id: str, application: str) -> None:
+        super().__init__(id)
+        self.application = application
 
     def on_identify(self, deadline_ns: int) -> None:
         raise WriterError(
