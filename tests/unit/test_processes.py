@@ -7,13 +7,13 @@ import io
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lab.standstill import wait_for
 from quiesce.agent import processes
 from quiesce.agent.processes import Process
 
@@ -48,10 +48,7 @@ class Sleepers:
             program.symlink_to("/bin/sleep")
         self._started.append(subprocess.Popen([str(program), "60", *arguments], **options))
         pid = self._started[-1].pid
-        until = time.monotonic() + 5
-        while processes.command_line(pid)[1:2] != ["60"]:  # which it has a moment after Popen returns
-            assert time.monotonic() < until
-            time.sleep(0.002)
+        wait_for(lambda: processes.command_line(pid)[1:2] == ["60"], 5)  # which it has a moment after Popen returns
         return pid
 
     def stop(self) -> None:
