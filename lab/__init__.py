@@ -5,6 +5,7 @@ it and are gone when their `with` block ends, however it ends. Only this room ma
 """
 
 from lab.image import Image, build
-from lab.machine import Machine, SavedMachine, saved
+from lab.machine import Machine, saved
+from lab.ram import SavedMachine
 
 __all__ = ["Image", "Machine", "SavedMachine", "build", "saved"]

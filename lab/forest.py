@@ -137,7 +137,7 @@ class Forest:
 
     def put_back(self, name: str) -> None:
         """All as it was saved; the VM is off."""
-        if self.running:
+        with contextlib.suppress(libvirt.libvirtError):  # off, or not even defined
             self.stop()
         self.catalog.close()
         place = self.bare.directory / SAVED / name

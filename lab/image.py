@@ -60,7 +60,9 @@ sed -i -e 's/^MODULES=.*/MODULES=list/' -e 's/^COMPRESS=.*/COMPRESS=zstd/' etc/i
 chroot . update-initramfs -u -k all
 for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
     systemd-pcrphase.service getty@tty1.service serial-getty@ttyS0.service systemd-networkd.service \
-    systemd-networkd-wait-online.service systemd-resolved.service systemd-timesyncd.service; do
+    systemd-networkd-wait-online.service systemd-resolved.service systemd-timesyncd.service systemd-binfmt.service \
+    proc-sys-fs-binfmt_misc.automount systemd-udev-load-credentials.service systemd-hostnamed.socket modprobe@drm.service \
+    modprobe@efi_pstore.service; do
     ln -sf /dev/null "etc/systemd/system/$unit"
 done
 mkdir -p etc/systemd/journald.conf.d var/log/journal
@@ -74,6 +76,7 @@ for unit in %SERVICES%; do
     chroot . systemctl disable -q "$unit" || true
 done
 rm -rf var/cache/apt/* var/lib/apt/lists/* usr/share/doc/* usr/share/man/* usr/share/locale/*
+touch etc/.updated var/.updated  # nothing to be brought up to date at the first boot (ConditionNeedsUpdate)
 """
 
 ROOT_MIB = 1800

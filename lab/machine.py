@@ -18,7 +18,6 @@ import json
 import os
 import secrets
 import shutil
-import struct
 import subprocess
 import sys
 import time
@@ -34,13 +33,24 @@ import libvirt_qemu
 
 from lab import cache
 from lab.image import Image
+from lab.ram import SavedMachine, rename_in_ram_image
 
 PREFIX = "quiesce-lab-"
 MEMORY_MIB = 640
 URI = "qemu:///system"
+QUICK = (
+    "quiet loglevel=3 systemd.show_status=0 mitigations=off nokaslr tsc=reliable no_timer_check cryptomgr.notests"
+    " init_on_alloc=0 audit=0 nowatchdog"
+)
+"""Kernel options of guests. Without KVM they take a fifth of what a boot costs."""
+EMULATED = "<vcpu>1</vcpu><cpu mode='custom' match='exact'><model fallback='allow'>qemu64</model></cpu>"
+"""Where processors are emulated, two cost half as much again as one for whatever a guest does, as they wait for each other; and
+what newer ones have costs more than it saves."""
 
 used_names: set[str] = set()
 """Names of all machines this process made."""
+entered: dict[str, Machine] = {}
+"""Those that are entered now, by name."""
 POOLS_GONE_S = 60.0
 
 TPM_STATES = Path("/var/lib/libvirt/swtpm")
@@ -71,27 +81,6 @@ class GuestCommandError(Exception):
     def __init__(self, command: str, finished: Finished) -> None:
         super().__init__(f"{command!r} ended with {finished.returncode}: {finished.stderr.strip()[-2000:]}")
         self.finished = finished
-
-
-@dataclass(frozen=True)
-class SavedMachine:
-    """A running machine's memory and disks, from which any number of machines can be resumed, one at a time."""
-
-    directory: Path
-
-    @property
-    def ram(self) -> Path:
-        return self.directory / "ram"
-
-    @property
-    def definition(self) -> str:
-        """The domain's persistent definition, devices plugged in meanwhile included."""
-        return (self.directory / "domain.xml").read_text()
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """The name, UUID and directory its RAM image was saved with; all machines' have the same lengths."""
-        return dict(json.loads((self.directory / "identity.json").read_text()))
 
 
 def saved(name: str, image: Image, prepare: Callable[[Machine], None], start_from: SavedMachine | None = None) -> SavedMachine:
@@ -152,6 +141,8 @@ class Machine:
                 self.domain.create()
             if self._start_from or self._boot:
                 self.wait_for_guest()
+            entered[self.name] = self
+            self._stack.callback(entered.pop, self.name)
             self._stack = self._stack.pop_all()
         return self
 
@@ -277,7 +268,7 @@ class Machine:
 
     def _resume(self, source: SavedMachine) -> None:
         with cache.locked(source.directory / "resume.lock"):
-            _rename_in_ram_image(source.ram, source.identity, {"name": self.name, "uuid": self.uuid})
+            rename_in_ram_image(source.ram, source.identity, {"name": self.name, "uuid": self.uuid})
             self._note_identity(source.directory)
             self.connection.restore(str(source.ram))
         self.domain = self.connection.lookupByName(self.name)
@@ -301,7 +292,7 @@ class Machine:
             f"<source file='{self.disk(target)}'/><target dev='{target}' bus='virtio'/></disk>"
             for target in self.image.disks
         )
-        kind = "kvm" if kvm_works() else "qemu"
+        kind, processors = ("kvm", "<vcpu>2</vcpu><cpu mode='maximum'/>") if kvm_works() else ("qemu", EMULATED)
         system, tpm = "<os>", ""
         if self._firmware:
             insecure = "<firmware><feature enabled='no' name='secure-boot'/></firmware>"  # or libvirt takes the first there is
@@ -310,11 +301,11 @@ class Machine:
         return f"""
 <domain type='{kind}'>
   <name>{self.name}</name><uuid>{self.uuid}</uuid><genid/>
-  <memory unit='MiB'>{MEMORY_MIB}</memory><vcpu>2</vcpu>
+  <memory unit='MiB'>{MEMORY_MIB}</memory>
   {system}<type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{self.image.kernel}</kernel><initrd>{self.image.initrd}</initrd>
-    <cmdline>root=/dev/vda rw console=ttyS0 quiet loglevel=3 systemd.show_status=0 mitigations=off</cmdline></os>
-  <features><acpi/></features><cpu mode='maximum'/><clock offset='utc'/>
+    <cmdline>root=/dev/vda rw console=ttyS0 {QUICK}</cmdline></os>
+  <features><acpi/></features>{processors}<clock offset='utc'/>
   <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash>
   <devices>
     {disks}
@@ -391,27 +382,3 @@ def _overlay(base: Path, path: Path) -> None:
         ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(path)],
         check=True, timeout=60,
     )  # fmt: skip
-
-
-_SAVE_HEADER = struct.Struct("=16sII")
-"""magic, version, length of the XML that follows at offset 92: libvirt, src/qemu/qemu_saveimage.h."""
-_SAVE_XML_OFFSET = 92
-
-
-def _rename_in_ram_image(ram: Path, old: dict[str, str], new: dict[str, str]) -> None:
-    """Gives a libvirt save file another name and UUID, in place.
-
-    Names, UUIDs and hence directories all have one length, so nothing in the file moves. libvirt offers no way to do this:
-    it refuses a changed name as another machine.
-    """
-    with ram.open("r+b") as file:
-        magic, _version, length = _SAVE_HEADER.unpack(file.read(_SAVE_HEADER.size))
-        if magic != b"LibvirtQemudSave":
-            raise ValueError(f"{ram} is not a libvirt save file")
-        file.seek(_SAVE_XML_OFFSET)
-        data = file.read(length)
-        for key, value in old.items():
-            assert len(value) == len(new[key])
-            data = data.replace(value.encode(), new[key].encode())
-        file.seek(_SAVE_XML_OFFSET)
-        file.write(data)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from lab import workloads
 from lab.image import Image, build
-from lab.machine import Machine, SavedMachine, saved
-from lab.workloads import Load
+from lab.load import Load
+from lab.machine import Machine, saved
+from lab.ram import SavedMachine
 from quiesce.catalog.store import Catalog
 from quiesce.context import Context
 from quiesce.guests import archive
@@ -37,7 +38,8 @@ def _install(machine: Machine) -> None:
 
 def running(image: Image) -> SavedMachine:
     """A guest with the agent and every application running, but for RabbitMQ: with stores of their own and no clients yet."""
-    key = hashlib.sha256(archive.build() + Path(workloads.__file__).read_bytes()).hexdigest()[:16]
+    recipe = b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in ("load", "workloads"))
+    key = hashlib.sha256(archive.build() + recipe).hexdigest()[:16]
     return saved(f"running-{key}", image, _start_all, start_from=ready(image))
 
 

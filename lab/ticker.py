@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lab.machine import Machine
+from lab.waits import Entry
 
 TICKER = b"""
 import os, time
@@ -33,7 +34,7 @@ def ticks(machine: Machine) -> int:
     return int(machine.run("wc -l </run/ticks").stdout)
 
 
-def longest_ms(machine: Machine) -> float:
-    """The longest it had to wait."""
-    times = [tuple(map(int, line.split())) for line in machine.run("cat /run/ticks").stdout.splitlines()]
-    return max(end - start for start, end in times) / 1e6
+def waits(machine: Machine) -> list[Entry]:
+    """Every time it wrote: from when it began until both filesystems had taken it."""
+    times = (line.split() for line in machine.run("cat /run/ticks").stdout.splitlines())
+    return [Entry(str(number), int(started), int(ended)) for number, (started, ended) in enumerate(times)]

@@ -1,4 +1,4 @@
-"""The real program in a process of its own, killed at a journal write, or whenever its parent likes.
+"""The real program in a process of its own, to its end; or killed at a journal write, or whenever its parent likes.
 
 Processes are forked from a server that has imported everything and done nothing, so that killing one costs no start-up.
 """
@@ -8,13 +8,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 from quiesce.catalog import journal
-from quiesce.cli.main import app
+from quiesce.cli.main import app, main
 
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(["lab.victim"])
@@ -26,6 +29,29 @@ def start(arguments: list[str], catalog: str, output: Path, kill_at: int = NEVER
     process = _FORKSERVER.Process(target=_run, args=(arguments, catalog, output, kill_at))
     process.start()
     return process
+
+
+def run(arguments: list[str], environment: dict[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Runs `quiesce ARGUMENTS` to its end. Raises subprocess.TimeoutExpired, and has killed it, after so many seconds."""
+    with tempfile.TemporaryDirectory() as scratch:
+        stdout, stderr = Path(scratch, "stdout"), Path(scratch, "stderr")
+        process = _FORKSERVER.Process(target=_main, args=(arguments, environment, stdout, stderr))
+        process.start()
+        process.join(timeout_s)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(["quiesce", *arguments], timeout_s)
+        return subprocess.CompletedProcess(arguments, process.exitcode, stdout.read_text(), stderr.read_text())
+
+
+def _main(arguments: list[str], environment: dict[str, str], stdout: Path, stderr: Path) -> None:
+    for path, number in ((stdout, 1), (stderr, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["quiesce", *arguments]
+    main()
 
 
 def _run(arguments: list[str], catalog: str, output: Path, kill_at: int) -> None:

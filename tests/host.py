@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from lab import victim
 from lab.bare import directory
 from lab.forest import Forest
 from lab.machine import left_behind
@@ -56,17 +56,15 @@ class Quiesce:
 
     def run(self, *arguments: str, timeout: float = 120) -> Finished:
         started = time.monotonic()
-        finished = subprocess.run(
-            [self.program, *arguments], capture_output=True, text=True, env=self.environment, check=False, timeout=timeout
-        )
+        finished = victim.run([*arguments], self.environment, timeout)  # to start the program anew takes half a second
         # The timeline, which pytest shows for a test that fails.
         print(f"[{started:.3f} to {time.monotonic():.3f}] quiesce {' '.join(arguments)} -> {finished.returncode}")
         print(finished.stdout + finished.stderr)
         return Finished(finished.returncode, finished.stdout, finished.stderr)
 
-    def fails(self, *arguments: str, code: int) -> str:
+    def fails(self, *arguments: str, code: int, timeout: float = 120) -> str:
         """The error message of a run that must fail with this exit code."""
-        error = self(*arguments, expect=code)["error"]
+        error = self(*arguments, expect=code, timeout=timeout)["error"]
         assert error["exit_code"] == code
         return f"{error['message']} {error['hint'] or ''}"
 

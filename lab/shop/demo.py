@@ -5,33 +5,22 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from lab import network
 from lab.demo import Narrator, conclude, quiesce, window_ms
-from lab.machine import Machine, kvm_works, left_behind
+from lab.machine import kvm_works, left_behind
 from lab.shop import books
 from lab.shop.customers import Customers
 from lab.shop.servers import Servers
+from lab.standstill import clock_offset_ns
 from lab.waits import longest_wait_ms
 
 WINDOW_S = "40"
 """Without KVM a window takes ten times as long."""
 BEFORE, AFTER = 40, 25
 """Orders to wait for."""
-
-
-def clock_offset_ns(machine: Machine) -> int:
-    """This host's CLOCK_MONOTONIC less the guest's; right to some tens of milliseconds."""
-    best = (1 << 62, 0)
-    for _ in range(5):
-        asked = time.monotonic_ns()
-        uptime = float(machine.run("cat /proc/uptime").stdout.split()[0])
-        answered = time.monotonic_ns()
-        best = min(best, (answered - asked, (asked + answered) // 2 - int(uptime * 1e9)))
-    return best[1]
 
 
 def members(taken: dict[str, Any], servers: Servers) -> dict[str, Any]:

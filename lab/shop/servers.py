@@ -9,8 +9,9 @@ from typing import Self
 
 from lab import ready
 from lab.image import build
-from lab.machine import Machine, SavedMachine, saved
+from lab.machine import Machine, saved
 from lab.network import Network, network
+from lab.ram import SavedMachine
 from quiesce.guests import archive
 
 ITEMS, LEVEL = 20, 1_000_000

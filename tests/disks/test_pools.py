@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from pathlib import Path
 
 from lab.bare import directory, pool
+from lab.standstill import wait_for
 from quiesce.hypervisor import storage_xml
 from quiesce.hypervisor.connection import Host
 from quiesce.storage import pools
 
-SECONDS = 4
+ROUNDS = 25
 
 
 def test_an_administrators_pool_is_listed_while_others_write_to_it() -> None:
     """Broken: libvirt refuses to read a pool anew while a file is made in it, and one VM's operation would end another's."""
     failures: list[Exception] = []
-    rounds = {"listed": 0, "written": 0}
 
     def use(path: Path, name: str) -> None:
         host = Host("qemu:///system")
-        deadline = time.monotonic() + SECONDS
         try:
-            while time.monotonic() < deadline:
+            for _ in range(ROUNDS):
                 with pools.directory(host, str(path)) as place:
                     if name:
                         place.write(name, b"x" * 300_000)
@@ -33,7 +31,6 @@ def test_an_administrators_pool_is_listed_while_others_write_to_it() -> None:
                         place.delete(name)
                     else:
                         place.volumes()
-                rounds["written" if name else "listed"] += 1
         except Exception as error:  # told below, by the thread that can fail the test
             failures.append(error)
         finally:
@@ -46,7 +43,6 @@ def test_an_administrators_pool_is_listed_while_others_write_to_it() -> None:
         for thread in threads:
             thread.join()
     assert failures == []
-    assert all(rounds.values())
 
 
 def test_the_last_to_use_a_pool_removes_all_that_were_made() -> None:
@@ -76,7 +72,4 @@ def test_the_last_to_use_a_pool_removes_all_that_were_made() -> None:
         assert ours() == [first.name, second.name]
         told.set()
         longer.join()
-        deadline = time.monotonic() + 60  # other tests beside this one use pools too
-        while ours() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert ours() == []
+        wait_for(lambda: ours() == [], 60)  # other tests beside this one use pools too

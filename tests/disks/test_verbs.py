@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -41,6 +42,22 @@ class Scene(Forest):
         self.head: Disks = {}
         self._number = 0
         self.change()
+
+    def keep(self) -> None:
+        """All as it is, for `begin_again`. The VM is off."""
+        self.save("grown")
+        self._kept = dict(self.nodes), dict(self.head), self._number
+
+    def begin_again(self) -> None:
+        """Whatever became of it, and of its VM."""
+        with contextlib.suppress(libvirt.libvirtError):
+            found = self.bare.connection.lookupByName(self.name)
+            with contextlib.suppress(libvirt.libvirtError):  # off
+                found.destroy()
+            found.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
+        nodes, head, self._number = self._kept
+        self.nodes, self.head = dict(nodes), dict(head)
+        self.put_back("grown")
 
     def reference(self, name: str) -> CheckpointReference:
         return CheckpointReference(self.name, name)
@@ -93,16 +110,27 @@ def scene() -> Iterator[Scene]:
         scene.remove()
 
 
+@pytest.fixture(scope="session")
+def grown() -> Iterator[Scene]:
+    """root - middle - (here - now, left, right), made once for all tests that begin with it."""
+    with directory() as path:
+        scene = Scene(path)
+        for name in ("root", "middle", "here"):
+            scene.create(name)
+        for name in ("left", "right"):
+            scene.back("middle")
+            scene.create(name)
+        scene.back("here")
+        scene.keep()
+        yield scene
+        scene.begin_again()
+        scene.remove()
+
+
 @pytest.fixture
-def three_branches(scene: Scene) -> Scene:
-    """root - middle - (here - now, left, right)"""
-    for name in ("root", "middle", "here"):
-        scene.create(name)
-    for name in ("left", "right"):
-        scene.back("middle")
-        scene.create(name)
-    scene.back("here")
-    return scene
+def three_branches(grown: Scene) -> Scene:
+    grown.begin_again()
+    return grown
 
 
 @pytest.fixture(params=[True, False], ids=["running", "off"])

@@ -7,13 +7,13 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.standstill import wait_for
 from quiesce.agent import conversation, deadman
 from quiesce.agent.attempt import AttemptError
 from quiesce.agent.conversation import Conversation
@@ -368,9 +368,7 @@ def test_the_deadline_releases_the_guest_while_the_host_is_silent():
         send(host, request(Op.PREPARE), request(Op.HOLD))
         assert len(answers(host, 2)) == 2
         attempt = Recorder.made[0]
-        until = time.monotonic() + 5
-        while attempt.live and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_for(lambda: not attempt.live, 5)
         assert attempt.calls == ["prepare", "hold", "abort"]
         send(host, request(Op.FREEZE), request(Op.STATUS), request(Op.PREPARE, OTHER), request(Op.THAW, OTHER))
         assert [code(answer) for answer in answers(host, 4)] == ["deadline", None, None, "wrong-state"]

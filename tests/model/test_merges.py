@@ -318,7 +318,7 @@ class Trees:
 
 
 @given(st.integers(0, 3), STEPS)
-@examples(12)
+@examples(36)
 def test_every_checkpoint_keeps_its_content(seed, steps):
     """Broken: a checkpoint, or what the VM is doing now, would be lost or changed by a deletion, or by the death of one; or
     images would be left that nobody needs."""

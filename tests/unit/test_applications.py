@@ -28,7 +28,7 @@ WITHOUT_FILE = {
         "nginx",
         "haproxy",
     ),  # compared by all that their writers report, which may be nothing
-    *("MongoDB", "etcd", "InfluxDB", "ClickHouse", "CockroachDB", "an Erlang server"),  # no writer can hold them
+    *(*UNSUPPORTED, "an Erlang server"),  # no writer can hold them
     *("script", "service", "configuration", "systemd"),  # not one application
 }
 """Applications of which the host knows nothing of its own. Programs and declared writers have any name."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.standstill import wait_for
 from quiesce.agent import deadman, linux
 from quiesce.agent.deadman import DeadMan, DeadManError, Undo
 
@@ -46,10 +47,7 @@ def in_conversation(
 
 
 def wait_gone(pid: int, seconds: float = 10) -> None:
-    until = time.monotonic() + seconds
-    while _running(pid):
-        assert time.monotonic() < until, f"process {pid} is still there"
-        time.sleep(0.005)
+    wait_for(lambda: not _running(pid), seconds)
 
 
 def _running(pid: int) -> bool:
@@ -249,10 +247,7 @@ def test_it_is_locked_in_memory_spared_by_the_oom_killer_and_keeps_nothing_open(
             assert str(tmp_path / "filesystem") in opened
             assert session.name not in opened
             # One pipe to hear us; the other, by which it said it is ready, is closed a moment later.
-            until = time.monotonic() + 5
-            while len([name for name in opened_by(watcher._pid) if name.startswith("pipe:")]) != 1:
-                assert time.monotonic() < until
-                time.sleep(0.005)
+            wait_for(lambda: len([name for name in opened_by(watcher._pid) if name.startswith("pipe:")]) == 1, 5)
         finally:
             watcher.disarm()
 

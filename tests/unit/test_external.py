@@ -8,7 +8,6 @@ import os
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.standstill import wait_for, within
 from quiesce.agent.programs import Programs
 from quiesce.agent.writers import external
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
@@ -255,13 +255,10 @@ def test_one_that_does_not_answer_is_given_up_in_time(agent, phase, impatient):
     if phase == "abort":
         answers["hold"] = {"outcome": "retryable"}
     with program(agent, answers) as heard:
-        started = time.monotonic()
-        writer = only(agent)
-        report = attempt(writer, seconds=BRIEFLY_S)
-        assert time.monotonic() - started < 2
-        until = time.monotonic() + 5
-        while "the end" not in heard and time.monotonic() < until:
-            time.sleep(0.002)
+        with within(2):
+            writer = only(agent)
+            report = attempt(writer, seconds=BRIEFLY_S)
+        wait_for(lambda: "the end" in heard, 5)
         assert [request["do"] for request in heard[:-1]][-1] == phase  # nothing more was asked
         attend(agent)
         assert [missing.id for missing in agent.missing()] == ["external:shop"]
@@ -287,10 +284,8 @@ def test_a_programs_own_limit_bounds_its_hold(agent):
     with program(agent, {"hold": lambda: None}, {**SHOP, "hold_timeout_ms": 50}) as heard:
         writer = only(agent)
         writer.prepare(soon(), 10_000)
-        started = time.monotonic()
-        with pytest.raises(WriterError):
+        with within(3), pytest.raises(WriterError):
             writer.hold(soon(5))
-        assert time.monotonic() - started < 3
         assert 0 < heard[2]["timeout_ms"] <= 50
 
 
@@ -457,7 +452,4 @@ def test_a_conversation_killed_in_the_window_ends_the_hold(agent):
         assert os.WIFSIGNALED(in_conversation(die_holding))
         assert heard[-1]["do"] == "hold"
         agent.close_all()
-        until = time.monotonic() + 5
-        while heard[-1] != "the end" and time.monotonic() < until:
-            time.sleep(0.002)
-        assert heard[-1] == "the end"
+        wait_for(lambda: heard[-1] == "the end", 5)

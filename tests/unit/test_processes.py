@@ -8,13 +8,13 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lab.standstill import wait_for
 from quiesce.agent import processes
 from quiesce.agent.processes import Process
 
@@ -49,10 +49,7 @@ class Sleepers:
             program.symlink_to("/bin/sleep")
         self._started.append(subprocess.Popen([str(program), "60", *arguments], **options))
         pid = self._started[-1].pid
-        until = time.monotonic() + 5
-        while processes.command_line(pid)[1:2] != ["60"]:  # which it has a moment after Popen returns
-            assert time.monotonic() < until
-            time.sleep(0.002)
+        wait_for(lambda: processes.command_line(pid)[1:2] == ["60"], 5)  # which it has a moment after Popen returns
         return pid
 
     def stop(self) -> None:

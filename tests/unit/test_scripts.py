@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lab.standstill import wait_for, within
 from quiesce.agent import install
 from quiesce.agent.deadman import Undo
 from quiesce.agent.writers import scripts
@@ -245,9 +245,8 @@ def test_a_script_that_hangs_is_killed_in_time_and_undone(machine, monkeypatch):
     monkeypatch.setattr(scripts, "HOLD_LIMIT_MS", 700)  # a busy machine needs some of it to start a shell
     machine.script(machine.qemu / "slow", '[ "$1" != freeze ] || sleep 60')
     [writer] = found()
-    started = time.monotonic()
-    assert failed_hold(writer).outcome is Outcome.TIMEOUT
-    assert time.monotonic() - started < 5
+    with within(5):
+        assert failed_hold(writer).outcome is Outcome.TIMEOUT
     assert machine.order() == ["slow freeze", "slow thaw"]
 
 
@@ -273,11 +272,13 @@ def test_a_script_that_holds_by_a_process_in_the_background_is_held(machine):
     hold(writer)
     assert machine.order() == ["flush freeze"]
     release(writer)
-    until = time.monotonic() + 5
     seen: list[str] = []
-    while "unlocked" not in seen:
-        assert time.monotonic() < until
-        seen += machine.order()
+
+    def unlocked() -> bool:
+        seen.extend(machine.order())
+        return "unlocked" in seen
+
+    wait_for(unlocked, 5)
     assert "flush thaw" in seen
     assert writer.grade is Grade.HELD
 

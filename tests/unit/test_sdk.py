@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.standstill import wait_for
 from quiesce import writer as sdk
 from quiesce.writer import Failed, RegistrationError, Report, Writer
 from tests.strategies import examples
@@ -162,13 +163,6 @@ def registered(agent: Agent, writer: Writer) -> Iterator[list[BaseException]]:
         agent.accept()
         agent.say({"registered": f"external:{writer.name}"})
         yield ended
-
-
-def wait_for(what: Callable[[], Any]) -> None:
-    until = time.monotonic() + 5
-    while not what():
-        assert time.monotonic() < until
-        time.sleep(0.002)
 
 
 def test_it_registers_as_what_it_is(agent):

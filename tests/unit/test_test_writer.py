@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from lab.standstill import wait_for
 from quiesce.agent.programs import Programs
 from quiesce.agent.writers import external
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
@@ -31,13 +32,6 @@ SOURCES = Path(module.__file__).parents[2]
 def agent(tmp_path: Path) -> Iterator[Programs]:
     with listening(tmp_path) as found:
         yield found
-
-
-def wait_for(what: Callable[[], Any]) -> None:
-    until = time.monotonic() + 10
-    while not what():
-        assert time.monotonic() < until
-        time.sleep(0.002)
 
 
 @contextlib.contextmanager

@@ -8,19 +8,19 @@ import pytest
 
 import lab.ready
 from lab import Image, Machine, SavedMachine, build
+from lab.machine import entered
 from quiesce.hypervisor.vm import Vm
 from tests.host import Quiesce, nothing_left_behind, quiesce
 
 __all__ = ["Quiesce", "nothing_left_behind", "quiesce"]
 
-FAILED = pytest.StashKey[bool]()
-
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What the guests have to say of a test that failed; a guest that the test itself started has been asked already."""
     report = yield
     if report.failed:
-        item.stash[FAILED] = True
+        report.sections += [(f"guest {name}", machine.explanation()) for name, machine in entered.items()]
     return report
 
 
@@ -46,33 +46,24 @@ def applications() -> Image:
 
 
 @pytest.fixture
-def bare_server(applications: Image, request: pytest.FixtureRequest) -> Iterator[Machine]:
+def bare_server(applications: Image) -> Iterator[Machine]:
     """Such a guest with the agent; of the applications only PostgreSQL runs."""
     with Machine(applications, start_from=lab.ready.ready(applications)) as machine:
         yield machine
-        _explain(machine, request)
 
 
 @pytest.fixture
-def server(applications: Image, request: pytest.FixtureRequest) -> Iterator[Machine]:
+def server(applications: Image) -> Iterator[Machine]:
     """Such a guest with the agent and every application running but RabbitMQ."""
     with Machine(applications, start_from=lab.ready.running(applications)) as machine:
         yield machine
-        _explain(machine, request)
 
 
 @pytest.fixture
-def machine(image: Image, ready: SavedMachine, request: pytest.FixtureRequest) -> Iterator[Machine]:
+def machine(image: Image, ready: SavedMachine) -> Iterator[Machine]:
     """A running guest with the agent."""
     with Machine(image, start_from=ready) as machine:
         yield machine
-        _explain(machine, request)
-
-
-def _explain(machine: Machine, request: pytest.FixtureRequest) -> None:
-    """What the guest has to say of a test that failed."""
-    if request.node.stash.get(FAILED, False):
-        print(machine.explanation())
 
 
 @pytest.fixture

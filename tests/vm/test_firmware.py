@@ -19,9 +19,15 @@ PASSWORD_SESSION = "00000009" + "40000009" + "0000" + "00" + "0000"
 """An authorisation area of nine bytes: the empty password."""
 
 
+NOTHING_ELSE = "systemd.mask=postgresql.service systemd.mask=postgresql@17-main.service"
+"""Kernel options: what is asked here is the machine, and it boots three times."""
+
+
 @pytest.fixture
 def uefi(image: Image) -> Iterator[Machine]:
-    with Machine(image, firmware=True) as machine:
+    with Machine(
+        image, firmware=True, customize=lambda xml: xml.replace("root=/dev/vda", f"root=/dev/vda {NOTHING_ELSE}")
+    ) as machine:
         machine.wait_for_guest()
         yield machine
 

@@ -10,7 +10,6 @@ from lab import Image, Machine, SavedMachine
 from tests.host import Quiesce
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_two_servers(image: Image, ready: SavedMachine, quiesce: Quiesce) -> None:
     """One checkpoint of both; one that cannot be held leaves none to the other; both come back, the back end first."""
@@ -42,7 +41,6 @@ def test_two_servers(image: Image, ready: SavedMachine, quiesce: Quiesce) -> Non
             assert server.sql("SELECT x FROM t") == "1"
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_a_server_that_is_not_taken(image: Image, ready: SavedMachine, quiesce: Quiesce) -> None:
     """It is asked all the same: what it did since; as a standby, whether it could still follow."""

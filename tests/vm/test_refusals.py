@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from lab import Machine
 from lab.bare import Bare, directory
+from lab.standstill import wait_for
 from tests.host import Quiesce
 
 
@@ -79,7 +79,7 @@ def test_agent_missing_not_running_or_too_old(machine: Machine, quiesce: Quiesce
         setsid python3 -m quiesce.agent >/dev/null 2>&1 &
         sleep 2
     """)
-    wait_for(lambda: next(vm for vm in quiesce("vms") if vm["name"] == machine.name)["agent"] == "ready")
+    wait_for(lambda: next(vm for vm in quiesce("vms") if vm["name"] == machine.name)["agent"] == "ready", 20)
     with unchanged(machine, quiesce):
         message = quiesce.fails("checkpoint", machine.name, code=5)
     assert "does not fit this quiesce" in message
@@ -98,13 +98,6 @@ def test_no_agent_and_installing_it(image, booted, quiesce: Quiesce) -> None:
         assert quiesce("checkpoint", machine.name, "--name", "full")["consistency"] == "application"
         quiesce("guest", "install", machine.name)
         assert quiesce("writers", machine.name)["expected_consistency"] == "application"
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 @pytest.fixture
@@ -147,7 +140,7 @@ def test_disks_that_cannot_take_part(bare_directory: Path, quiesce: Quiesce, dis
 def test_running_block_job(bare: Bare, quiesce: Quiesce) -> None:
     copy = f"<disk type='file'><driver type='qcow2'/><source file='{bare.directory}/copy.qcow2'/></disk>"
     bare.domain.blockCopy("vda", copy, {}, libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB)
-    wait_for(lambda: "ready='yes'" in bare.domain.XMLDesc(0))
+    wait_for(lambda: "ready='yes'" in bare.domain.XMLDesc(0), 20)
     try:
         with unchanged(bare, quiesce):
             message = quiesce.fails("checkpoint", bare.name, "--require", "crash", code=4)

@@ -12,7 +12,6 @@ from lab.shop import campaign, demo
 from lab.shop.servers import Servers
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(1500)
 def test_the_shop(tmp_path: Path) -> None:
     """The demo, and the short form of the campaign: a checkpoint by quiesce, restored, and one by virsh in turn."""

@@ -12,6 +12,8 @@ import libvirt
 import pytest
 
 from lab import Image, Machine, SavedMachine, ticker
+from lab.standstill import Standstill
+from lab.waits import longest_wait_ms
 from lab.windows import windows
 from quiesce.catalog.store import Catalog
 from quiesce.context import Context
@@ -28,6 +30,12 @@ def plain(image: Image, booted: SavedMachine) -> Iterator[Machine]:
     with Machine(image, start_from=booted) as machine:
         ticker.start(machine)
         yield machine
+
+
+@pytest.fixture
+def standstill(plain: Machine) -> Iterator[Standstill]:
+    with Standstill([plain]) as standstill:
+        yield standstill
 
 
 def assert_nothing_left(machine: Machine, quiesce: Quiesce) -> None:
@@ -72,13 +80,13 @@ def test_a_checkpoint_through_vss(plain: Machine, quiesce: Quiesce) -> None:
     assert_writes_go_on(plain)
 
 
-def test_a_slow_preparation_is_waited_for(plain: Machine, quiesce: Quiesce) -> None:
+def test_a_slow_preparation_is_waited_for(plain: Machine, quiesce: Quiesce, standstill: Standstill) -> None:
     """VSS may prepare for longer than it may hold: the window counts from when all stands still."""
     with windows(plain, "slow-freeze") as guest:
         node = quiesce("checkpoint", plain.name)
     assert node["consistency"] == "application"
     assert node["phases_us"]["freeze"] > 11e6
-    assert guest.when("thawed") - guest.when("frozen") < 10e9
+    assert standstill.net_ms(plain, guest.when("frozen"), guest.when("thawed")) < 10_000
     assert_writes_go_on(plain)
 
 
@@ -110,7 +118,9 @@ def test_what_vss_disowns_is_not_kept(plain: Machine, quiesce: Quiesce, scenario
     assert_writes_go_on(plain)
 
 
-def test_a_freeze_that_answers_too_late_is_thawed(plain: Machine, quiesce: Quiesce, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_freeze_that_answers_too_late_is_thawed(
+    plain: Machine, quiesce: Quiesce, monkeypatch: pytest.MonkeyPatch, standstill: Standstill
+) -> None:
     """The host has given up on it, the guest is frozen all the same: it must not stay so, nor its agent count as frozen."""
     monkeypatch.setattr(vss_module, "VSS_PREPARE_S", 3.0)
     catalog = Catalog(f"sqlite:///{quiesce.environment['QUIESCE_CATALOG']}")
@@ -123,11 +133,11 @@ def test_a_freeze_that_answers_too_late_is_thawed(plain: Machine, quiesce: Quies
         assert_nothing_left(plain, quiesce)
     assert guest.names() == ["preparing", "frozen", "thawed"]
     assert not [event for event in warnings if "confirm" in str(event)]
-    assert ticker.longest_ms(plain) < 11_000
+    assert standstill.longest_ms(plain, ticker.waits(plain)) < 11_000
     assert_writes_go_on(plain)
 
 
-def test_the_host_process_killed_while_all_is_frozen(plain: Machine, quiesce: Quiesce) -> None:
+def test_the_host_process_killed_while_all_is_frozen(plain: Machine, quiesce: Quiesce, standstill: Standstill) -> None:
     """VSS itself lets go after 10 s. Its agent counts as frozen until somebody thaws: that is said, with what to do."""
     with windows(plain, "ok") as guest:
         process = subprocess.Popen(
@@ -148,7 +158,8 @@ def test_the_host_process_killed_while_all_is_frozen(plain: Machine, quiesce: Qu
         assert_nothing_left(plain, quiesce)
         assert quiesce("checkpoint", plain.name)["consistency"] == "application"
     assert guest.names() == ["preparing", "frozen", "expired", "preparing", "frozen", "thawed"]
-    assert 9_000 < ticker.longest_ms(plain) < 12_000
+    assert longest_wait_ms(ticker.waits(plain)) > 9_000
+    assert standstill.longest_ms(plain, ticker.waits(plain)) < 12_000
 
 
 def test_a_linux_guest_with_qemu_ga_alone_is_refused(plain: Machine, quiesce: Quiesce) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from lab import Machine, workloads
-from lab.workloads import Load
+from lab.load import Load
+from lab.standstill import wait_for
 from quiesce.hypervisor.channel import ChannelTransport
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.grades import LEVELS, Grade
@@ -248,10 +249,10 @@ def test_a_platform_that_never_thaws(server: Machine) -> None:
 
 
 def wait_for_writers(machine: Machine, quiesce: Quiesce, *names: str) -> None:
-    deadline = time.monotonic() + 60
-    while not set(names) <= {item["id"] for item in quiesce("writers", machine.name)["writers"]}:
-        assert time.monotonic() < deadline
-        time.sleep(1)
+    def known() -> bool:
+        return set(names) <= {item["id"] for item in quiesce("writers", machine.name)["writers"]}
+
+    wait_for(known, 60, every_s=1)
 
 
 def virsh_quiesced(machine: Machine) -> Any:
