@@ -126,7 +126,7 @@ RESULTS: dict[str, tuple[list[str], str, Any]] = {
     "checkpoint": (["checkpoint", "web1"], "checkpoint.checkpoint", FULL),
     "checkpoint-off": (["checkpoint", "web1"], "checkpoint.checkpoint", PLAIN),
     "tree": (["tree", "web1"], "tree.tree", Tree.of([PLAIN, replace(FULL, hidden=True), node("n2", parent="n1")], "n1")),
-    "show": (["show", "web1@n1"], "show.show", FULL),
+    "show": (["show", "web1@n1"], "show.show_checkpoint", FULL),
     "diff": (["diff", "web1@n0", "web1@n1"], "diff.diff", DIFFERENCE),
     "diff-now": (
         ["diff", "web1@n0"],
@@ -153,8 +153,8 @@ RESULTS: dict[str, tuple[list[str], str, Any]] = {
     "group-add": (["group", "add", "shop", "db1:back"], "group_add.add", SHOP),
     "group-remove": (["group", "remove", "shop", "web1"], "group_remove.remove", SHOP),
     "group-forget": (["group", "forget", "shop"], "group_forget.forget", SHOP),
-    "group-list": (["group", "list"], "group_list.show_all", [Shown(SHOP, (DB,), (PART,)), Shown(Group("none"), (), ())]),
-    "group-show": (["group", "show", "shop"], "group_show.show", Shown(SHOP, (DB,), (PART,))),
+    "group-list": (["group", "list"], "group_list.list_groups", [Shown(SHOP, (DB,), (PART,)), Shown(Group("none"), (), ())]),
+    "group-show": (["group", "show", "shop"], "group_show.show_group", Shown(SHOP, (DB,), (PART,))),
     "group-checkpoint": (["group", "checkpoint", "shop"], "group_checkpoint.group_checkpoint", Taken(PART, (FULL, PLAIN))),
     "group-restore": (
         ["group", "restore", "shop@before"],
