@@ -40,8 +40,7 @@ class Forest:
     def __init__(self, directory: Path, *, size: int = SIZE, name: str = "") -> None:
         self.bare = Bare(directory, disks=2, start=False, size=size, name=name)
         self.url = f"sqlite:///{directory}/catalog/catalog.db"
-        self.catalog = Catalog(self.url)
-        self.context = Context("qemu:///system", self.catalog, lambda _: None)
+        self.reopen()
         self._right: dict[str, tuple[bytes, tuple[object, ...]]] = {}
         """By image: the content it was found to have, and its files as they were."""
 
