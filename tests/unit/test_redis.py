@@ -26,6 +26,7 @@ from quiesce.wire.schema import from_wire, to_wire
 
 INFO = {
     "redis_version": "7.0.15",
+    "process_id": "1",
     "run_id": "r1",
     "loading": "0",
     "role": "master",
@@ -101,6 +102,11 @@ class Fake:
             self.later += [dict(step) for step in self.saves]
         return b"+OK\r\n"
 
+    def configured(self, directory: Path, *lines: str) -> None:
+        """It was started with a configuration file of these lines."""
+        self.info["config_file"] = str(directory / "own.config")
+        (directory / "own.config").write_text("\n".join(lines) + "\n")
+
     def count(self, start: str) -> int:
         return sum(said.startswith(start) for said in self.said)
 
@@ -153,6 +159,55 @@ def held(fake: Fake) -> Iterator[RedisServer]:
     writer.hold(deadline_in_ns(2))
     yield writer
     writer.abort()
+
+
+# -- how it starts: by what is on disk
+
+
+def test_an_append_only_file_of_the_run_time_alone_is_no_substitute_for_a_save(fake, tmp_path):
+    """Broken: `CONFIG SET appendonly yes` would make a checkpoint clean from which a start, which reads the last save, brings
+    back nothing or little."""
+    fake.configured(tmp_path, "appendonly no", "save 3600 1")
+    fake.info.update(APPEND_ONLY, rdb_changes_since_last_save="9")
+    writer = prepared()
+    fake.info["rdb_changes_since_last_save"] = "6"
+    writer.hold(deadline_in_ns(2))
+    assert fake.count("BGSAVE") == 2
+    writer.release()
+    assert writer.grade is Grade.CLEAN
+    writer.abort()
+
+
+@pytest.mark.parametrize(
+    ("lines", "settings", "reason"),
+    [
+        (["appendonly yes"], {}, "would read an old one"),
+        (["include {}/more.config"], {}, "would read an old one"),
+        (["dir /srv/other"], {}, "says dir /srv/other"),
+        (["dbfilename old.rdb"], {}, "says dbfilename old.rdb"),
+        (["dbfilename dump.rdb"], {"dbfilename": "new.rdb"}, "saves to new.rdb"),
+    ],
+)
+def test_what_a_start_would_not_read_is_no_better_than_a_crash(lines, settings, reason, fake, tmp_path):
+    """Broken: a server whose settings were changed while it ran would be called clean, and start with other data."""
+    (tmp_path / "more.config").write_text("appendonly yes\ninclude own.config\n")
+    fake.configured(tmp_path, *(line.format(tmp_path) for line in lines))
+    fake.settings.update(settings)
+    writer = server()
+    writer.identify()
+    writer.abort()
+    assert writer.grade is Grade.CRASH
+    assert reason in str(writer.reason)
+
+
+def test_another_server_that_answers_is_not_taken_for_this_one(fake):
+    """Broken: a server with a network of its own would be called clean by the word of the one whose port it shares."""
+    fake.info["process_id"] = "4711"
+    writer = server()
+    writer.identify()
+    writer.abort()
+    assert writer.grade is Grade.REFUSED
+    assert "answers process 4711, and not this server, process 1" in str(writer.reason)
 
 
 # -- what it says of itself
@@ -394,8 +449,9 @@ def test_a_server_that_answers_no_more_while_it_saves_is_said_to_save(fake, monk
     ],
     ids=lambda value: next(iter(value)),
 )
-def test_an_append_only_file_is_held_when_all_of_it_is_written(unfinished, fake):
+def test_an_append_only_file_is_held_when_all_of_it_is_written(unfinished, fake, tmp_path):
     """Broken: the file that is loaded at the start would lack what was acknowledged."""
+    fake.configured(tmp_path, "appendonly yes")
     fake.info.update(APPEND_ONLY, rdb_changes_since_last_save="9")
     writer = prepared()
     fake.info.update(unfinished)

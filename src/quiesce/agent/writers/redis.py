@@ -13,13 +13,13 @@ from __future__ import annotations
 import glob
 import os
 import re
-import shlex
 import time
 from typing import Any, Callable, Optional
 
 from quiesce.agent import linux, processes
 from quiesce.agent.processes import Process
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
+from quiesce.agent.writers.redis_configuration import differs_at_start, read_settings
 from quiesce.agent.writers.resp import Client, RespError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
@@ -61,6 +61,8 @@ class RedisServer(ApplicationWriter):
         self._client: Any = None
         self._password: Optional[str] = None
         self._append_only = False
+        self._starts_append_only = False
+        """Started again, it reads its append-only file, and not its last save."""
         self._keeps_nothing = False
         self._append_directory = ""
         self._pause_ms = 0
@@ -75,6 +77,7 @@ class RedisServer(ApplicationWriter):
             raise WriterError("it runs in a container; its writer cannot reach it yet", Outcome.NON_RETRYABLE)
         self._client = self._log_in(deadline_ns)
         info = self._info(deadline_ns)
+        self._require_same_process(info)
         self.version = info.get("valkey_version") or info.get("redis_version", "unknown")
         if tuple(map(int, re.findall(r"\d+", self.version)[:2])) < OLDEST:
             raise WriterError(
@@ -92,6 +95,16 @@ class RedisServer(ApplicationWriter):
             self.warnings.append("a node of a cluster: its other nodes are not held at the same moment")
         self.grade = Grade.CLEAN
 
+    def _require_same_process(self, info: Info) -> None:
+        """Raises WriterError if another server answers: in a network namespace of its own, this one's port is not ours."""
+        expected, found = processes.own_pid(self._process.pid), info.get("process_id", "")
+        if found != expected:
+            raise WriterError(
+                f"at {self._path or self._port} answers process {found or '?'}, and not this server, process {expected};"
+                " it cannot be reached (perhaps it has a network of its own)",
+                Outcome.NON_RETRYABLE,
+            )
+
     def _see_replica(self, info: Info) -> None:
         self.role = "primary" if info.get("role") == "master" else "replica"
         if self.role == "replica":
@@ -106,14 +119,38 @@ class RedisServer(ApplicationWriter):
         directory = self._setting("dir", deadline_ns)
         self.data_directory = directory
         self._append_only = info.get("aof_enabled") == "1"
+        settings = self._settings_at_start(info.get("config_file", ""))
+        self._starts_append_only = settings.get("appendonly", "no").lower() == "yes"
         self._append_directory = os.path.join(directory, self._setting("appenddirname", deadline_ns))
         self._keeps_nothing = not self._append_only and not self._setting("save", deadline_ns)
+        if self._starts_append_only and not self._append_only:
+            raise WriterError(
+                "its configuration file says appendonly yes, and the running server writes no append-only file: started again,"
+                " it would read an old one (CONFIG SET appendonly yes, or CONFIG REWRITE)",
+                Outcome.NON_RETRYABLE,
+                Grade.CRASH,
+            )
+        differs = differs_at_start(settings, directory, self._setting("dbfilename", deadline_ns))
+        if differs and not self._keeps_nothing:
+            raise WriterError(
+                f"{differs}: started again, it would not read them (CONFIG REWRITE)", Outcome.NON_RETRYABLE, Grade.CRASH
+            )
         if not self._keeps_nothing:
             self.reason = None
         elif os.path.exists(os.path.join(directory, dump := self._setting("dbfilename", deadline_ns))):
             self.reason = f"keeps nothing on disk by its configuration: it starts with the old {dump} in {directory}"
         else:
             self.reason = "keeps nothing on disk: by its configuration it starts empty"
+
+    def _settings_at_start(self, path: str) -> dict[str, str]:
+        """Of the configuration file that the server names; empty where there is none, or only root could read it."""
+        if not path:
+            return {}
+        try:
+            with linux.as_user(self._process.uid):
+                return read_settings(path)
+        except OSError:
+            return {}
 
     def _setting(self, name: str, deadline_ns: int) -> str:
         """A value of its configuration; empty if this version has none of that name."""
@@ -134,7 +171,7 @@ class RedisServer(ApplicationWriter):
         started = time.monotonic_ns()
         if self._append_only:
             self._until(_rewriting, deadline_ns)
-        elif not self._keeps_nothing and self._info(deadline_ns).get("rdb_changes_since_last_save") != "0":
+        if self._saves and self._info(deadline_ns).get("rdb_changes_since_last_save") != "0":
             self._save(deadline_ns)
         self.time("prepare_save", started)
 
@@ -153,14 +190,17 @@ class RedisServer(ApplicationWriter):
             pause_ms = max(1, (self.window_ends_ns - started) // 1_000_000) + PAUSE_MARGIN_MS
         self._paused_until_ns = started + pause_ms * 1_000_000
         self._client.call("CLIENT", "PAUSE", str(pause_ms), "WRITE", deadline_ns=deadline_ns)
-        if self._append_only:
-            info = self._until(_not_written, deadline_ns)
-        else:
-            info = self._info(deadline_ns)
-            while info.get("rdb_changes_since_last_save") != "0":
-                info = self._save(deadline_ns)
+        info = self._until(_not_written, deadline_ns) if self._append_only else self._info(deadline_ns)
+        while self._saves and info.get("rdb_changes_since_last_save") != "0":
+            info = self._save(deadline_ns)
         self._held, self.position = info, _position(info)
         self.time("save", started)
+
+    @property
+    def _saves(self) -> bool:
+        """A start reads its last save, which therefore has to be complete: also with an append-only file that was switched on
+        at run time only (CONFIG SET), as the next start does not read that."""
+        return not self._keeps_nothing and not self._starts_append_only
 
     def _save(self, deadline_ns: int) -> Info:
         """Saves what is there now. Returns the server's INFO from after the save. Raises WriterError."""
@@ -270,7 +310,7 @@ class RedisServer(ApplicationWriter):
         for path in [*named, *sorted(path for pattern in CONFIGURATIONS for path in glob.glob(pattern))]:
             try:
                 with linux.as_user(self._process.uid):
-                    settings = _read_settings(path)
+                    settings = read_settings(path)
             except OSError:
                 continue
             same = settings.get("port", "6379") == str(self._port) or settings.get("unixsocket") == self._path
@@ -285,19 +325,6 @@ def _let_in(client: Client, deadline_ns: int, *words: str) -> bool:
     except RespError as error:
         return error.code not in ("NOAUTH", "WRONGPASS")  # any other objection will show in the commands that matter
     return True
-
-
-def _read_settings(path: str) -> dict[str, str]:
-    """A configuration file's settings of one value; where one occurs twice the last counts. Raises OSError."""
-    settings = {}
-    for line in processes.read_file(path, 1024 * 1024).splitlines():
-        try:
-            words = shlex.split(line)
-        except ValueError:  # a quotation mark in a comment
-            continue
-        if len(words) == 2:
-            settings[words[0].lower()] = words[1]
-    return settings
 
 
 def _refuse_foreign_pause(info: Info) -> None:

@@ -1,0 +1,45 @@
+"""What a Redis or Valkey will read when it is started again: its configuration file, and not what was set at run time."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shlex
+
+from quiesce.agent import processes
+
+MAX_INCLUDES = 20
+
+
+def read_settings(path: str) -> dict[str, str]:
+    """A configuration file's settings of one value; where one occurs twice the last counts. Raises OSError."""
+    settings: dict[str, str] = {}
+    _read(path, settings, [])
+    return settings
+
+
+def _read(path: str, settings: dict[str, str], seen: list[str]) -> None:
+    seen.append(path)
+    for line in processes.read_file(path, 1024 * 1024).splitlines():
+        try:
+            words = shlex.split(line)
+        except ValueError:  # a quotation mark in a comment
+            continue
+        if len(words) == 2 and words[0].lower() == "include":
+            for included in sorted(glob.glob(words[1])):
+                if included not in seen and len(seen) < MAX_INCLUDES:
+                    _read(included, settings, seen)
+        elif len(words) == 2:
+            settings[words[0].lower()] = words[1]
+
+
+def differs_at_start(settings: dict[str, str], directory: str, dump: str) -> str:
+    """Why the server, started with these settings, would not read the files it keeps now, which are in `directory`; the empty
+    string if it would. Example: after `CONFIG SET dir /elsewhere` the next start reads the old directory."""
+    if "dir" in settings and os.path.realpath(settings["dir"]) != os.path.realpath(directory):
+        return f"its configuration file says dir {settings['dir']}, and it keeps its files in {directory} (CONFIG SET dir)"
+    if settings.get("dbfilename", dump) != dump:
+        return (
+            f"its configuration file says dbfilename {settings['dbfilename']}, and it saves to {dump} (CONFIG SET dbfilename)"
+        )
+    return ""
