@@ -628,3 +628,22 @@ def test_letting_go_can_be_said_at_any_time_and_again(server):
     writer.abort()
     assert writer.warnings == []
     assert all(connection.closed for connection in server.connections)
+
+
+def test_tables_outside_the_data_directory_are_found(tmp_path):
+    """Broken: a table with a DATA DIRECTORY on a tmpfs, or on another disk, would be vouched for and not be in the
+    checkpoint."""
+    data, fast, slow, other = (tmp_path / name for name in ("data", "fast", "slow", "other"))
+    for directory in (data / "shop", fast / "shop", slow, other):
+        directory.mkdir(parents=True)
+    (data / "shop" / "orders.isl").write_text(f"{fast}/shop/orders.ibd\n")
+    (slow / "log.MYD").touch()
+    (data / "shop" / "log.MYD").symlink_to(slow / "log.MYD")
+    (data / "archive").symlink_to(other)
+    (data / "shop" / "items.ibd").touch()
+    (data / "shop" / "broken.isl").write_bytes(b"\xff")
+    assert mariadb.elsewhere(str(data)) == {str(fast / "shop"), str(slow), str(other)}
+    assert mariadb.elsewhere(str(tmp_path / "gone")) == set()
+    writer = database(directory=str(data))
+    writer.data_directory = str(data)
+    assert writer.paths() == sorted(map(str, (data, fast / "shop", slow, other)))

@@ -68,9 +68,8 @@ def discover() -> list[ApplicationWriter]:
     found: list[ApplicationWriter] = []
     for process in processes.running("mariadbd", "mysqld"):
         with suppress(OSError):  # it ended
-            found.append(
-                DatabaseServer(process, os.readlink(f"/proc/{process.pid}/cwd"))
-            )  # the server works in its data directory
+            directory = os.readlink(f"/proc/{process.pid}/cwd")  # the server works in its data directory
+            found.append(DatabaseServer(process, directory))
     return found
 
 
@@ -262,6 +261,7 @@ class DatabaseServer(ApplicationWriter):
         directory = str(self.data_directory)
         named = [self._variables.get(name, "") for name in _DIRECTORIES]
         named.append(os.path.dirname(self._variables.get("log_bin_basename", "")))
+        named += elsewhere(directory)
         found = (os.path.realpath(os.path.join(directory, path)) for path in ["", *named])
         return sorted({path for path in found if os.path.isdir(path)})
 
@@ -309,6 +309,34 @@ class DatabaseServer(ApplicationWriter):
 
     def _connect(self, table: str = "") -> Session:
         return connect(self._process, self.application, table)
+
+
+def elsewhere(directory: str) -> set[str]:
+    """Directories outside the data directory that have tables in them.
+
+    Databases and tables can be symbolic links (MyISAM's `DATA DIRECTORY` and `INDEX DIRECTORY`). An InnoDB table with a `DATA
+    DIRECTORY` leaves a file `TABLE.isl` in the data directory, with its path.
+    """
+    found = set()
+    for database in (directory, *_directories(directory)):
+        try:
+            entries = list(os.scandir(database))
+        except OSError:
+            continue
+        for entry in entries:
+            if entry.is_symlink():
+                target = os.path.realpath(entry.path)
+                found.add(target if entry.is_dir() else os.path.dirname(target))
+            elif entry.name.endswith(".isl"):
+                with suppress(OSError):
+                    found.add(os.path.dirname(processes.read_file(entry.path).strip()))
+    return {path for path in found if path.startswith("/")}
+
+
+def _directories(directory: str) -> list[str]:
+    with suppress(OSError):
+        return [entry.path for entry in os.scandir(directory) if entry.is_dir()]
+    return []
 
 
 def _refuse(reason: str) -> NoReturn:
