@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 import subprocess
 import uuid
@@ -14,7 +13,7 @@ from pathlib import Path
 import libvirt
 
 from lab import cache
-from lab.machine import URI, kvm_works, new_name
+from lab.machine import URI, kvm_works, new_name, owned
 
 
 class Bare:
@@ -93,8 +92,7 @@ def directory() -> Iterator[Path]:
     """Named like a machine and below its directory, so that what a killed run leaves is found and removed."""
     path = cache.root() / "machines" / new_name()
     path.mkdir(parents=True)
-    with (path / "owner.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with owned(path):
         try:
             yield path
         finally:

@@ -22,7 +22,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,8 @@ from lab.image import Image
 from lab.ram import SavedMachine, rename_in_ram_image
 
 PREFIX = "quiesce-lab-"
+LOCK = "owner.lock"
+"""Held by the process that a machine's directory belongs to."""
 MEMORY_MIB = 640
 URI = "qemu:///system"
 QUICK = (
@@ -125,8 +128,7 @@ class Machine:
             self.directory.parent.mkdir(exist_ok=True)
             remove_abandoned()
             self.directory.mkdir(mode=0o755)
-            lock = self._stack.enter_context((self.directory / "owner.lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._stack.enter_context(owned(self.directory))
             self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
             self.connection = libvirt.open(URI)
             self._stack.callback(self._disconnect)
@@ -324,10 +326,20 @@ def new_name() -> str:
     return name
 
 
+@contextmanager
+def owned(directory: Path) -> Iterator[None]:
+    """The directory belongs to this process, so that no `remove_abandoned` of another process takes it."""
+    with (directory / "owner.new").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (directory / "owner.new").rename(directory / LOCK)
+        yield
+
+
 def remove_abandoned() -> None:
     """Removes machines whose owner died."""
     for directory in (cache.root() / "machines").glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError), (directory / "owner.lock").open("w") as lock:
+        # Without a lock it is being made, or removed.
+        with contextlib.suppress(OSError), (directory / LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove_domain(directory.name)
             shutil.rmtree(directory, ignore_errors=True)

@@ -13,7 +13,7 @@ from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
-from quiesce.operations.diff import disks
+from quiesce.operations.diff import disk_differences
 from quiesce.operations.restore import restore
 from tests.host import Quiesce
 
@@ -168,7 +168,7 @@ def check_all_pairs(forest: Forest, empty: int) -> None:
     }
     for first in found.tree.checkpoints:
         for second in (*found.tree.checkpoints, None):
-            for disk in disks(found, first, second):
+            for disk in disk_differences(found, first, second):
                 assert disk.first
                 assert disk.second
                 one, other = content[disk.first.image], content[disk.second.image]

@@ -42,6 +42,8 @@ class Hosts:
                         changed = sa.update(hosts).where(hosts.c.id == row.id)
                         connection.execute(changed.values(uuid=identity.uuid, name=identity.name))
                     return str(row.id)
-            id = uuid.uuid4().hex
+            id = identity.uuid or uuid.uuid4().hex  # the UUID, so that a catalog made anew gives the host the same id
+            if connection.scalar(sa.select(hosts.c.id).where(hosts.c.id == id)) is not None:
+                id = uuid.uuid4().hex  # of a host that had this UUID before
             connection.execute(sa.insert(hosts).values(id=id, uuid=identity.uuid, name=identity.name))
             return id

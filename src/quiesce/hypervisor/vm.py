@@ -31,6 +31,8 @@ _STATES = {
 }
 
 
+TRIES = 3
+"""How often the state of a VM is read anew that is started or stopped meanwhile."""
 END_TIMEOUT_S = 60.0
 """Longest wait for something libvirt is doing for a requester that is gone, in seconds."""
 
@@ -73,25 +75,32 @@ class Vm:
         self.host.close()
 
     def facts(self) -> Facts:
+        """Raises HypervisorError, NotFoundError."""
         with translated(f"reading the state of {self.name}"):
-            power = _STATES.get(self.domain.state()[0], PowerState.OTHER)
-            xml = self.domain.XMLDesc(0)
-            found = self.host.disks(xml)
-            return Facts(
-                name=self.domain.name(),
-                uuid=self.uuid,
-                power=power,
-                persistent=bool(self.domain.isPersistent()),
-                disks=found,
-                channels=domain_xml.channels(xml),
-                passthrough=domain_xml.passthrough_devices(xml),
-                next_sources={
-                    disk.target: disk.path for disk in self.host.disks(self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-                },
-                snapshots=self.domain.snapshotNum(),
-                job=self._job(found) if power in (PowerState.RUNNING, PowerState.PAUSED) else None,
-                managed_save=bool(self.domain.hasManagedSaveImage()),
-            )
+            for _ in range(TRIES):
+                with suppress(libvirt.libvirtError):  # it was started or stopped between two questions; or it is gone
+                    return self._facts()
+            return self._facts()
+
+    def _facts(self) -> Facts:
+        power = _STATES.get(self.domain.state()[0], PowerState.OTHER)
+        xml = self.domain.XMLDesc(0)
+        found = self.host.disks(xml)
+        return Facts(
+            name=self.domain.name(),
+            uuid=self.uuid,
+            power=power,
+            persistent=bool(self.domain.isPersistent()),
+            disks=found,
+            channels=domain_xml.channels(xml),
+            passthrough=domain_xml.passthrough_devices(xml),
+            next_sources={
+                disk.target: disk.path for disk in self.host.disks(self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+            },
+            snapshots=self.domain.snapshotNum(),
+            job=self._job(found) if power in (PowerState.RUNNING, PowerState.PAUSED) else None,
+            managed_save=bool(self.domain.hasManagedSaveImage()),
+        )
 
     def _job(self, disks: tuple[domain_xml.Disk, ...]) -> str | None:
         for disk in disks:
