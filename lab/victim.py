@@ -32,8 +32,8 @@ def start(arguments: list[str], catalog: str, output: Path, kill_at: int = NEVER
 
 
 def run(arguments: list[str], environment: dict[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Runs `quiesce ARGUMENTS` to its end. Raises subprocess.TimeoutExpired after so many seconds; it is killed then, and what it
-    said is printed."""
+    """Runs `quiesce ARGUMENTS` to its end. Raises subprocess.TimeoutExpired after so many seconds; it is killed then, and its
+    output printed."""
     with tempfile.TemporaryDirectory() as scratch:
         stdout, stderr = Path(scratch, "stdout"), Path(scratch, "stderr")
         process = _FORKSERVER.Process(target=_main, args=(arguments, environment, stdout, stderr))
