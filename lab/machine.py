@@ -39,7 +39,8 @@ from lab.ram import SavedMachine, rename_in_ram_image
 PREFIX = "quiesce-lab-"
 LOCK = "owner.lock"
 """Held by the process that a machine's directory belongs to."""
-MEMORY_MIB = 640
+MEMORY_MIB = 1024
+"""Enough for all applications with their clients: with less, a guest reads its own programs again and again."""
 URI = "qemu:///system"
 QUICK = (
     "quiet loglevel=3 systemd.show_status=0 mitigations=off nokaslr tsc=reliable no_timer_check cryptomgr.notests"

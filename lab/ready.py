@@ -49,8 +49,17 @@ def _start_all(machine: Machine) -> None:
 
 def main() -> None:
     """Makes all of these beforehand, so that no test's time goes into it: those of either guest image after one another."""
+    from lab.shop.servers import prepared  # which needs this module
+
+    def plain() -> None:
+        ready(build())
+
+    def applications() -> None:
+        running(build(applications=True))
+        prepared()
+
     with ThreadPoolExecutor() as pool:
-        for made in [pool.submit(lambda: ready(build())), pool.submit(lambda: running(build(applications=True)))]:
+        for made in [pool.submit(plain), pool.submit(applications)]:
             made.result()
 
 

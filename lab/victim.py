@@ -32,7 +32,8 @@ def start(arguments: list[str], catalog: str, output: Path, kill_at: int = NEVER
 
 
 def run(arguments: list[str], environment: dict[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Runs `quiesce ARGUMENTS` to its end. Raises subprocess.TimeoutExpired, and has killed it, after so many seconds."""
+    """Runs `quiesce ARGUMENTS` to its end. Raises subprocess.TimeoutExpired after so many seconds; it is killed then, and its
+    output printed."""
     with tempfile.TemporaryDirectory() as scratch:
         stdout, stderr = Path(scratch, "stdout"), Path(scratch, "stderr")
         process = _FORKSERVER.Process(target=_main, args=(arguments, environment, stdout, stderr))
@@ -41,6 +42,7 @@ def run(arguments: list[str], environment: dict[str, str], timeout_s: float) -> 
         if process.exitcode is None:
             process.kill()
             process.join()
+            print(stdout.read_text() + stderr.read_text())
             raise subprocess.TimeoutExpired(["quiesce", *arguments], timeout_s)
         return subprocess.CompletedProcess(arguments, process.exitcode, stdout.read_text(), stderr.read_text())
 

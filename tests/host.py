@@ -55,11 +55,10 @@ class Quiesce:
         return finished.json
 
     def run(self, *arguments: str, timeout: float = 120) -> Finished:
-        started = time.monotonic()
-        finished = victim.run([*arguments], self.environment, timeout)  # to start the program anew takes half a second
         # The timeline, which pytest shows for a test that fails.
-        print(f"[{started:.3f} to {time.monotonic():.3f}] quiesce {' '.join(arguments)} -> {finished.returncode}")
-        print(finished.stdout + finished.stderr)
+        print(f"[{time.monotonic():.3f}] quiesce {' '.join(arguments)}")
+        finished = victim.run([*arguments], self.environment, timeout)  # to start the program anew takes half a second
+        print(f"{finished.stdout}{finished.stderr}[{time.monotonic():.3f}] ended with {finished.returncode}")
         return Finished(finished.returncode, finished.stdout, finished.stderr)
 
     def fails(self, *arguments: str, code: int, timeout: float = 120) -> str:
