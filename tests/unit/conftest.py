@@ -13,7 +13,8 @@ from quiesce.disks.survey import Survey, survey
 from quiesce.model.events import Event, Warned
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, Tree
-from tests.unit.fake_host import FakeContext, FakeHost, FakeVm, MemoryCatalog
+from tests.unit.fake_host import FakeContext, FakeHost, FakeVm
+from tests.unit.memory_catalog import MemoryCatalog
 from tests.unit.world import World
 
 

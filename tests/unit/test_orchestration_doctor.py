@@ -1,4 +1,4 @@
-"""`doctor` and `catalog rebuild` from end to end on a host in memory: what they find, what they mend, and what they leave alone.
+"""`doctor` and `catalog rebuild` from end to end on a host in memory: what they find, mend, and leave alone.
 Each test fails if one check of the host side is left out."""
 
 from __future__ import annotations
