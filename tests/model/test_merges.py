@@ -31,7 +31,8 @@ from quiesce.operations.delete import delete
 from quiesce.operations.rename import rename
 from quiesce.operations.restore import restore
 from tests.strategies import examples
-from tests.unit.fake_host import FakeContext, FakeHost, FakeVm, MemoryCatalog
+from tests.unit.fake_host import FakeContext, FakeHost, FakeVm
+from tests.unit.memory_catalog import MemoryCatalog
 
 BLOCKS = 3
 TARGETS = ("vda", "vdb")

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from quiesce.catalog.store import Catalog
 from quiesce.disks.survey import Survey, survey
 from quiesce.model.events import Event, Warned
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, Tree
-from tests.unit.fake_host import FakeContext, FakeHost, FakeVm, MemoryCatalog
+from tests.unit.fake_host import FakeContext, FakeHost, FakeVm
+from tests.unit.memory_catalog import MemoryCatalog
+from tests.unit.world import World
 
 
 @dataclass
@@ -70,3 +73,10 @@ def again(tmp_path: Path) -> Iterator[Callable[..., Fake]]:
 @pytest.fixture
 def fake(again: Callable[..., Fake]) -> Fake:
     return again()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    catalog = Catalog(f"sqlite:///{tmp_path}/catalog.db")
+    yield World(FakeHost(), catalog)
+    catalog.close()

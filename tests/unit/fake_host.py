@@ -5,17 +5,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-
-from quiesce.catalog.checkpoints import Checkpoints
-from quiesce.catalog.database import Database
-from quiesce.catalog.images import Images
-from quiesce.catalog.store import Catalog
 from quiesce.context import Context
 from quiesce.guests.port import Guest
 from quiesce.guests.scripted import ScriptedGuest
@@ -63,8 +56,43 @@ class FakeHost:
     def destroy_helpers(self, images: set[str]) -> None:
         pass
 
+    def has(self, name: str) -> bool:
+        return any(name in (vm.name, vm.uuid) for vm in self.vms)
+
+    def domains(self) -> list[FakeDomain]:
+        return [FakeDomain(vm.name, vm.uuid) for vm in self.vms]
+
+    def definitions(self) -> list[str]:
+        return [vm.xml for vm in self.vms]
+
+    def define(self, xml: str) -> None:
+        """A VM that is not there yet."""
+        self.on_step()
+        identity = domain_xml.identity(xml)
+        FakeVm(self, {}, name=identity.name, uuid=identity.uuid).xml = xml
+
+    def pool_directories(self) -> list[str]:
+        return []
+
+    def what_does_not_fit(self, _xml: str) -> list[str]:
+        return []
+
     def _open(self) -> set[str]:
         return self.open_elsewhere | {path for vm in self.vms for path in (vm.live or {}).values()}
+
+
+@dataclass(frozen=True)
+class FakeDomain:
+    """The part of a libvirt.virDomain that operations use."""
+
+    _name: str
+    _uuid: str
+
+    def name(self) -> str:
+        return self._name
+
+    def UUIDString(self) -> str:  # noqa: N802 - libvirt's own name
+        return self._uuid
 
 
 def definition(disks: Mapping[str, str], more: str = "", name: str = "web1", uuid: str = UUID) -> str:
@@ -107,12 +135,36 @@ class FakeVm:
         """Called between any two pieces that are merged while it runs."""
         self.job_completes = True
         """What becomes of a merge in the middle of the running VM's chain whose owner is killed."""
+        self.channels: dict[str, domain_xml.Channel] = {}
+        self.paused = False
+        self.snapshots = 0
+        """Snapshots that libvirt itself keeps of it."""
+        self.job: str | None = None
+        self.managed_save = False
+        self.on_save: Callable[[], None] = lambda: None
+        """Called before the disks are switched and the memory saved; may raise."""
+        self.saving = False
+        """libvirt is still saving the memory."""
+        self.resumed_from = ""
+        """The saved memory that it went on with last."""
         host.vms.append(self)
 
     def facts(self) -> Facts:
         disks = domain_xml.disks(domain_xml.with_sources(self.xml, self.sources()))
-        power = PowerState.OFF if self.live is None else PowerState.RUNNING
-        return Facts(self.name, self.uuid, power, True, disks, {}, (), self.file_disks(next_start=True), 0, None, False)
+        power = PowerState.OFF if self.live is None else PowerState.PAUSED if self.paused else PowerState.RUNNING
+        return Facts(
+            name=self.name,
+            uuid=self.uuid,
+            power=power,
+            persistent=True,
+            disks=disks,
+            channels=self.channels,
+            passthrough=(),
+            next_sources=self.file_disks(next_start=True),
+            snapshots=self.snapshots,
+            job=self.job,
+            managed_save=self.managed_save,
+        )
 
     # -- as it is
 
@@ -178,6 +230,30 @@ class FakeVm:
         self.on_switch()
         self._write_to(overlays)
 
+    def memory_bytes(self) -> int:
+        return 2**30
+
+    def switch_with_memory(self, overlays: Mapping[str, str], memory: str) -> None:
+        self.saving = True
+        self.on_save()
+        self.saving = False
+        self.switch(overlays)
+        self.storage.write(memory, self.xml.encode())
+
+    def last_downtime_us(self) -> int:
+        return 1000
+
+    def job_progress(self) -> tuple[int, int]:
+        return 0, 0
+
+    def saved_identity(self, memory: str) -> domain_xml.Identity:
+        return domain_xml.identity(self.storage.read(memory).decode())
+
+    def resume_from(self, memory: str, sources: Mapping[str, str], _nvram: str | None) -> None:
+        self.start()
+        assert self.live == sources
+        self.resumed_from = memory
+
     def _write_to(self, images: Mapping[str, str]) -> None:
         """libvirt changes the definition, too, where it named the same images."""
         assert self.live is not None
@@ -217,6 +293,7 @@ class FakeVm:
     def end_saving(self) -> None:
         if self.busy:
             raise self.busy
+        self.saving = False
 
 
 @dataclass(frozen=True)
@@ -224,6 +301,7 @@ class FakeContext(Context):
     fake: FakeHost = field(kw_only=True)
     guests: dict[str, ScriptedGuest] = field(default_factory=dict, kw_only=True)
     """By the name of the VM; any other VM is asked as a real one would be."""
+    real_locks: bool = field(default=False, kw_only=True)
 
     @contextmanager
     def host(self) -> Iterator[Any]:
@@ -241,90 +319,12 @@ class FakeContext(Context):
         return host.storage
 
     def guest(self, vm: Any, facts: Facts) -> AbstractContextManager[Guest]:
-        return closing(self.guests[vm.name]) if vm.name in self.guests else super().guest(vm, facts)
+        if vm.name not in self.guests:
+            return super().guest(vm, facts)
+        self.guests[vm.name].closed = False
+        return closing(self.guests[vm.name])
 
     @contextmanager
-    def locked(self, _vm: Any, _verb: str) -> Iterator[None]:
-        yield
-
-
-class MemoryDatabase(Database):
-    """In memory and for this thread alone. `on_step` is called before anything is committed, `on_change` after it."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self.on_step: Callable[[], None] = lambda: None
-        self.on_change: Callable[[], None] = lambda: None
-        super().__init__("sqlite://")
-
-    def lock_directory(self) -> Path:
-        return self._directory
-
-    @contextmanager
-    def transaction(self) -> Iterator[sa.Connection]:
-        with super().transaction() as connection:
-            raw: Any = connection.connection.dbapi_connection
-            before = raw.total_changes
-            yield connection
-            changed = raw.total_changes != before
-            if changed:
-                self.on_step()
-        if changed:
-            self.on_change()
-
-
-class Remembered:
-    """Answers of the catalog that are asked for most often, until something changes."""
-
-    def __init__(self, asked: Any, *names: str) -> None:
-        self._asked = asked
-        self._names = names
-        self.answers: dict[tuple[str, VmKey], Any] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in self._names:
-            return getattr(self._asked, name)
-
-        def ask(key: VmKey) -> Any:
-            if (name, key) not in self.answers:
-                self.answers[name, key] = getattr(self._asked, name)(key)
-            return self.answers[name, key]
-
-        return ask
-
-
-class MemoryCatalog(Catalog):
-    """All of it real, in memory."""
-
-    database: MemoryDatabase
-    checkpoints: Checkpoints
-    images: Images
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(database=MemoryDatabase(directory))
-        remembered = Remembered(self.checkpoints, "tree"), Remembered(self.images, "made_for", "merged", "live")
-        self.checkpoints, self.images = remembered  # type: ignore[assignment]
-        self._user_hook: Callable[[], None] = lambda: None
-
-        def changed() -> None:
-            for each in remembered:
-                each.answers.clear()
-            self._user_hook()
-
-        self.database.on_change = changed
-
-    @property
-    def on_step(self) -> Callable[[], None]:
-        return self.database.on_step
-
-    @on_step.setter
-    def on_step(self, hook: Callable[[], None]) -> None:
-        self.database.on_step = hook
-
-    @property
-    def on_change(self) -> Callable[[], None]:
-        return self._user_hook
-
-    @on_change.setter
-    def on_change(self, hook: Callable[[], None]) -> None:
-        self._user_hook = hook
+    def locked(self, vm: Any, verb: str) -> Iterator[None]:
+        with super().locked(vm, verb) if self.real_locks else nullcontext():
+            yield

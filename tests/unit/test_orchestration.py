@@ -5,25 +5,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quiesce.catalog import journal
 from quiesce.catalog.steps import PutBack
-from quiesce.catalog.store import Catalog
 from quiesce.disks import images
 from quiesce.guests import scripted
-from quiesce.guests.scripted import ScriptedGuest
 from quiesce.model.errors import BusyError, ConsistencyError, HypervisorError, OutcomeUnknownError, RefusedError
-from quiesce.model.events import Event, Warned
 from quiesce.model.grades import Consistency, Grade, Level
-from quiesce.model.groups import Group, Member, Tier
 from quiesce.model.names import CheckpointReference
 from quiesce.model.standing import Untouched
-from quiesce.model.tree import Checkpoint, Tree
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
 from quiesce.operations.group_checkpoint import group_checkpoint
@@ -31,63 +24,8 @@ from quiesce.operations.group_restore import group_restore
 from quiesce.operations.restore import restore
 from quiesce.recovery import recover_all
 from quiesce.taking import participant
-from tests.unit.fake_host import FakeContext, FakeHost, FakeVm
-
-WINDOW_S = 2.0
-
-
-@dataclass
-class World:
-    """VMs with a guest each. The catalog is a real file, as guests are asked in threads."""
-
-    host: FakeHost
-    catalog: Catalog
-    heard: list[Event] = field(default_factory=list)
-    guests: dict[str, ScriptedGuest] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.context = FakeContext("fake:///", self.catalog, self.heard.append, fake=self.host, guests=self.guests)
-
-    def vm(self, name: str = "web1", *, running: bool = True, writers: tuple[str, ...] = ("postgresql:main",)) -> FakeVm:
-        disks = {"vda": self.host.storage.make(f"/i/{name}.qcow2", blocks={0: "at first"})}
-        vm = FakeVm(self.host, disks, name=name, uuid=f"uuid-{name}")
-        self.guests[name] = ScriptedGuest([scripted.writer(id) for id in writers])
-        if running:
-            vm.start()
-        return vm
-
-    def group(self, *names: str) -> None:
-        members = tuple(Member("host1", f"uuid-{name}", name, Tier.BACK) for name in names)
-        self.catalog.groups.put(Group("shop", members), new=True)
-
-    def tree(self, vm: FakeVm) -> Tree:
-        return self.catalog.checkpoints.tree(vm.key)
-
-    def names(self, vm: FakeVm) -> list[str]:
-        return [node.name for node in self.tree(vm).checkpoints]
-
-    def warnings(self) -> list[str]:
-        return [event.message for event in self.heard if isinstance(event, Warned)]
-
-    def take(self, vm: FakeVm, name: str = "a", required: Consistency = Consistency.APPLICATION) -> Checkpoint:
-        return checkpoint(self.context, vm.name, name=name, required=required, window_s=WINDOW_S)
-
-    def nothing_left(self, vm: FakeVm) -> None:
-        """No checkpoint, no overlay, nothing unfinished, and nobody held."""
-        assert self.tree(vm).nodes == ()
-        assert {path for path in self.host.storage.files if path.startswith(f"/i/{vm.name}.")} == {f"/i/{vm.name}.qcow2"}
-        assert vm.sources()["vda"] == f"/i/{vm.name}.qcow2"
-        assert journal.interrupted(self.catalog, vm.key) == []
-        guest = self.guests[vm.name]
-        assert (guest.frozen, guest.held) == (False, set())
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    catalog = Catalog(f"sqlite:///{tmp_path}/catalog.db")
-    yield World(FakeHost(), catalog)
-    catalog.close()
-
+from tests.unit.fake_host import FakeVm
+from tests.unit.world import WINDOW_S
 
 # -- one VM
 

@@ -1,0 +1,258 @@
+"""Groups from end to end on a host in memory: one instant or none, all back or none. Each test fails if one check of the host
+side is left out."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from datetime import UTC, datetime
+
+import pytest
+
+from quiesce.catalog import journal
+from quiesce.guests import scripted
+from quiesce.hypervisor.events import Lifecycle, PowerChange
+from quiesce.model.errors import BusyError, ConsistencyError, HypervisorError, RefusedError
+from quiesce.model.grades import Consistency, Level
+from quiesce.model.groups import Group, Tier
+from quiesce.model.names import CheckpointReference
+from quiesce.model.settings import Settings
+from quiesce.operations.delete import delete
+from quiesce.operations.group import forget
+from quiesce.operations.group_checkpoint import Taken, group_checkpoint
+from quiesce.operations.group_restore import GroupRestored, group_restore
+from quiesce.operations.restore import restore
+from quiesce.server import watch
+from tests.unit.fake_host import FakeVm
+from tests.unit.world import WINDOW_S, World
+
+
+def take(world: World, name: str = "g", required: Consistency | None = None, window_s: float = WINDOW_S) -> Taken:
+    return group_checkpoint(world.context, "shop", name=name, required=required, window_s=window_s)
+
+
+def back(world: World, *, start: bool = False) -> GroupRestored:
+    return group_restore(world.context, "shop@g", start=start)
+
+
+@pytest.fixture
+def shop(world: World) -> dict[str, FakeVm]:
+    """Three members, one of each tier."""
+    vms = {name: world.vm(name) for name in ("web", "app", "db")}
+    world.group("web", "app", "db", web=Tier.FRONT, app=Tier.MIDDLE)
+    return vms
+
+
+# -- checkpoints
+
+
+def test_an_external_server_is_only_asked(world):
+    """Broken: the server of somebody else would be held, and later thrown back with the group."""
+    world.vm("one")
+    other = world.vm("two")
+    world.group("one", "two", two=Tier.EXTERNAL)
+    taken = take(world)
+    assert [node.vm_name for node in taken.checkpoints] == ["one"]
+    assert [seen.vm_name for seen in taken.part.witnesses] == ["two"]
+    assert world.guests["two"].story == ["identify"]
+    world.nothing_left(other)
+
+
+def test_a_member_with_something_unfinished_is_mended_first(world):
+    """Broken: a checkpoint would be taken on images that the next operation brings back."""
+    one, two = world.vm("one"), world.vm("two")
+    world.group("one", "two")
+    operation = journal.Journal(world.catalog, two.key, "frobnicate")
+    with pytest.raises(RefusedError, match="does not know how to mend it"):
+        take(world)
+    assert (world.names(one), world.names(two)) == ([], [])
+    operation.finish("done")
+    journal.Journal(world.catalog, two.key, "rename")
+    take(world)
+    assert journal.interrupted(world.catalog, two.key) == []
+
+
+def test_a_member_that_somebody_else_is_at_is_left_alone(world):
+    """Broken: its images would be merged and switched at once."""
+    one, two = world.vm("one"), world.vm("two")
+    world.group("one", "two")
+    with world.context.locked(two, "delete"), pytest.raises(BusyError, match="quiesce delete two"):
+        take(world)
+    assert (world.names(one), world.names(two)) == ([], [])
+    taken = take(world)
+    with world.context.locked(two, "delete"), pytest.raises(BusyError, match="quiesce delete two"):
+        back(world)
+    assert one.active()
+    assert world.names(one) == [taken.part.name]
+
+
+def test_members_that_were_not_all_switched_in_the_window_are_no_group(world):
+    """Broken: a member whose switch came after the others had gone on would be called of one instant with them."""
+    one, two = world.vm("one"), world.vm("two")
+    world.group("one", "two")
+    two.on_switch = lambda: time.sleep(1.0)
+    with pytest.raises(ConsistencyError, match="two could not switch in time"):
+        take(world, required=Consistency.CRASH, window_s=0.4)
+    two.on_switch = lambda: None
+    world.nothing_left(one)
+    world.nothing_left(two)
+
+
+def test_a_member_is_let_go_before_it_is_prepared_again(world):
+    """Broken: its agent would refuse a second attempt beside the first, or stay held by it."""
+    world.vm("one")
+    world.vm("two")
+    world.group("one", "two")
+    world.guests["one"].writers = (scripted.writer("system", Level.SYSTEM),)
+    failed: list[str] = []
+
+    def fail(step: str) -> None:
+        if step == "hold back-end":
+            failed.append(step)
+            raise HypervisorError("the guest is gone")
+
+    world.guests["two"].on_step = fail
+    take(world, required=Consistency.CRASH)
+    assert failed == ["hold back-end"]
+    story = world.guests["one"].story
+    assert story[:3] == ["prepare", "abort", "prepare"]
+    assert story[-1] == "post-checkpoint"
+
+
+# -- restores
+
+
+def test_a_group_of_which_a_part_is_gone_does_not_go_back(world):
+    """Broken: the others would go back to an instant that the last one is not at."""
+    one, two = world.vm("one"), world.vm("two")
+    world.group("one", "two")
+    take(world)
+    world.take(one, "later")
+    restore(world.context, CheckpointReference("one", "g"), accept_divergence=True)
+    # from now on two states of it are based on its part, which stays, hidden
+    delete(world.context, [CheckpointReference("one", "g")], break_group=True)
+    assert [node.hidden for node in world.tree(one).nodes if node.name == "g"] == [True]
+    two.write("vda", 1, "later")
+    with pytest.raises(RefusedError, match="1 of 2 parts of shop@g were deleted"):
+        back(world)
+    assert two.active()
+    assert world.content(two) == {0: "at first", 1: "later"}
+    delete(world.context, [CheckpointReference("two", "g")])  # nothing of it is left to break
+    assert world.names(two) == []
+
+
+def test_what_one_member_refuses_is_refused_before_any_is_touched(world):
+    """Broken: half of the application would be at the checkpoint, stopped, and the other half running on."""
+    one, two = world.vm("one"), world.vm("two")
+    world.group("one", "two")
+    take(world)
+    two.job = "a block job on disk vda"
+    with pytest.raises(BusyError):
+        back(world)
+    assert (one.active(), two.active()) == (True, True)
+    assert (world.names(one), world.names(two)) == (["g"], ["g"])
+
+
+def test_back_ends_are_started_first_and_waited_for(world, shop):
+    """Broken: front ends would come up without their database, and stay in error."""
+    take(world)
+    story: list[str] = []
+
+    def tell_start(vm: FakeVm) -> None:
+        start = vm.start
+        vm.start = lambda: (story.append(f"start {vm.name}"), start())  # type: ignore[method-assign, assignment]
+
+    def tell_asked(name: str) -> None:
+        world.guests[name].on_step = lambda step: step == "identify" and story.append(f"{name} answers")
+
+    for name, vm in shop.items():
+        tell_start(vm)
+        tell_asked(name)
+    restored = group_restore(world.context, "shop@g", start=True, accept_divergence=True)
+    assert [each.checkpoint.vm_name for each in restored.restored] == ["web", "app", "db"]
+    assert story == ["start db", "db answers", "start app", "app answers", "start web", "web answers"]
+
+
+def test_a_group_restore_that_is_called_again_goes_on_with_those_that_are_left(world, shop):
+    """Broken: members that stand there already would be put back again, each leaving a checkpoint of nothing."""
+    take(world)
+    assert len(back(world).restored) == 3
+    names = {name: world.names(vm) for name, vm in shop.items()}
+    assert back(world).restored == ()
+    assert {name: world.names(vm) for name, vm in shop.items()} == names
+
+
+def test_a_member_that_was_started_already_is_not_thrown_back(world, shop):
+    """Broken: orders that the started half of the application has taken since would be lost."""
+    take(world)
+    back(world)
+    shop["db"].start()
+    shop["db"].write("vda", 1, "an order")
+    again = group_restore(world.context, "shop@g", start=True, accept_divergence=True)
+    assert again.restored == ()
+    assert all(vm.active() for vm in shop.values())
+    assert world.content(shop["db"]) == {0: "at first", 1: "an order"}
+
+
+def test_a_group_restore_that_stops_in_the_middle_is_remembered(world, shop):
+    """Broken: nobody would be told that the front end went back and its database did not."""
+    take(world)
+
+    def fail(xml: str) -> None:
+        raise HypervisorError("libvirt is gone")
+
+    redefine = shop["db"].redefine
+    shop["db"].redefine = fail  # type: ignore[method-assign]
+    with pytest.raises(HypervisorError):
+        back(world)
+    shop["db"].redefine = redefine  # type: ignore[method-assign]
+    assert [each.verb for each in journal.interrupted(world.catalog, shop["db"].key)] == ["group restore"]
+    assert journal.interrupted(world.catalog, shop["web"].key) == []
+    assert [each.checkpoint.vm_name for each in back(world).restored] == ["db"]
+    assert any("`quiesce group restore shop@g` goes on" in text for text in world.warnings())
+
+
+# -- groups
+
+
+def test_a_group_that_another_one_needs_is_not_forgotten(world):
+    """Broken: no checkpoint of the outer group could be taken or restored any more."""
+    world.vm("one")
+    world.group("one")
+    world.catalog.groups.put(Group("all", groups=("shop",)), new=True)
+    with pytest.raises(RefusedError, match="shop is in group all"):
+        forget(world.context, "shop")
+    assert group_checkpoint(world.context, "all", name="g", window_s=WINDOW_S).checkpoints
+
+
+# -- automatic checkpoints
+
+
+def test_automatic_checkpoints_of_two_vms_do_not_lengthen_each_other(world):
+    """Broken: when a host boots all its VMs, each window would share the processors with all the others."""
+    story: list[str] = []
+
+    def tell(name: str) -> None:
+        def told(step: str) -> None:
+            story.append(name)
+            if step == "hold back-end":
+                time.sleep(0.2)
+
+        world.guests[name].on_step = told
+
+    lock, stop = threading.Lock(), threading.Event()
+    threads = []
+    for name in ("one", "two"):
+        vm = world.vm(name)
+        world.catalog.settings.put(vm.key, Settings(automatic=True))
+        tell(name)
+        event = Lifecycle(vm.uuid, name, PowerChange.STARTED, datetime.now(UTC))
+        handler = watch._Handler(world.context, "host1", event, stop, lambda _: None, lock)
+        threads.append(threading.Thread(target=handler.handle))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(story) == 12
+    assert len(list(itertools.groupby(story))) == 2
