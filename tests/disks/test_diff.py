@@ -108,7 +108,7 @@ def test_disks_and_configuration(forest: Forest, program: Quiesce) -> None:
     assert (vdb["first"], vdb["left_out"], vdb["common_image"]) == (None, ["first"], None)
     assert vdb["second"]["size_bytes"] == SIZE
     shown = program.run("diff", f"{vm}@small").stdout
-    for said in ("small and now", "left out of a checkpoint", "131072", "not known of both"):
+    for said in ("small and now", "left out of a checkpoint", "131072", "not known at both"):
         assert said in shown
 
 
