@@ -92,7 +92,7 @@ def test_members_that_were_not_all_switched_in_the_window_are_no_group(world):
     one, two = world.vm("one"), world.vm("two")
     world.group("one", "two")
     two.on_switch = lambda: time.sleep(1.6)
-    with pytest.raises(ConsistencyError, match="could not .* in time"):
+    with pytest.raises(ConsistencyError, match=r"could not .* in time"):
         take(world, required=Consistency.CRASH, window_s=1.0)
     two.on_switch = lambda: None
     world.nothing_left(one)
