@@ -14,7 +14,7 @@ from quiesce.guests.port import Guest
 from quiesce.guests.scripted import ScriptedGuest
 from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.vm import Facts, PowerState
-from quiesce.model.errors import NotFoundError
+from quiesce.model.errors import HypervisorError, NotFoundError
 from quiesce.model.keys import VmKey
 from quiesce.storage.memory import CAPACITY, MemoryStorage
 from quiesce.storage.port import Storage
@@ -32,6 +32,8 @@ class FakeHost:
         self.storage.open_by_others = self._open
         self.open_elsewhere: set[str] = set()
         """Topmost images of VMs that are not ours, and run."""
+        self.helper: set[str] = set()
+        """Images of a helper domain whose owner was killed in the middle of a merge."""
         self.vms: list[FakeVm] = []
 
     @property
@@ -54,7 +56,8 @@ class FakeHost:
         return files
 
     def destroy_helpers(self, images: set[str]) -> None:
-        pass
+        if self.helper & images:
+            self.helper.clear()
 
     def has(self, name: str) -> bool:
         return any(name in (vm.name, vm.uuid) for vm in self.vms)
@@ -78,7 +81,7 @@ class FakeHost:
         return []
 
     def _open(self) -> set[str]:
-        return self.open_elsewhere | {path for vm in self.vms for path in (vm.live or {}).values()}
+        return self.open_elsewhere | self.helper | {path for vm in self.vms for path in (vm.live or {}).values()}
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,8 @@ class FakeVm:
         self.managed_save = False
         self.on_save: Callable[[], None] = lambda: None
         """Called before the disks are switched and the memory saved; may raise."""
+        self.jobs: dict[str, str] = {}
+        """The base of each disk's merge whose owner was killed."""
         self.saving = False
         """libvirt is still saving the memory."""
         self.resumed_from = ""
@@ -264,6 +269,8 @@ class FakeVm:
 
     def commit_into_base(self, target: str, base: str, _progress: Any) -> None:
         assert self.live is not None
+        if target in self.jobs:
+            raise HypervisorError(f"disk {target} already in active block job")
         head = self.live[target]
         assert base in self.storage.chain(head)[1:]
         self.storage.commit(head, base, opener=head, between=self.on_copied)
@@ -288,7 +295,8 @@ class FakeVm:
     # -- what is left of others
 
     def cancel_merges(self, bases: set[str], targets: set[str]) -> None:
-        pass
+        jobs = self.jobs.items()
+        self.jobs = {target: base for target, base in jobs if base not in bases and target not in targets}
 
     def end_saving(self) -> None:
         if self.busy:

@@ -16,6 +16,7 @@ from quiesce.model.grades import Consistency, Grade
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.recovery import recover_all
 from quiesce.wire.messages import Inventory, Released
+from tests.unit.fake_host import FakeVm
 
 
 def test_the_guest_is_told_the_window_in_its_own_unit(world, monkeypatch):
@@ -166,3 +167,36 @@ def test_a_vm_that_was_started_while_its_checkpoint_was_killed_stays_where_it_is
     vm.power_off()
     vm.start()
     assert world.content(vm) == {0: "at first", 1: "as it runs"}
+
+
+@pytest.fixture
+def killed(world) -> FakeVm:
+    """A VM on the overlay of a checkpoint that was not recorded when its process was killed."""
+    vm: FakeVm = world.vm()
+    overlay = world.host.storage.make("/i/overlay", "/i/web1.qcow2")
+    world.catalog.images.note(vm.key, overlay)
+    operation = journal.Journal(world.catalog, vm.key, "checkpoint")
+    operation.intend(MakeOverlay("vda", overlay, "/i/web1.qcow2"))
+    operation.intend(Switch({"vda": overlay}))
+    vm._write_to({"vda": overlay})
+    vm.write("vda", 1, "on the overlay")
+    return vm
+
+
+def test_a_merge_that_a_killed_owner_left_in_libvirt_is_ended_first(world, killed):
+    """Broken: no operation on the VM would be possible until somebody ends the block job by hand."""
+    killed.jobs = {"vda": "/i/web1.qcow2"}
+    recover_all(world.context, killed)
+    assert (killed.jobs, journal.interrupted(world.catalog, killed.key)) == ({}, [])
+    assert killed.sources() == {"vda": "/i/web1.qcow2"}
+    assert world.content(killed) == {0: "at first", 1: "on the overlay"}
+
+
+def test_the_helper_that_a_killed_owner_left_is_ended_first(world, killed):
+    """Broken: its image lock would keep the VM from every operation, and from starting."""
+    killed.power_off()
+    world.host.helper = {"/i/overlay"}
+    recover_all(world.context, killed)
+    killed.start()
+    assert (world.host.helper, journal.interrupted(world.catalog, killed.key)) == (set(), [])
+    assert world.content(killed) == {0: "at first", 1: "on the overlay"}
