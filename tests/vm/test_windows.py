@@ -93,14 +93,21 @@ def test_a_slow_preparation_is_waited_for(plain: Machine, quiesce: Quiesce, stan
 @pytest.mark.parametrize(
     ("scenario", "text", "events"),
     [
-        ("writer-fails-at-freeze", "DoSnapshotSet exited without Frozen event", ["preparing", "refused"]),
+        pytest.param(
+            "writer-fails-at-freeze",
+            "DoSnapshotSet exited without Frozen event",
+            ["preparing", "refused"],
+            marks=pytest.mark.long,
+        ),
         ("hold-times-out", "couldn't hold writes: fsfreeze is limited up to 10 seconds", ["preparing", "frozen", "expired"]),
-        ("count-mismatch", "VSS froze 3 volumes and thawed 2", ["preparing", "frozen", "thawed"]),
+        pytest.param(
+            "count-mismatch", "VSS froze 3 volumes and thawed 2", ["preparing", "frozen", "thawed"], marks=pytest.mark.long
+        ),
     ],
     ids=["writer-fails-at-freeze", "hold-times-out", "count-mismatch"],
 )
 def test_what_vss_disowns_is_not_kept(plain: Machine, quiesce: Quiesce, scenario: str, text: str, events: list[str]) -> None:
-    """Unless a crash image is enough; then it is called one, and says why."""
+    """Unless a crash image is enough; then it is called one, and says why. tests/unit/test_windows.py has all failures."""
     with windows(plain, scenario) as guest:
         error = quiesce("checkpoint", plain.name, expect=6)["error"]
         assert text in error["message"]
