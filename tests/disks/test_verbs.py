@@ -394,7 +394,7 @@ def test_doctor_flattened_with_virsh(three_branches: Scene) -> None:
     scene.start()
     for target in TARGETS:
         scene.virsh("blockpull", scene.name, target, "--wait")
-    with pytest.raises(RefusedError, match="somebody changed the chain"):
+    with pytest.raises(RefusedError, match="somebody changed the backing chain"):
         checkpoint(scene.context, scene.name, name="x", required=Consistency.CRASH)
     assert "is based on no checkpoint, not on 'here'" in scene.complaints()[0]
     scene.complaints(repair=True)

@@ -291,7 +291,7 @@ def test_a_restore_looks_at_the_chain_that_it_would_keep(world):
     world.take(vm, "b")
     head = vm.sources()["vda"]
     world.host.storage.files[head].below = None  # somebody pulled all of it into the overlay
-    with pytest.raises(RefusedError, match="somebody changed the chain"):
+    with pytest.raises(RefusedError, match="somebody changed the backing chain"):
         restore(world.context, CheckpointReference("web1", "a"))
     assert vm.active()
     restore(world.context, CheckpointReference("web1", "a"), discard_current=True)
