@@ -82,7 +82,7 @@ def test_disks_to_exclude_replace_those_before(program):
     ("arguments", "message"),
     [
         (("--exclude", "vdz", "--exclude", "vda"), "web1 has no disk vdz to exclude"),
-        (("--exclude", "vdb", "--exclude", "vda"), "nothing of web1 would be left"),
+        (("--exclude", "vdb", "--exclude", "vda"), "a checkpoint of web1 would have no disk"),
         (("--exclude", "vda", "--no-exclude"), "contradict"),
     ],
 )

@@ -144,9 +144,9 @@ def test_nothing_is_concluded_from_chains_that_are_not_whole():
     surveyed({"/i/now": "/dev/vg/base"}, [], {"vda": "/i/now"}).require_whole()
     for gone in ("/i/base", "/i/b"):
         below = {path: lower for path, lower in BELOW.items() if path != gone}
-        with pytest.raises(NotFoundError, match=f"{gone} is gone"):
+        with pytest.raises(NotFoundError, match=f"{gone} does not exist"):
             surveyed(below, NODES, {"vda": "/i/now"}).require_whole()
-    with pytest.raises(NotFoundError, match="/i/now is gone"):
+    with pytest.raises(NotFoundError, match="/i/now does not exist"):
         surveyed({"/i/base": None}, [NODES[0]], {"vda": "/i/now"}).require_whole()
 
 

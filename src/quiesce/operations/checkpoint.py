@@ -100,7 +100,7 @@ def require_still_off(taken: Sequence[tuple[Vm, Part]]) -> None:
     """Raises RefusedError if a VM was off when it was taken, and runs now: beside others it is not of their instant."""
     for vm, part in taken:
         if part.plan.off and vm.active():
-            raise RefusedError(f"{vm.name} was started by somebody else meanwhile", hint="try again")
+            raise RefusedError(f"somebody started {vm.name} while the checkpoint was taken", hint="try again")
 
 
 def settings_of(context: Context, vm: Vm, type: Type | None, required: Consistency | None) -> Settings:
