@@ -409,7 +409,7 @@ def test_a_disk_that_was_detached_is_not_thrown_away(three_branches: Scene) -> N
     kept = scene.sources()["vdb"]
     held = read(kept)
     scene.virsh("detach-disk", scene.name, "vdb", "--config")
-    assert any("no longer has; it is left alone" in text for text in scene.complaints(repair=True))
+    assert any("no longer has; quiesce does not remove it" in text for text in scene.complaints(repair=True))
     delete(scene.context, [scene.reference("left"), scene.reference("right")])
     assert read(kept) == held
 
@@ -493,7 +493,7 @@ def test_doctor_renamed(three_branches: Scene) -> None:
     old, new = scene.name, f"{scene.name}x"
     scene.virsh("domrename", old, new)
     (found,) = doctor(scene.context, new, repair=True)
-    assert found.found == (f"{new} was named {old} before",)
+    assert found.found == (f"{new} was renamed: its checkpoints have its old name, {old}",)
     assert {node.vm_name for node in scene.catalog.checkpoints.tree(scene.key).nodes} == {new}
     scene.virsh("domrename", new, old)
 
@@ -503,7 +503,7 @@ def test_doctor_undefined(three_branches: Scene) -> None:
     scene = three_branches
     scene.bare.domain.undefine()
     (found,) = doctor(scene.context, scene.name, repair=False)
-    assert "no longer defined" in found.found[0]
+    assert "libvirt no longer has the VM" in found.found[0]
     doctor(scene.context, scene.name, repair=True)
     scene.bare.domain = scene.bare.connection.lookupByName(scene.name)
     assert scene.complaints() == ()
