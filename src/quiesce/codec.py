@@ -1,8 +1,8 @@
-"""Turns frozen dataclasses into plain JSON values and back, refusing whatever does not fit.
+"""Turns frozen dataclasses into plain JSON values and back. Refuses values that do not fit the types of the fields.
 
-Far less than pydantic, and on purpose: it also runs in guests, which have nothing but the standard library and Python 3.9.
-Field types are str, int, bool, enums of strings, `Optional`, `Tuple[X, ...]`, `Dict[str, X]` and other dataclasses. It knows no
-limits of its own: the wire passes its bounds (wire/schema.py), the catalog and the manifests pass none."""
+It does far less than pydantic, on purpose: guests run it, too, with Python 3.9 and the standard library only. Field types are
+str, int, bool, enums of strings, `Optional`, `Tuple[X, ...]`, `Dict[str, X]` and other dataclasses. It has no limits of its
+own: the wire passes its bounds (wire/schema.py), the catalog and the manifests pass none."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ T = TypeVar("T")
 
 
 class CodecError(ValueError):
-    """A value is no encoding of the dataclass. The message names the field and never quotes the field's content."""
+    """A value does not encode the dataclass. The message names the field, and never quotes the field's content."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """What a reader accepts of a stranger."""
+    """The limits for a value from a party that is not trusted."""
 
     string: int
     """Longest string, in characters."""
     items: int
-    """Most items of a list, and most entries of an object."""
+    """Most items of a list and most entries of an object."""
     text: Callable[[str], str]
-    """Applied to every string that is kept."""
+    """Every string passes through this function."""
 
 
 def encode(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What every operation needs: hosts, the catalog, and somebody who listens."""
+"""What every operation needs: libvirt hosts and VMs, the catalog, locks, and a listener for its events."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class Context:
-    """Where the VMs are, where the checkpoints are recorded, and who listens."""
+    """The libvirt connection URI, the catalog, and the listener for events."""
 
     uri: str
     catalog: Catalog
     emit: Emit
     cancelled: Callable[[], bool] = _never
-    """Whether the user no longer wants the operation. Long work (merges, copies) asks, and ends where it can be taken up
-    again."""
+    """Whether the user cancelled the operation. Long work (merges, copies) asks this again and again, and stops at a point from
+    which it can go on later."""
 
     @contextmanager
     def host(self) -> Iterator[Host]:
-        """A connection that is no VM's. Raises HypervisorError."""
+        """A connection to the host. Raises HypervisorError."""
         host = Host(self.uri, self.catalog.hosts.identify)
         try:
             yield host
@@ -62,12 +62,12 @@ class Context:
             vm.close()
 
     def storage(self, host: Host) -> Storage:
-        """Where the images of the host's VMs are."""
+        """The storage of the images of the host's VMs."""
         return FileStorage(host)
 
     def guest(self, vm: Vm, facts: Facts) -> AbstractContextManager[Guest]:
-        """A conversation with the VM's guest: through VSS in a Windows guest, else through our agent. Raises AgentError if
-        neither answers. Its end releases whatever is held."""
+        """A conversation with the VM's guest: through VSS in a Windows guest, otherwise through our agent. The end of the
+        conversation releases all that is held. Raises AgentError if nothing answers."""
         if vss.is_windows(vm, facts):
             return vss.windows_guest(vm)
         linux.require_agent_port(facts)
@@ -75,19 +75,20 @@ class Context:
 
     @contextmanager
     def locked(self, vm: Vm, verb: str) -> Iterator[None]:
-        """One operation a VM at a time. The lock dies with its holder. Raises BusyError, naming the holder."""
+        """Locks the VM: one operation at a time works on it. The kernel frees the lock when this process dies. Raises
+        BusyError, naming the holder."""
         with self.locked_key(vm.key, f"quiesce {verb} {vm.name}"):
             yield
 
     @contextmanager
     def locked_key(self, key: VmKey, what: str) -> Iterator[None]:
-        """The same for a VM that libvirt need not know."""
+        """Like `locked`, for a VM that libvirt may not know. `what` describes this process to others."""
         with lock.hold(self.catalog.lock_directory(), f"{key.host}-{key.uuid}", what):
             yield
 
     @contextmanager
     def locked_directory(self, host: str, path: str, what: str) -> Iterator[None]:
-        """One export or import at a time writes to a directory. `host`: its id in the catalog."""
+        """Locks a directory: one export or import at a time writes to it. `host`: the host's id in the catalog."""
         key = hashlib.sha256(path.encode()).hexdigest()[:16]
         with lock.hold(self.catalog.lock_directory(), f"{host}-directory-{key}", f"{what} {path}"):
             yield
@@ -100,11 +101,13 @@ class Context:
         self.emit(PhaseFinished(name, time.monotonic() - started))
 
     def progress(self, phase: str) -> Callable[[int, int], None]:
-        """To be called with bytes done and bytes in all. Raises CancelledError if the operation was cancelled."""
+        """A function to be called with (bytes done, bytes in all). It raises CancelledError if the operation was cancelled."""
 
         def report(done: int, total: int) -> None:
             if self.cancelled():
-                raise CancelledError(f"{phase}: cancelled", hint="the next deletion, or `quiesce doctor`, goes on with it")
+                raise CancelledError(
+                    f"{phase}: cancelled", hint="the next deletion, or `quiesce doctor --repair`, goes on with a merge"
+                )
             self.emit(Progress(phase, done, total))
 
         return report

@@ -1,8 +1,13 @@
-"""The frame of every operation on a VM: its lock, what earlier operations left, its journal, and what is undone when it fails.
+"""The frame of every operation on a VM: the VM's lock, the recovery of earlier operations, the journal, and the recovery of
+this operation if it fails.
 
-The rule: an operation that raises and an operation that is killed are mended by the same code. Every module of an operation has
-a function `recover(context, vm, operation)`, which brings catalog, definition and images to agree again. It decides from what
-libvirt and the images say; the journal only tells what to look at. It can itself be killed and called again."""
+The rule: the same code recovers an operation that raised and an operation that was killed. Every module of an operation has a
+function `recover(context, vm, operation)`, which makes catalog, VM definition and images agree again. It decides from what
+libvirt reports and from the images' headers; the journal only tells it where to look. It can itself be killed, and called
+again.
+
+Example: a checkpoint raises, or is killed, after the switch and before the record. `recover` of operations/checkpoint.py finds
+the step `Switch` in the journal and no such checkpoint in the catalog: it commits the overlays into their backing files."""
 
 from __future__ import annotations
 
@@ -30,7 +35,8 @@ VERBS = {
     "group restore": "quiesce.operations.group_restore",
     "define": "quiesce.repair.lost",
 }
-"""The module that has each journalled verb's `recover`. A verb that is not here stays open: see `recover_all`."""
+"""The module with the function `recover` of each journalled verb. An operation of another verb stays open: see
+`recover_all`."""
 
 Recover = Callable[[Context, Vm, Interrupted], str]
 """Returns what became of the operation, as the end of a sentence: "was undone"."""
@@ -38,7 +44,8 @@ Recover = Callable[[Context, Vm, Interrupted], str]
 
 @contextmanager
 def operating(context: Context, vm_name: str, verb: str) -> Iterator[Vm]:
-    """The VM, under its lock, with nothing interrupted. Raises NotFoundError, BusyError, and what `recover_all` raises."""
+    """The VM, locked, after the recovery of all unfinished operations on it. Raises NotFoundError, BusyError, and the errors of
+    `recover_all`."""
     with context.vm(vm_name) as vm, context.locked(vm, verb):
         recover_all(context, vm)
         yield vm
@@ -46,8 +53,8 @@ def operating(context: Context, vm_name: str, verb: str) -> Iterator[Vm]:
 
 @contextmanager
 def journalled(context: Context, vm: Vm, verb: str) -> Iterator[Journal]:
-    """One operation in the journal. If the block raises, what it did is mended as after a kill; what cannot be mended now stays
-    journalled, and the next operation on the VM tries again."""
+    """One operation in the journal. If the block raises, recovers the operation as after a kill. If that fails, too, the
+    operation stays open in the journal, and the next operation on the VM tries again."""
     assert verb in VERBS
     journal = Journal(context.catalog, vm.key, verb)
     try:
@@ -71,16 +78,17 @@ def _give_up(context: Context, vm: Vm, journal: Journal, verb: str) -> None:
 
 
 def recover_all(context: Context, vm: Vm) -> list[str]:
-    """Mends what killed operations left on the VM: finishes what had taken effect, undoes what had not, removes what nobody
-    needs. Returns what was done, a line each.
+    """Recovers the unfinished operations on the VM: completes those that had taken effect, undoes the others, and removes files
+    that nothing needs. Returns what was done, a line each, and emits the lines as warnings.
 
-    To be called under the VM's lock: an operation that is unfinished then has no owner any more. Takes no long time: merges
-    that were interrupted are brought to a known state, not finished. Raises QuiesceError if something cannot be mended, and
-    RefusedError for an operation of a newer quiesce, which this one does not understand; both stay journalled."""
+    To be called under the VM's lock: then the processes of unfinished operations are gone. It does not take long: it brings
+    interrupted merges to a known state and does not complete them. Raises QuiesceError if an operation cannot be recovered, and
+    RefusedError for an operation of a newer quiesce, which this one does not understand; such operations stay in the
+    journal."""
     left = journal.interrupted(context.catalog, vm.key)
     outcomes = [_recover_one(context, vm, operation) for operation in left]
     done: list[str] = []
-    if left:  # all are mended, so what nothing needs now, nothing will
+    if left:  # all are recovered: no recovery will need the files that nothing needs now
         removed = _discard_orphans(context, vm)
         for operation, outcome in zip(left, outcomes, strict=True):
             journal.finish(context.catalog, operation.id, f"recovered: {outcome}")
@@ -112,20 +120,20 @@ def _recover_one(context: Context, vm: Vm, operation: Interrupted) -> str:
 
 
 def recovery_of(operation: Interrupted) -> Recover:
-    """Raises RefusedError for an operation that this quiesce does not understand."""
+    """The function that recovers this operation. Raises RefusedError for an operation that this quiesce does not understand."""
     if operation.verb not in VERBS or operation.unknown:
         unknown = f" (steps {', '.join(operation.unknown)})" if operation.unknown else ""
         raise RefusedError(
-            f"the {operation.verb} begun at {operation.started} was interrupted, and this quiesce does not know how to mend"
-            f" it{unknown}",
-            hint="use the quiesce that began it: a newer one",
+            f"the {operation.verb} begun at {operation.started} was interrupted, and this quiesce cannot recover it: a newer"
+            f" quiesce began it{unknown}",
+            hint="use the newer quiesce on this VM",
         )
     recover: Recover = importlib.import_module(VERBS[operation.verb]).recover
     return recover
 
 
 def _described(operation: Interrupted) -> set[str]:
-    """Checkpoints whose manifests may not have been written any more."""
+    """Ids of the checkpoints whose manifests the operation may not have written."""
     found: set[str] = set()
     for hide in operation.unfinished(Hide):
         found.update(hide.checkpoints)
@@ -139,7 +147,7 @@ def _described(operation: Interrupted) -> set[str]:
 
 
 def _discard_orphans(context: Context, vm: Vm) -> list[str]:
-    """Not where an image is gone: nobody then knows what is needed; `doctor` says more."""
+    """Removes orphans, unless an image in a chain is gone: then it is unknown what is needed, and `doctor` reports it."""
     with suppress(NotFoundError):
         return images.discard_orphans(context, vm)
     return []

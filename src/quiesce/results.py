@@ -1,6 +1,6 @@
-"""Turns every operation's result, and every error, into plain JSON values: what the command line prints with --json.
+"""Turns the result of every operation, and every error, into plain JSON values. The command line prints them with --json.
 
-The values are an interface. tests/unit/golden/ has a file for each result; scripts rely on every name in it.
+The values are an interface: scripts rely on every name. tests/unit/golden/ has a file for each result.
 """
 
 from __future__ import annotations

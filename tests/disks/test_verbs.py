@@ -422,7 +422,7 @@ def test_doctor_flattened_with_virsh(three_branches: Scene) -> None:
     scene.start()
     for target in TARGETS:
         scene.virsh("blockpull", scene.name, target, "--wait")
-    with pytest.raises(RefusedError, match="somebody changed the chain"):
+    with pytest.raises(RefusedError, match="somebody changed the backing chain"):
         checkpoint(scene.context, scene.name, name="x", required=Consistency.CRASH)
     assert "is based on no checkpoint, not on 'here'" in scene.complaints()[0]
     scene.complaints(repair=True)
@@ -437,7 +437,7 @@ def test_a_disk_that_was_detached_is_not_thrown_away(three_branches: Scene) -> N
     kept = scene.sources()["vdb"]
     held = read(kept)
     scene.virsh("detach-disk", scene.name, "vdb", "--config")
-    assert any("no longer has; it is left alone" in text for text in scene.complaints(repair=True))
+    assert any("no longer has; quiesce does not remove it" in text for text in scene.complaints(repair=True))
     delete(scene.context, [scene.reference("left"), scene.reference("right")])
     assert read(kept) == held
 
@@ -521,7 +521,7 @@ def test_doctor_renamed(three_branches: Scene) -> None:
     old, new = scene.name, f"{scene.name}x"
     scene.virsh("domrename", old, new)
     (found,) = doctor(scene.context, new, repair=True)
-    assert found.found == (f"{new} was named {old} before",)
+    assert found.found == (f"{new} was renamed: its checkpoints have its old name, {old}",)
     assert {node.vm_name for node in scene.catalog.checkpoints.tree(scene.key).nodes} == {new}
     scene.virsh("domrename", new, old)
 
@@ -531,7 +531,7 @@ def test_doctor_undefined(three_branches: Scene) -> None:
     scene = three_branches
     scene.bare.domain.undefine()
     (found,) = doctor(scene.context, scene.name, repair=False)
-    assert "no longer defined" in found.found[0]
+    assert "libvirt no longer has the VM" in found.found[0]
     doctor(scene.context, scene.name, repair=True)
     scene.bare.domain = scene.bare.connection.lookupByName(scene.name)
     assert scene.complaints() == ()

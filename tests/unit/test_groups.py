@@ -52,7 +52,7 @@ def test_a_groups_name_can_be_told_from_a_reference(name):
 def test_a_vm_is_a_member_once():
     """Broken: one VM would be locked twice, or switched twice in one window."""
     group = Group("shop").with_member(WEB)
-    with pytest.raises(RefusedError, match="member of shop already"):
+    with pytest.raises(RefusedError, match="member of group shop already"):
         group.with_member(replace(WEB, vm_name="renamed"))
     assert group.without_member("web").members == group.without_member("uuid-web").members == ()
     with pytest.raises(NotFoundError):
@@ -77,7 +77,7 @@ def test_an_external_server_is_a_member_like_others():
     replica = Member("host1", "uuid-replica", "replica", Tier.EXTERNAL)
     known = {"shop": Group("shop", (WEB,), ("databases",)), "databases": Group("databases", (DB,)).with_member(replica)}
     assert all_members("shop", known.__getitem__) == (WEB, DB, replica)
-    with pytest.raises(RefusedError, match="member of databases already"):
+    with pytest.raises(RefusedError, match="member of group databases already"):
         known["databases"].with_member(replace(replica, tier=Tier.BACK))
 
 

@@ -53,7 +53,7 @@ def test_an_image_of_ours_that_nothing_stands_on_is_removed_and_forgotten(fake):
 def test_an_image_that_somebody_else_made_is_left_alone(fake):
     """Broken: an administrator's image would be removed."""
     fake.host.storage.make("/i/theirs.qcow2")
-    with pytest.raises(RefusedError, match="not made by quiesce"):
+    with pytest.raises(RefusedError, match="quiesce did not make"):
         images.discard(fake.context, fake.vm, "/i/theirs.qcow2")
     assert "/i/theirs.qcow2" in fake.host.storage.files
 
@@ -84,7 +84,7 @@ def test_an_image_in_the_vms_chain_is_left_alone(disks, more, below, fake):
     """Broken: the VM would lose its disk. A stopped VM's XML names its sources only; the rest is in the images' headers."""
     lay(fake, below)
     fake.vm.xml = definition(disks, more)
-    with pytest.raises(RefusedError, match="in the chain of web1"):
+    with pytest.raises(RefusedError, match="in the backing chain of web1"):
         images.discard(fake.context, fake.vm, OLD)
     assert OLD in fake.host.storage.files
     assert fake.catalog.images.has("host1", OLD)
@@ -93,7 +93,7 @@ def test_an_image_in_the_vms_chain_is_left_alone(disks, more, below, fake):
 def test_an_image_that_somebodys_clone_lies_on_is_left_alone(fake):
     """Broken: a clone made by hand of a checkpoint would lose what it lies on."""
     fake.host.storage.make("/i/clone.qcow2", OLD)
-    with pytest.raises(RefusedError, match=r"clone\.qcow2 is based on"):
+    with pytest.raises(RefusedError, match=r"is a backing file of .*clone\.qcow2"):
         images.discard(fake.context, fake.vm, OLD)
     assert fake.survey().orphans() == []
 
@@ -101,7 +101,7 @@ def test_an_image_that_somebodys_clone_lies_on_is_left_alone(fake):
 def test_nothing_is_removed_where_an_image_is_missing(fake):
     """Broken: a listing that is not whole would make what is below the missing image look unneeded."""
     del fake.host.storage.files[BASE]
-    with pytest.raises(NotFoundError, match=r"base\.qcow2 is gone"):
+    with pytest.raises(NotFoundError, match=r"base\.qcow2 does not exist"):
         images.discard(fake.context, fake.vm, OLD)
     assert OLD in fake.host.storage.files
 

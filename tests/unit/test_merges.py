@@ -187,7 +187,7 @@ def test_a_running_vm_holds_back_the_other_branch_until_it_is_off(fake):
     before = fake.host.storage.blocks("/i/d")
     fake.vm.start()
     (waiting,) = gone(fake, "a")
-    assert (waiting.name, "/i/b stays until web1 is off" in waiting.reason) == ("d", True)
+    assert (waiting.name, "/i/b cannot be removed until web1 is off" in waiting.reason) == ("d", True)
     assert fake.host.storage.chain("/i/d") == ["/i/d", "/i/b", "/i/vda.qcow2"]
     assert fake.host.storage.chain("/i/now") == ["/i/now", "/i/vda.qcow2"]
     fake.vm.power_off()

@@ -174,7 +174,7 @@ def test_external_servers_are_compared_with_what_they_said_then(servers):
     found = group_divergence(servers.context, "shop@now")
     assert found.checkpoints == tuple(parts)
     assert {server.vm_name: server.verdict for server in found.servers} == expected
-    assert str(found.servers[2]) == "late: it could not be asked at that instant: it is off"
+    assert str(found.servers[2]) == "late: it could not be asked when that checkpoint was taken: it is off"
 
 
 def test_if_all_go_back_only_those_beside_them_are_asked(servers):
@@ -222,7 +222,7 @@ def test_a_server_that_was_put_back_elsewhere_has_moved(servers):
         "<domain/>",
         head_parent="n-old",
     )
-    assert servers.said_of_db() == (Agreement.MOVED, "it was put back to another checkpoint since")
+    assert servers.said_of_db() == (Agreement.MOVED, "it was restored to another checkpoint since")
     assert servers.asked == []
 
 
@@ -248,7 +248,7 @@ def test_a_server_that_is_off_and_stands_at_its_part_agrees(servers):
     servers.start("web", "db")
     servers.take("web", "db")
     stand_at_part(servers)
-    assert servers.said_of_db() == (Agreement.AGREES, "it is off, and stands at its part of that checkpoint")
+    assert servers.said_of_db() == (Agreement.AGREES, "it is off, and its disks are at its part of that checkpoint")
     assert servers.asked == []
 
 
@@ -258,7 +258,10 @@ def test_a_server_that_is_off_and_was_written_since_is_unknown(servers):
     servers.take("web", "db")
     stand_at_part(servers)
     servers.host.storage.touch(servers.vms["db"].file_disks()["vda"])
-    assert servers.said_of_db() == (Agreement.UNKNOWN, "it is off; only a guest that runs can say where it stands")
+    assert servers.said_of_db() == (
+        Agreement.UNKNOWN,
+        "it is off; only a running guest can report the positions of its applications",
+    )
 
 
 @pytest.mark.parametrize("others", [{"off": True}, {"consistency": Consistency.CRASH}], ids=["off", "without its guest"])
@@ -313,7 +316,7 @@ def test_a_restore_of_one_server_is_refused_and_says_how_to_restore_all(servers)
         "  late: it cannot be asked: late has no agent",
     ]
     assert error.hint == (
-        "restore all of them: quiesce group restore shop@now; or --accept-divergence restores it all the same"
+        "restore all of them: quiesce group restore shop@now; or --accept-divergence restores in spite of that"
     )
     assert {server["vm"]: server["verdict"] for server in error.details["servers"]} == {
         "db": "moved",
@@ -329,7 +332,7 @@ def test_a_restore_of_a_whole_group_is_not_told_to_restore_the_group(servers):
     servers.says["mail"] = 3
     with pytest.raises(DivergenceError, match="disagree with web@now, db@now:\n  mail: ") as raised:
         require_agreement(servers.context, parts)
-    assert raised.value.hint == "--accept-divergence restores it all the same"
+    assert raised.value.hint == "--accept-divergence restores in spite of that"
 
 
 def test_a_group_restore_that_would_be_refused_as_well_is_not_offered(servers):
@@ -339,7 +342,7 @@ def test_a_group_restore_that_would_be_refused_as_well_is_not_offered(servers):
     servers.says.update(db=5, mail=3)
     with pytest.raises(DivergenceError) as raised:
         require_agreement(servers.context, [web])
-    assert raised.value.hint == "--accept-divergence restores it all the same"
+    assert raised.value.hint == "--accept-divergence restores in spite of that"
 
 
 def test_a_restore_with_which_all_agree_is_not_refused(servers):

@@ -82,7 +82,7 @@ def test_disks_to_exclude_replace_those_before(program):
     ("arguments", "message"),
     [
         (("--exclude", "vdz", "--exclude", "vda"), "web1 has no disk vdz to exclude"),
-        (("--exclude", "vdb", "--exclude", "vda"), "nothing of web1 would be left"),
+        (("--exclude", "vdb", "--exclude", "vda"), "a checkpoint of web1 would have no disk"),
         (("--exclude", "vda", "--no-exclude"), "contradict"),
     ],
 )
@@ -109,7 +109,7 @@ def test_an_unknown_vm(program):
 def test_automatic_and_disabled_contradict_each_other(program):
     """Broken: somebody would wait for checkpoints that never come."""
     program("--type", "disabled")
-    assert "no checkpoint of web1 is taken automatically" in program.run("web1", "--automatic").stderr
+    assert "quiesce takes no automatic checkpoint of web1" in program.run("web1", "--automatic").stderr
 
 
 def test_what_is_shown(program):

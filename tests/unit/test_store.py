@@ -203,7 +203,7 @@ def test_an_update_is_of_all_or_of_none(catalog):
     """Broken: of a deletion of many half would be shown as deleted, or a rename give two checkpoints one name."""
     for key in "abc":
         catalog.checkpoints.add(node(key), f"<{key}/>", head_parent=None)
-    with pytest.raises(NameTakenError, match="is there already"):
+    with pytest.raises(NameTakenError, match="another checkpoint of that name"):
         catalog.checkpoints.update(node("a", warnings=("new",)), node("b", name="c"))
     assert catalog.checkpoints.tree(KEY).checkpoints == (node("a"), node("b"), node("c"))
     catalog.checkpoints.update(node("a", name="z"), node("b", hidden=True))
@@ -299,7 +299,7 @@ def test_two_vms_with_checkpoints_of_one_name_stay_two(catalog):
     """Broken: one VM's checkpoint would replace, or hide, the other's."""
     catalog.checkpoints.add(node("a", name="before"), "<a/>", head_parent="a")
     catalog.checkpoints.add(node("b", name="before", vm_uuid="uuid-2"), "<b/>", head_parent="b")
-    with pytest.raises(NameTakenError, match="named the same"):
+    with pytest.raises(NameTakenError, match="names that the other has"):
         catalog.rehome(KEY, OTHER)
     assert catalog.checkpoints.tree(KEY).nodes == (node("a", name="before"),)
     assert catalog.checkpoints.tree(OTHER).head_parent == "b"
@@ -364,7 +364,7 @@ def test_a_catalog_of_another_version_is_refused(url, catalog):
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(QuiesceError, match=r"newer quiesce.*'9999'") as refusal:
         Catalog(url)
-    assert refusal.value.hint == "upgrade quiesce"
+    assert refusal.value.hint == "upgrade this quiesce"
 
 
 @pytest.mark.parametrize("step", ["create", "insert"])

@@ -127,7 +127,7 @@ def test_thaw_of_somebody_else(machine: Machine, quiesce: Quiesce, monkeypatch: 
 
     monkeypatch.setattr(Vm, "switch", meddled)
     catalog = Catalog(f"sqlite:///{quiesce.environment['QUIESCE_CATALOG']}")
-    with pytest.raises(ConsistencyError, match="a freeze was broken"):
+    with pytest.raises(ConsistencyError, match="somebody thawed or mounted a filesystem"):
         checkpoint(Context("qemu:///system", catalog, lambda _: None), machine.name, name="broken")
     catalog.close()
     assert {path.name for path in machine.directory.glob("*.qcow2")} == {"vda.qcow2", "vdb.qcow2"}

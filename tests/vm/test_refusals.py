@@ -123,7 +123,7 @@ def bare(bare_directory: Path) -> Iterator[Bare]:
         ("<disk type='file'><driver name='qemu' type='raw'/><source file='{}/disk.raw'/>"
          "<target dev='vda' bus='virtio'/><shareable/></disk>", True, "disk vda: it is shared"),
         ("<disk type='block' device='lun'><driver name='qemu' type='raw'/><source dev='/dev/sdz'/>"
-         "<target dev='sda' bus='scsi'/></disk>", False, "disk sda: a passed-through LUN"),
+         "<target dev='sda' bus='scsi'/></disk>", False, "disk sda: it is a passed-through LUN"),
         ("<disk type='block'><driver name='qemu' type='raw'/><source dev='/dev/sdz'/>"
          "<target dev='vdb' bus='virtio'/></disk>", False, "disk vdb: its source is of type block"),
     ],

@@ -1,1 +1,1 @@
-"""What checkpoints there are, what is being done to them, and the manifests beside the images."""
+"""The records: checkpoints, images, groups and settings, the journal of operations, and the manifests beside the images."""

@@ -19,18 +19,21 @@ from quiesce.model.tree import Checkpoint, GroupPart, Tree
 
 @dataclass(frozen=True)
 class New:
-    """A checkpoint to be recorded, and where the VM's disks stand then."""
+    """A checkpoint that is to be recorded, and what else changes with it."""
 
     checkpoint: Checkpoint
     domain_xml: str
+    """The VM's definition at the checkpoint."""
     head_parent: str | None
+    """Id of the checkpoint that the VM is based on from now on."""
     untouched: Untouched | None = None
+    """The VM's new images, if the VM is off."""
     live: tuple[str, ...] = ()
     """The images that the VM writes from now on; it no longer writes the checkpoint's own images."""
 
 
 class Checkpoints:
-    """All methods block; each is one transaction."""
+    """Each method blocks, and is one transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -69,11 +72,11 @@ class Checkpoints:
         untouched: Untouched | None = None,
         live: Iterable[str] = (),
     ) -> None:
-        """Records a checkpoint and where the VM's disks now stand. Raises NameTakenError."""
+        """Records a checkpoint and the new head of the VM. The arguments are those of `New`. Raises NameTakenError."""
         self.add_together([New(checkpoint, domain_xml, head_parent, untouched, tuple(live))])
 
     def add_together(self, new: Sequence[New]) -> None:
-        """The same for several at once: all of them or none. Raises NameTakenError."""
+        """Records several checkpoints in one transaction: all of them or none. Raises NameTakenError."""
         try:
             with self._database.transaction() as connection:
                 for item in new:
@@ -91,13 +94,16 @@ class Checkpoints:
             return connection.scalar(sa.select(checkpoints.c.id).where(checkpoints.c.id == checkpoint_id)) is not None
 
     def update(self, *changed: Checkpoint) -> None:
-        """Records these checkpoints anew, all of them or none. Raises NameTakenError."""
+        """Replaces the records of these checkpoints, of all or of none. Raises NameTakenError."""
         try:
             with self._database.transaction() as connection:
                 for checkpoint in changed:
                     update(connection, checkpoint)
         except sa.exc.IntegrityError:
-            raise NameTakenError("a checkpoint of that name is there already") from None
+            names = ", ".join(repr(checkpoint.name) for checkpoint in changed)
+            raise NameTakenError(
+                f"cannot record {names}: the VM has another checkpoint of that name", hint="choose another name"
+            ) from None
 
     def moved(self, key: VmKey, old: str, new: str) -> list[Checkpoint]:
         """Records that the content of the image `old` was committed into `new`, its backing file; `old` keeps its content while
@@ -115,14 +121,14 @@ class Checkpoints:
         return moved
 
     def with_file(self, host: str, path: str) -> list[str]:
-        """Names of the checkpoints that consist of this file, of whatever VM."""
+        """Names of all checkpoints of the host that have this file among theirs."""
         with self._database.transaction() as connection:
             bodies = connection.scalars(sa.select(checkpoints.c.body).where(checkpoints.c.host == host)).all()
         return [node.name for node in map(_node, bodies) if path in node.paths()]
 
     def remove(self, checkpoint: Checkpoint) -> list[Checkpoint]:
-        """Forgets a checkpoint. Checkpoints that had it as parent, and the VM itself, get its parent. Returns those
-        checkpoints."""
+        """Removes the record of a checkpoint. Its parent becomes the parent of its children, and of the VM if the VM is based
+        on the checkpoint. Returns the children."""
         key = checkpoint.key
         with self._database.transaction() as connection:
             connection.execute(sa.delete(checkpoints).where(checkpoints.c.id == checkpoint.id))
@@ -149,7 +155,7 @@ class Checkpoints:
             connection.execute(sa.update(heads).where(*same).values(untouched=body))
 
     def parts(self, group_checkpoint: str) -> list[Checkpoint]:
-        """All parts of a group's checkpoint that are still there, in the group's order; hidden ones are not."""
+        """The parts of a group checkpoint (by its id) that still exist, without hidden ones, in the order of the group."""
         with self._database.transaction() as connection:
             bodies = connection.scalars(
                 sa.select(checkpoints.c.body).where(checkpoints.c.group_checkpoint == group_checkpoint)
@@ -158,7 +164,7 @@ class Checkpoints:
         return sorted(found, key=lambda node: node.group.members.index(node.id) if node.group else 0)
 
     def of_group(self, group: str) -> list[GroupPart]:
-        """The group's checkpoints that have any part left, each by one of its parts, oldest first."""
+        """The checkpoints of the group of which at least one part exists, oldest first."""
         with self._database.transaction() as connection:
             query = sa.select(checkpoints.c.body).where(checkpoints.c.group_checkpoint.is_not(None))
             bodies = connection.scalars(query).all()

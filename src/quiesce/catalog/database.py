@@ -1,5 +1,5 @@
-"""The database of the catalog: SQLite by default, any database of SQLAlchemy by URL. Opened, migrated, and used in
-transactions."""
+"""The database of the catalog: SQLite by default, or any database that SQLAlchemy knows, by URL. Opens it, migrates it, and
+gives transactions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from quiesce.codec import CodecError, decode, encode
 from quiesce.model.errors import QuiesceError
 
 REVISION = "0001"
-"""The newest migration. Alembic itself is loaded only when a catalog has another one."""
+"""The newest migration. Alembic is imported only if a catalog has another revision."""
 
 _version = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
 
@@ -27,7 +27,8 @@ T = TypeVar("T")
 
 
 def default_url() -> str:
-    """`$QUIESCE_CATALOG`, else a file in the system's state directory for root and the user's own for others."""
+    """`$QUIESCE_CATALOG`; if it is not set, /var/lib/quiesce/catalog.db for root, and a file in the user's own state directory
+    for others."""
     if url := os.environ.get("QUIESCE_CATALOG"):
         return url if "://" in url else f"sqlite:///{Path(url).absolute()}"
     if os.geteuid() == 0:
@@ -38,7 +39,7 @@ def default_url() -> str:
 
 
 class Database:
-    """One database. Raises QuiesceError if it cannot be opened, or was written by a newer quiesce."""
+    """One database. Raises QuiesceError if it cannot be opened, or if a newer quiesce wrote it."""
 
     def __init__(self, url: str | None = None) -> None:
         self.url = url or default_url()
@@ -49,24 +50,27 @@ class Database:
             with lock.wait(self.lock_directory(), "schema"):
                 self._bring_up_to_date()
         except (sa.exc.SQLAlchemyError, OSError) as error:
-            raise QuiesceError(f"cannot open the catalog {self.url}: {error}") from error
+            raise QuiesceError(
+                f"cannot open the catalog {self.url}: {error}",
+                hint="--catalog or $QUIESCE_CATALOG names another one; may you read and write this one?",
+            ) from error
 
     def close(self) -> None:
         self._engine.dispose()
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
-        """Raises QuiesceError for every error of the database but IntegrityError, which it lets through."""
+        """Turns every error of the database into a QuiesceError, except IntegrityError, which passes through."""
         try:
             with self._engine.begin() as connection:
                 yield connection
         except sa.exc.IntegrityError:
             raise
         except sa.exc.SQLAlchemyError as error:
-            raise QuiesceError(f"the catalog {self.url}: {error}") from error
+            raise QuiesceError(f"reading or writing the catalog {self.url} failed: {error}") from error
 
     def lock_directory(self) -> Path:
-        """Where operations on VMs of this catalog lock each other out: beside its file."""
+        """The directory of the lock files of this catalog's VMs: beside the file of an SQLite catalog."""
         database = self._engine.url.database
         if self._engine.dialect.name == "sqlite" and database:
             return Path(database).parent / "locks"
@@ -84,7 +88,8 @@ class Database:
             found = connection.scalar(sa.select(_version.c.version_num)) if _version.name in tables else None
         if found is None:
             raise QuiesceError(
-                f"{self.url} is not a catalog of this quiesce", hint="move it away; see `quiesce catalog rebuild`"
+                f"{self.url} has tables, but is not a catalog of this quiesce",
+                hint="move it away; `quiesce catalog rebuild` makes a new catalog from the manifests beside the images",
             )
         if found != REVISION:
             from quiesce.catalog.migrations import migrate
@@ -98,11 +103,11 @@ def to_column(value: Any) -> str:
 
 
 def from_column(cls: type[T], text: str) -> T:
-    """A dataclass from the text of a column. Raises QuiesceError if it is none."""
+    """A dataclass from the text of a column. Raises QuiesceError if the text does not encode a `cls`."""
     try:
         return decode(cls, json.loads(text))
     except (CodecError, ValueError, RecursionError) as error:
         raise QuiesceError(
-            f"the catalog holds a {cls.__name__} that this quiesce cannot read: {error}",
+            f"the catalog has a {cls.__name__} that this quiesce cannot read: {error}",
             hint="was it written by a newer quiesce, or changed by hand? `quiesce catalog rebuild` makes a new one",
         ) from error

@@ -1,4 +1,4 @@
-"""The manifest of an export: what is in the directory, so that whoever imports it can tell that it is whole."""
+"""The manifest of an export. It lists the files of the directory, so that the import can tell that the export is complete."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Export:
     checkpoint: Checkpoint
     disks: tuple[ExportedDisk, ...]
     files: tuple[ExportedFile, ...]
-    """Every file in the directory but this one."""
+    """Every file in the directory except the manifest."""
     nvram: str | None = None
     tpm: str | None = None
 
@@ -45,14 +45,17 @@ def dump(export: Export) -> bytes:
 
 
 def load(content: bytes) -> Export:
-    """Raises QuiesceError if this is no manifest of an export."""
+    """Raises QuiesceError if `content` is not the manifest of an export."""
     try:
         export = decode(Export, json.loads(content))
     except (ValueError, RecursionError, CodecError) as error:
         raise QuiesceError(f"not the manifest of an export: {error}") from error
     if export.format != FORMAT:
-        raise QuiesceError(f"the export has format {export.format}; this quiesce knows {FORMAT}")
+        raise QuiesceError(
+            f"the export has format {export.format}; this quiesce reads format {FORMAT}",
+            hint="import it with the version of quiesce that wrote it, or export the checkpoint again",
+        )
     for name in [export.nvram, export.tpm, *(disk.file for disk in export.disks), *(file.name for file in export.files)]:
         if name is not None and ("/" in name or name in ("", ".", "..")):
-            raise QuiesceError(f"not the manifest of an export: {name!r} is no file in it")
+            raise QuiesceError(f"not the manifest of an export: {name!r} is not the name of a file in its directory")
     return export

@@ -20,7 +20,7 @@ class Groups:
         with self._database.transaction() as connection:
             body = connection.scalar(sa.select(groups.c.body).where(groups.c.name == name))
         if body is None:
-            raise NotFoundError(f"no group named {name!r}", hint="`quiesce group list` shows those there are")
+            raise NotFoundError(f"no group named {name!r}", hint="`quiesce group list` lists all groups")
         return from_column(Group, body)
 
     def all(self) -> list[Group]:
@@ -29,14 +29,18 @@ class Groups:
         return [from_column(Group, body) for body in bodies]
 
     def put(self, group: Group, *, new: bool = False) -> None:
-        """Raises NameTakenError if it is to be a new one and there is one of that name."""
+        """Records a group. With `new`, raises NameTakenError if there is a group of that name already; without, replaces that
+        group."""
         try:
             with self._database.transaction() as connection:
                 if not new:
                     connection.execute(sa.delete(groups).where(groups.c.name == group.name))
                 connection.execute(sa.insert(groups).values(name=group.name, body=to_column(group)))
         except sa.exc.IntegrityError:
-            raise NameTakenError(f"there is a group named {group.name!r} already") from None
+            raise NameTakenError(
+                f"there is a group named {group.name!r} already",
+                hint=f"choose another name, or add members to it: quiesce group add {group.name} VM",
+            ) from None
 
     def remove(self, name: str) -> None:
         with self._database.transaction() as connection:
@@ -44,7 +48,7 @@ class Groups:
 
 
 def rehome(connection: sa.Connection, old: VmKey, new: VmKey) -> None:
-    """The member `old` of every group is `new` from now on."""
+    """Replaces the member `old` by `new` in every group that has it."""
     for (body,) in connection.execute(sa.select(groups.c.body)).all():
         group = from_column(Group, body).rehomed(old, new)
         connection.execute(sa.update(groups).where(groups.c.name == group.name).values(body=to_column(group)))

@@ -1,4 +1,4 @@
-"""The hosts that the catalog knows, each under an id that never changes."""
+"""The hosts of the catalog. Each has an id that never changes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class Hosts:
         self._known: dict[HostIdentity, str] = {}
 
     def identify(self, identity: HostIdentity) -> str:
-        """The id of this host; a host never seen before gets one.
+        """The id of this host. A new host gets a new id.
 
-        A host is known by its UUID, whatever its name is now; and by its name, where the UUID is new: a machine without a
-        hardware UUID that was installed anew, or whose board was changed.
+        The catalog recognizes a host by its UUID, so the host may get another name; and by its name if the UUID is new: a
+        machine without a hardware UUID was installed anew, or the mainboard was replaced.
         """
         if identity not in self._known:
-            with lock.wait(self._database.lock_directory(), "hosts"):  # else two who see a new host give it two ids
+            with lock.wait(self._database.lock_directory(), "hosts"):  # otherwise two processes give a new host two ids
                 self._known[identity] = self._identify(identity)
         return self._known[identity]
 
     def name(self, id: str) -> str:
-        """What the host called itself last; the id itself for a host that was never seen."""
+        """The last name of the host that the catalog saw; `id` itself for an unknown host."""
         with self._database.transaction() as connection:
             return connection.scalar(sa.select(hosts.c.name).where(hosts.c.id == id)) or id
 

@@ -12,23 +12,23 @@ from quiesce.model.keys import VmKey
 
 
 class Images:
-    """Files by the id of their host and their path."""
+    """Files, each under the id of its host and its path."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def note(self, key: VmKey, path: str) -> None:
-        """To be called before a file is made: after a kill in between, the file is known to be ours."""
+        """Call this before you make a file: if the process is killed in between, the catalog knows that the file is ours."""
         with self._database.transaction() as connection:
             connection.execute(sa.insert(images).values(host=key.host, path=path, vm_uuid=key.uuid))
 
     def forget(self, host: str, path: str) -> None:
-        """To be called after a file was removed."""
+        """Call this after you removed a file."""
         with self._database.transaction() as connection:
             connection.execute(sa.delete(images).where(images.c.host == host, images.c.path == path))
 
     def has(self, host: str, path: str) -> bool:
-        """Whether quiesce made this file, for whichever VM."""
+        """Whether quiesce made this file, for any VM."""
         query = sa.select(images.c.path).where(images.c.host == host, images.c.path == path)
         with self._database.transaction() as connection:
             return connection.scalar(query) is not None
@@ -39,19 +39,19 @@ class Images:
             return list(connection.scalars(query.order_by(images.c.path)).all())
 
     def merged(self, key: VmKey) -> set[str]:
-        """Images whose content was committed into the backing file: both have the same content."""
+        """Images that were committed into their backing file, so that both have the same content."""
         query = sa.select(images.c.path).where(images.c.host == key.host, images.c.vm_uuid == key.uuid, images.c.merged)
         with self._database.transaction() as connection:
             return set(connection.scalars(query).all())
 
     def live(self, key: VmKey) -> set[str]:
-        """Images that quiesce made the VM write, and has not taken from the VM since."""
+        """Images that quiesce gave the VM to write and has not taken away since."""
         query = sa.select(images.c.path).where(images.c.host == key.host, images.c.vm_uuid == key.uuid, images.c.live)
         with self._database.transaction() as connection:
             return set(connection.scalars(query).all())
 
     def set_live(self, host: str, paths: Iterable[str], live: bool) -> None:
-        """Records of images of ours whether a VM writes them from now on."""
+        """Records whether a VM writes these images from now on. Paths that quiesce did not make are ignored."""
         with self._database.transaction() as connection:
             set_live(connection, host, paths, live)
 

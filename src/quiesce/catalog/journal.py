@@ -1,4 +1,5 @@
-"""What is being done: a row precedes every step that changes disks, so that what a killed process left can be mended."""
+"""The journal of operations. An operation writes a row before every step that changes disks, so that a later process can undo
+or complete the steps of a killed one."""
 
 from __future__ import annotations
 
@@ -23,15 +24,15 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Interrupted:
-    """An operation that was begun and not finished. Its owner is gone if the VM's lock can be had."""
+    """An operation that was begun and not finished. If you can get the VM's lock, the process that began it is gone."""
 
     id: str
     verb: str
     started: str
     steps: tuple[tuple[Step, bool], ...]
-    """What was intended, in order, and whether it was done."""
+    """The steps in their order, and whether each was done or only intended."""
     unknown: tuple[str, ...] = ()
-    """Steps that this quiesce does not know, by name."""
+    """Names of the steps that this quiesce does not know."""
 
     def of(self, kind: type[S]) -> list[S]:
         """The steps of this kind, done or not."""
@@ -66,7 +67,7 @@ def _read(connection: sa.Connection, id: str, verb: str, started: str) -> Interr
 
 
 def finish(catalog: Catalog, operation_id: str, outcome: str) -> None:
-    """Closes an operation: nothing of it is left to mend."""
+    """Closes an operation: nothing is left that a recovery would have to do. `outcome`: a text for people."""
     with catalog.database.transaction() as connection:
         connection.execute(
             sa.update(operations)
@@ -92,7 +93,7 @@ class Journal:
 
     @contextmanager
     def step(self, step: Step) -> Iterator[None]:
-        """Written as intended before the block, as done after it; after an exception it stays intended."""
+        """Records the step as intended before the block, and as done after it. If the block raises, the step stays intended."""
         number = self.intend(step)
         yield
         self.done(number)
@@ -112,7 +113,7 @@ class Journal:
             connection.execute(sa.update(steps).where(steps.c.operation == self.id, steps.c.number == number).values(done=True))
 
     def read(self) -> Interrupted:
-        """The operation as a later process would find it."""
+        """The operation as a later process would read it."""
         with self._catalog.database.transaction() as connection:
             row = connection.execute(
                 sa.select(operations.c.id, operations.c.verb, operations.c.started).where(operations.c.id == self.id)

@@ -1,4 +1,4 @@
-"""One operation a VM at a time, across processes."""
+"""Locks across processes: one operation at a time works on a VM."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from quiesce.model.errors import BusyError
 
 @contextmanager
 def hold(directory: Path, name: str, what: str) -> Iterator[None]:
-    """Holds the lock `name` for the block; the kernel frees it when the holder dies. Raises BusyError, naming the holder."""
+    """Holds the lock `name` during the block; the kernel frees it when the holder dies. `what` describes the holder to others.
+    Raises BusyError, naming the holder, if another process holds the lock."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (directory / f"{name}.lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BusyError(f"another operation is under way: {_holder(file.name)}", hint="wait for it to finish") from None
+            raise BusyError(f"another operation is under way: {_holder(file.name)}", hint="wait until it has ended") from None
         file.seek(0)
         file.truncate()
         json.dump({"process": os.getpid(), "what": what}, file)
@@ -31,7 +32,7 @@ def hold(directory: Path, name: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def wait(directory: Path, name: str) -> Iterator[None]:
-    """Holds the lock `name` for the block, after whoever has it."""
+    """Waits until the lock `name` is free, and holds it during the block."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (directory / f"{name}.lock").open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -43,4 +44,4 @@ def _holder(path: str) -> str:
         holder = json.loads(Path(path).read_text())
         return f"{holder['what']} (process {holder['process']})"
     except (OSError, ValueError, KeyError, TypeError):
-        return "its holder has not said which"
+        return "its lock file does not tell which one"

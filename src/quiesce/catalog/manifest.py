@@ -1,4 +1,5 @@
-"""The manifest beside the images: all the catalog knows of one checkpoint, so that a lost catalog can be made again."""
+"""The manifest beside the images. It has everything that the catalog knows of one checkpoint, so that `quiesce catalog rebuild`
+can make a lost catalog again."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class Manifest:
     checkpoint: Checkpoint
     domain_xml: str
     made: tuple[str, ...]
-    """Those of its files that quiesce made, and may remove some day."""
+    """The files of the checkpoint that quiesce made; quiesce removes no others."""
 
 
 def dump(manifest: Manifest) -> bytes:
@@ -37,11 +38,11 @@ def dump(manifest: Manifest) -> bytes:
 
 
 def load(content: bytes) -> Manifest:
-    """Raises QuiesceError if this is no manifest."""
+    """Raises QuiesceError if `content` is not a manifest."""
     try:
         value = json.loads(content)
         if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise QuiesceError("not a manifest of a known format")
+            raise QuiesceError(f"not a manifest of format {FORMAT}, the format that this quiesce reads")
         checkpoint = decode(Checkpoint, value["checkpoint"])
         return Manifest(checkpoint, str(value["domain_xml"]), tuple(str(path) for path in value["made"]))
     except (ValueError, KeyError, TypeError, RecursionError, CodecError) as error:

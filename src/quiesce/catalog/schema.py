@@ -13,7 +13,7 @@ hosts = sa.Table(
     sa.Column("uuid", sa.String, nullable=False),
     sa.Column("name", sa.String, nullable=False),
 )
-"""The hosts that have been seen. `id` never changes; `uuid` and `name` are what the host said last."""
+"""The hosts that quiesce has seen. `id` never changes; `uuid` and `name` are what libvirt reported last."""
 
 heads = sa.Table(
     "heads",
@@ -48,8 +48,8 @@ images = sa.Table(
     sa.Column("merged", sa.Boolean, nullable=False, default=False),
     sa.Column("live", sa.Boolean, nullable=False, default=False),
 )
-"""Files that quiesce made, noted before they are made: quiesce removes no other file. `merged`: the content was committed into
-the backing file. `live`: a VM writes the image, or wrote it when the disk was taken away."""
+"""Files that quiesce made; quiesce removes no other file. A row is written before its file is made. `merged`: the image was
+committed into its backing file. `live`: a VM writes the image, or wrote it when the disk was detached from the VM."""
 
 groups = sa.Table(
     "groups",
@@ -77,7 +77,7 @@ operations = sa.Table(
     sa.Column("finished", sa.String, nullable=True),
     sa.Column("outcome", sa.String, nullable=True),
 )
-"""What is being done, and what was done: see catalog/journal.py."""
+"""Operations, unfinished (`finished` is NULL) and finished: see catalog/journal.py."""
 
 steps = sa.Table(
     "steps",

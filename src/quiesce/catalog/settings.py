@@ -15,7 +15,7 @@ class VmSettings:
         self._database = database
 
     def get(self, key: VmKey) -> Settings:
-        """The defaults where nothing was set."""
+        """The VM's settings; the defaults if nobody set any."""
         query = sa.select(settings.c.body).where(settings.c.host == key.host, settings.c.vm_uuid == key.uuid)
         with self._database.transaction() as connection:
             body = connection.scalar(query)

@@ -1,8 +1,8 @@
 """The steps that operations journal before they change anything.
 
-Each step is one class. Its fields are all that a recovery needs: the process that wrote the step may be gone. A step is stored
-under its class's name. A step that this quiesce does not know (a newer quiesce wrote it) keeps its operation open: see
-recovery.py."""
+Each step is one class. Its fields are all that a recovery needs, because the process that wrote the step may be gone. The
+catalog stores a step under the name of its class: a class with another name is another step. An operation with a step that this
+quiesce does not know (a newer quiesce wrote it) stays open: see recovery.py."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class MakeOverlay:
 
 @dataclass(frozen=True)
 class WriteFile:
-    """A small file beside the images: UEFI variables, TPM state."""
+    """A small file beside the images is written: UEFI variables, TPM state."""
 
     path: str
 
 
 @dataclass(frozen=True)
 class RemoveFile:
-    """A file that nothing needs."""
+    """A file that nothing needs is removed."""
 
     path: str
 
 
 @dataclass(frozen=True)
 class Switch:
-    """The VM is made to write `overlays`, by target. `memory`: the file its memory is saved to."""
+    """The VM is switched to `overlays` (path by target). `memory`: the file to which its memory is saved."""
 
     overlays: dict[str, str]
     memory: str | None = None
@@ -57,15 +57,17 @@ class Stop:
 
 @dataclass(frozen=True)
 class PutBack:
-    """The VM is defined on the overlays `sources` of a checkpoint's images."""
+    """A restore: the VM gets a definition whose disks are the overlays `sources`, with the images of `checkpoint` as backing
+    files."""
 
     checkpoint: str
     sources: dict[str, str]
+    """Path of each overlay, by target."""
     before: str
-    """The definition it had."""
+    """The VM's definition before the restore."""
     untouched: Untouched
     safety: Checkpoint | None = None
-    """The checkpoint of the state it leaves; None if that is discarded."""
+    """The checkpoint of the state before the restore; None if that state is discarded."""
     tpm: str | None = None
     """The file with the TPM's state at the checkpoint."""
 
@@ -92,14 +94,14 @@ class Merge:
     branches: tuple[str, ...]
     """The images whose backing file is `top`."""
     checkpoints: tuple[str, ...]
-    """All that have the image `top`, hidden ones too."""
+    """Ids of all checkpoints that have the image `top`, hidden ones too."""
     checkpoint: str | None = None
-    """Whose image `top` is; None: the VM's own."""
+    """Id of the checkpoint that owns `top`; None: the VM writes `top`."""
 
 
 @dataclass(frozen=True)
 class MoveBranch:
-    """The image `image`, whose backing file `top` was merged into `base`, gets `base` as backing file."""
+    """The image `image` gets `base` as its backing file, instead of `top`, which was merged into `base`."""
 
     image: str
     top: str
@@ -108,7 +110,7 @@ class MoveBranch:
 
 @dataclass(frozen=True)
 class Forget:
-    """A hidden checkpoint that nothing needs is removed from the catalog; `children` get its parent."""
+    """A hidden checkpoint that nothing needs leaves the catalog. The checkpoints `children` get its parent as theirs."""
 
     checkpoint: str
     children: tuple[str, ...]
@@ -143,7 +145,7 @@ class Define:
 
 @dataclass(frozen=True)
 class RestoreGroup:
-    """The members of a group are put back to its checkpoint `reference`, one after the other."""
+    """The members of a group are restored to its checkpoint `reference`, one after the other."""
 
     reference: str
 

@@ -1,4 +1,4 @@
-"""The catalog: what there is of checkpoints, images, groups and settings, and what is being done to them."""
+"""The catalog: one database with the records of checkpoints, images, groups, settings, and operations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from quiesce.model.keys import VmKey
 
 
 class Catalog:
-    """One database, by what it records. Raises QuiesceError if it cannot be opened."""
+    """One attribute for each kind of record. Raises QuiesceError if the database cannot be opened."""
 
     def __init__(self, url: str | None = None, database: Database | None = None) -> None:
         self.database = database or Database(url)
@@ -33,11 +33,11 @@ class Catalog:
         self.database.close()
 
     def lock_directory(self) -> Path:
-        """Where operations on VMs of this catalog lock each other out."""
+        """The directory of the lock files of this catalog's VMs."""
         return self.database.lock_directory()
 
     def vms(self, host: str) -> list[VmKey]:
-        """Every VM of the host that anything is recorded of."""
+        """Every VM of the host that has a checkpoint, an image, or an unfinished operation in the catalog."""
         tables = schema.checkpoints, schema.images, schema.operations
         queries = [sa.select(table.c.vm_uuid).where(table.c.host == host) for table in tables]
         queries[-1] = queries[-1].where(schema.operations.c.finished.is_(None))
@@ -46,8 +46,8 @@ class Catalog:
         return [VmKey(host, uuid) for uuid in sorted(found)]
 
     def rehome(self, old: VmKey, new: VmKey) -> None:
-        """Everything recorded of the VM `old` belongs to `new`, a VM of the same host, from now on. Raises NameTakenError if
-        `new` has checkpoints of the same names."""
+        """Moves all records of the VM `old` to `new`, a VM of the same host. Raises NameTakenError if both have checkpoints of
+        one name."""
         if old == new:
             return
         try:
@@ -61,4 +61,7 @@ class Catalog:
                     same = table.c.host == old.host, table.c.vm_uuid == old.uuid
                     connection.execute(sa.update(table).where(*same).values(vm_uuid=new.uuid))
         except sa.exc.IntegrityError:
-            raise NameTakenError("both VMs have checkpoints, and some are named the same") from None
+            raise NameTakenError(
+                "both VMs have checkpoints, and some of one have names that the other has, too",
+                hint="rename the checkpoints of the present VM: quiesce rename",
+            ) from None

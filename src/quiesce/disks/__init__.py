@@ -1,1 +1,1 @@
-"""What lies beside a VM's disks: whose each image is, how images are made, merged and removed."""
+"""The images of a VM and its checkpoints: which image belongs to whom; how images are made, merged and removed."""

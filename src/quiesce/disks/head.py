@@ -1,4 +1,4 @@
-"""Which checkpoint a VM is based on, and what the disks of a VM that is off are worth."""
+"""The checkpoint that a VM is based on, and what the disks of a VM that is off are worth."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from quiesce.model.tree import Checkpoint
 
 
 def head(context: Context, vm: Vm) -> str | None:
-    """The checkpoint that the VM's present disks are based on, by id."""
+    """The id of the checkpoint that the VM's present disks are based on."""
     return context.catalog.checkpoints.tree(vm.key).head_parent
 
 
 def stands_at(context: Context, vm: Vm, node: Checkpoint) -> bool:
-    """Whether the VM is off and its disks have exactly the content of the checkpoint: it was put back to it, or not started
-    since."""
+    """Whether the VM is off and its disks have exactly the content of the checkpoint: the VM was restored to it, or was not
+    started after it."""
     if vm.facts().power is not PowerState.OFF or head(context, vm) != node.id:
         return False
     left = context.catalog.checkpoints.untouched(vm.key)
@@ -33,7 +33,7 @@ def stands_at(context: Context, vm: Vm, node: Checkpoint) -> bool:
 
 
 def standing_of(context: Context, vm: Vm, paths: Set[str]) -> Standing:
-    """What these images of the VM, which is off, are worth."""
+    """What the images `paths` of the VM are worth. The VM must be off."""
     tree, left = context.catalog.checkpoints.tree(vm.key), context.catalog.checkpoints.untouched(vm.key)
     now = {path: image.written for path, image in survey(context, vm).images.items()} if left else {}
     return standing(left, tree.get(tree.head_parent), now, paths, shut_itself_down=vm.shut_itself_down())

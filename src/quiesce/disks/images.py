@@ -1,4 +1,4 @@
-"""Making and removing images. Nothing is removed that we did not make, or that anything still stands on."""
+"""Makes and removes images. Removes an image only if quiesce made it and no other image has it as a backing file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from quiesce.model.tree import Checkpoint
 from quiesce.storage.port import Merger, ReportProgress, Storage
 
 NEARLY_FULL = 0.9
-"""Share of a filesystem in use from which on a checkpoint warns."""
+"""A checkpoint warns if at least this share of a filesystem is in use."""
 _OURS = re.compile(r".+\.[0-9a-f]{12}\.(qcow2|nvram|tpm|memory)")
 
 
@@ -32,20 +32,20 @@ def _silent(_done: int, _total: int) -> None:
 
 
 def new_path(storage: Storage, name: str, beside: str, what: str, suffix: str) -> str:
-    """A path for a file of the VM of this name, beside another one. It tells a person where the file came from."""
+    """A new path beside the image `beside`. It contains the VM's `name` and `what`, so that people see what the file is."""
     file = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.{what}.{secrets.token_hex(6)}.{suffix}"
     return storage.inside(storage.place(beside), file)
 
 
 def note_new(context: Context, vm: Vm, beside: str, what: str, suffix: str) -> str:
-    """A path for a file of ours that is about to be made, noted in the catalog first."""
+    """A new path, recorded in the catalog as a file of ours. The caller makes the file next."""
     path = new_path(context.storage(vm.host), vm.name, beside, what, suffix)
     context.catalog.images.note(vm.key, path)
     return path
 
 
 def named_like_ours(path: str) -> bool:
-    """Whether `new_path` may have made this path: all that is left to go by when a catalog is lost."""
+    """Whether the path has the form of `new_path`. When a catalog is lost, nothing else tells that quiesce made a file."""
     return _OURS.fullmatch(posixpath.basename(path)) is not None
 
 
@@ -59,7 +59,7 @@ def make_overlay(
     format: str,
     path: str | None = None,
 ) -> str:
-    """An overlay on `backing`, beside it unless `path` says where; returns its path."""
+    """Makes an overlay with the backing file `backing`, at `path` or, by default, beside `backing`. Returns its path."""
     storage = context.storage(vm.host)
     path = path or new_path(storage, vm.name, backing, target, "qcow2")
     context.catalog.images.note(vm.key, path)
@@ -72,46 +72,48 @@ def make_overlay(
 
 
 def untouched(context: Context, vm: Vm, paths: Iterable[str], worth: Consistency | None = None) -> Untouched:
-    """A record of these images as they are now; `worth` as in Untouched. Raises NotFoundError."""
+    """A record of these images as they are now; `worth` as in Untouched. Raises NotFoundError if an image is gone."""
     storage = context.storage(vm.host)
     return Untouched({path: storage.image(path).written for path in paths}, worth)
 
 
 def discard(context: Context, vm: Vm, path: str, found: Survey | None = None) -> None:
-    """Removes a file of ours. Raises RefusedError, and touches nothing, if it may still be needed or is not ours.
+    """Removes a file of ours. Raises RefusedError, and changes nothing, if quiesce did not make the file or if anything may
+    still need it.
 
-    `found`: a survey made under the VM's lock, after which nothing was done but to remove its orphans in their order.
+    `found`: a survey made under the VM's lock. Since then nothing may have been done except to remove its orphans, in their
+    order.
     """
     if not context.catalog.images.has(vm.host.id, path):
-        raise RefusedError(f"{path} was not made by quiesce; it is left alone")
+        raise RefusedError(f"quiesce did not make {path}, so it does not remove it")
     users = context.catalog.checkpoints.with_file(vm.host.id, path)
     if users:
-        raise RefusedError(f"{path} belongs to checkpoint {users[0]!r}; it is left alone")
+        raise RefusedError(f"{path} belongs to checkpoint {users[0]!r}, so it is not removed")
     found = found or survey(context, vm)
     found.require_whole()
     if path in found.chains.needed(found.named):
-        raise RefusedError(f"{path} is in the chain of {vm.name}; it is left alone")
+        raise RefusedError(f"{path} is in the backing chain of {vm.name}, so it is not removed")
     readers = found.chains.readers(path) - set(found.orphans())
     if readers:
-        raise RefusedError(f"{min(readers)} is based on {path}; it is left alone")
+        raise RefusedError(f"{path} is a backing file of {min(readers)}, so it is not removed")
     context.storage(vm.host).remove(path)
     context.catalog.images.forget(vm.host.id, path)
 
 
 def discard_or_warn(context: Context, vm: Vm, journal: Journal, path: str, found: Survey | None = None) -> None:
-    """Like `discard`, where an image left over does no harm."""
+    """Like `discard`, but only warns if the file cannot be removed: a file that is left over does no harm."""
     number = journal.intend(RemoveFile(path))
     try:
         discard(context, vm, path, found)
     except QuiesceError as error:
-        context.emit(Warned(f"{path} is no longer needed but was not removed: {error.message}"))
+        context.emit(Warned(f"nothing needs {path} any more, but it was not removed: {error.message}"))
     else:
         journal.done(number)
 
 
 def discard_orphans(context: Context, vm: Vm) -> list[str]:
-    """Removes every file of ours that nothing needs, and forgets those that are gone already. Returns what was removed. Sure
-    only under the VM's lock, with no operation unfinished."""
+    """Removes every file of ours that nothing needs, and the records of files that are gone. Returns the removed paths. To be
+    called under the VM's lock, when no operation is unfinished: otherwise a file may be one that an operation just made."""
     found = survey(context, vm)
     removed = found.orphans()
     for path in removed:
@@ -123,15 +125,16 @@ def discard_orphans(context: Context, vm: Vm) -> list[str]:
 
 
 def put_back(context: Context, vm: Vm, overlays: Mapping[str, tuple[str, str]]) -> None:
-    """Brings the VM, running or off, back from overlays onto the images below them, with all it wrote, and removes the
-    overlays. `overlays`: (overlay, image below) by target.
+    """Undoes a switch, of a VM that runs or is off: commits each overlay into its backing file, which the VM writes then, and
+    removes the overlay. Nothing that the VM wrote is lost. `overlays`: (overlay, backing file) by target.
 
-    Keeps the overlay, with a warning, of a disk that stands on neither: something may have been written to it.
+    If a disk has neither the overlay nor the backing file as its image, keeps the overlay and warns: the VM may have written to
+    it.
     """
     sources, ahead = vm.sources(), vm.file_disks(next_start=True)
     wrong = {target: below for target, (overlay, below) in overlays.items() if ahead.get(target) == overlay}
     if wrong and vm.active() and all(sources.get(target) == below for target, below in wrong.items()):
-        vm.redefine(domain_xml.with_sources(vm.definition(), wrong))  # it was started in between
+        vm.redefine(domain_xml.with_sources(vm.definition(), wrong))  # somebody started it before it was defined anew
     with context.storage(vm.host).merger() as merger:
         for target, (overlay, below) in overlays.items():
             if sources.get(target) == overlay:
@@ -140,24 +143,27 @@ def put_back(context: Context, vm: Vm, overlays: Mapping[str, tuple[str, str]]) 
     for target, (overlay, below) in overlays.items():
         if sources.get(target) != below:
             context.catalog.images.set_live(vm.host.id, [overlay], True)
-            context.emit(Warned(f"disk {target} of {vm.name} is no longer on {below}; {overlay} is left alone"))
+            text = f"disk {target} of {vm.name} has another image than {below} now; {overlay}, which it wrote before, is kept"
+            context.emit(Warned(text))
             continue
-        if context.catalog.images.has(vm.host.id, overlay):  # else it was removed before we were killed
+        if context.catalog.images.has(vm.host.id, overlay):  # otherwise it was removed before we were killed
             discard(context, vm, overlay)
 
 
 def commit_head(vm: Vm, merger: Merger, target: str, base: str, progress: ReportProgress = _silent) -> None:
-    """Commits what the VM writes on a disk into the image `base` in its chain, which it then writes; running or off.
+    """Commits the image that the VM writes on the disk `target` into `base`, an image in its chain. The VM, which runs or is
+    off, writes `base` then.
 
-    After an error the VM still writes where it did, on a good chain. Raises BusyError if somebody else has an image open.
+    After an error the VM still has the image that it had, with an intact chain. Raises BusyError if somebody else has an image
+    open, RefusedError if the VM has a saved memory image.
     """
     if vm.active():
         vm.commit_into_base(target, base, progress)
         return
     if vm.facts().managed_save:
         raise RefusedError(
-            f"{vm.name} has a saved memory image, which names the disks as they are",
-            hint=f"start it, or drop the saved memory: virsh managedsave-remove {vm.name}",
+            f"{vm.name} has a saved memory image (virsh managedsave), which can only resume on its present images",
+            hint=f"start the VM, or remove its saved memory: virsh managedsave-remove {vm.name}",
         )
 
     def define() -> None:
@@ -167,7 +173,8 @@ def commit_head(vm: Vm, merger: Merger, target: str, base: str, progress: Report
 
 
 def write_manifest(context: Context, vm: Vm, node: Checkpoint) -> None:
-    """Beside the first image. The checkpoint stands without it, so a failure is only a warning."""
+    """Writes the manifest of a checkpoint beside its first image. The catalog does not need the manifest, so a failure is only
+    a warning."""
     content = manifest.dump(manifest_of(context, vm, node))
     try:
         context.storage(vm.host).write(manifest_path(context, vm, node), content)
@@ -176,13 +183,13 @@ def write_manifest(context: Context, vm: Vm, node: Checkpoint) -> None:
 
 
 def manifest_of(context: Context, vm: Vm, node: Checkpoint) -> Manifest:
-    """As it should be."""
+    """The manifest of a checkpoint, made from the catalog."""
     made = node.paths() & set(context.catalog.images.made_for(vm.key))
     return Manifest(node, context.catalog.checkpoints.domain_xml(node.id), tuple(sorted(made)))
 
 
 def read_manifest(context: Context, vm: Vm, node: Checkpoint) -> Manifest:
-    """As it is. Raises QuiesceError if there is none that can be read."""
+    """The manifest that is stored beside the checkpoint's images. Raises QuiesceError if it is missing or cannot be read."""
     return manifest.load(context.storage(vm.host).read(manifest_path(context, vm, node)))
 
 
@@ -192,7 +199,7 @@ def manifest_path(context: Context, vm: Vm, node: Checkpoint) -> str:
 
 
 def forget_checkpoint(context: Context, vm: Vm, node: Checkpoint) -> None:
-    """The checkpoint is gone from the catalog and from the manifests; its images are left."""
+    """Removes a checkpoint from the catalog, and its manifest. Its images stay."""
     context.storage(vm.host).remove(manifest_path(context, vm, node))
     for child in context.catalog.checkpoints.remove(node):
         write_manifest(context, vm, child)

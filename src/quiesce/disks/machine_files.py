@@ -1,4 +1,4 @@
-"""What belongs to a machine besides its disks: UEFI variables and the state of an emulated TPM."""
+"""The files of a VM besides its disks: UEFI variables and the state of an emulated TPM."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from quiesce.storage.port import Storage, require_room
 
 
 def read(context: Context, vm: Vm) -> dict[Role, bytes]:
-    """As the files are now. A part that the VM does not have, or has not had yet because it was never started, is left out.
+    """The content of these files now. Leaves out a file that the VM does not have, or does not have yet because it was never
+    started.
 
-    Raises NotFoundError if a running VM's is not where it should be.
+    Raises NotFoundError if the VM runs and a file is not where it should be.
     """
     found, xml, storage = {}, vm.definition(), context.storage(vm.host)
     for role, path in ((Role.NVRAM, domain_xml.nvram(xml)), (Role.TPM, domain_xml.tpm_state(xml))):
@@ -30,13 +31,13 @@ def read(context: Context, vm: Vm) -> dict[Role, bytes]:
 
 
 def write_small_file(storage: Storage, path: str, content: bytes) -> None:
-    """Makes a small file of this content, in a place that is there. Raises NoSpaceError."""
+    """Writes a small file into a place that exists. Raises NoSpaceError."""
     require_room(storage, storage.place(path), len(content), "the machine's state")
     storage.write(path, content)
 
 
 def keep(context: Context, vm: Vm, journal: Journal, role: Role, content: bytes, beside: str) -> str:
-    """Makes a file of ours of a part of the machine, beside an image; returns its path."""
+    """Writes `content` to a new file of ours beside an image. Returns its path."""
     path = images.note_new(context, vm, beside, "machine", role.value)
     with journal.step(WriteFile(path)):
         write_small_file(context.storage(vm.host), path, content)
@@ -44,12 +45,13 @@ def keep(context: Context, vm: Vm, journal: Journal, role: Role, content: bytes,
 
 
 def put_tpm(context: Context, vm: Vm, path: str) -> None:
-    """Gives the VM, which is off, the TPM state kept in this file. libvirt gives it to the TPM's user at the next start."""
+    """Copies the TPM state in the file `path` to where the VM's TPM reads it. The VM must be off. libvirt changes the file's
+    owner to the TPM's user at the next start."""
     place = domain_xml.tpm_state(vm.definition())
-    assert place is not None  # the definition is that of the checkpoint the state belongs to
+    assert place is not None  # the VM has the definition of the checkpoint, which has a TPM
     copy(context.storage(vm.host), path, place)
 
 
 def copy(storage: Storage, path: str, destination: str) -> None:
-    """Copies a small file, into a place that is made if there is none."""
+    """Copies a small file. Makes the place of `destination` if it does not exist."""
     storage.write(destination, storage.read(path), make_place=True)

@@ -1,20 +1,20 @@
-"""Merges what deleted checkpoints leave between those that stay.
+"""Merges the images that deleted checkpoints leave between the images of other checkpoints.
 
-A deleted checkpoint is only hidden at first. What becomes of each of its images depends on how many owned images have it as
-their nearest owned backing file:
+A deleted checkpoint is only hidden at first. For each of its images, count the owned images that have it as their nearest owned
+backing file:
 
     none            the image is removed
-    one             that image is committed into it (QEMU's block commit): in the running VM, if the VM has both open, else in a
-                    paused helper domain
-    two or more     it waits until one of them is left
+    one             that one is committed into the image (QEMU's block commit): in the running VM, if the VM has both open,
+                    otherwise in a paused helper domain
+    two or more     the image waits until only one of them is left
 
 Example: `base <- a <- b <- now`, and checkpoint `a` is deleted. The image of `b` is committed into the image of `a`; from then
 on checkpoint `b` has the file that `a` had, and the chain is `base <- b <- now`.
 
 The committed image keeps its file and its content until it is removed: its backing file now has the same content. So every
-other image that has the old file as its backing file reads the right content whenever we are killed. It gets the merged image
-as its backing file later, by the same commit in its own chain: at once, or, where the running VM has the merged image open,
-when the VM is off."""
+other image that has the committed image as its backing file reads the right content, even if we are killed at any moment. Such
+an image is a *branch*. It gets the merged image as its backing file by the same commit in its own chain: at once or, if the
+running VM has the merged image open, when the VM is off."""
 
 from __future__ import annotations
 
@@ -38,24 +38,27 @@ from quiesce.storage.port import Merger, ReportProgress, minding_room, require_r
 
 @dataclass(frozen=True)
 class Waiting:
-    """What could not be merged yet, and why."""
+    """A merge that has to wait, and why."""
 
     name: str
+    """Name of the checkpoint."""
     reason: str
 
 
 @dataclass(frozen=True)
 class _Merge:
+    """The commit of `top` into `base`."""
+
     top: str
     base: str
     owner: Checkpoint | None
-    """Whose `top` is: a checkpoint's, or the VM's own."""
+    """The checkpoint that owns `top`; None: the VM writes `top`."""
     target: str
     branches: tuple[str, ...]
-    """The images whose backing file is `top`: each is the topmost of a chain the merge can be done in. None if `top` is the
-    topmost."""
+    """The images whose backing file is `top`: the merge can be done in the chain of any of them. Empty if `top` is the topmost
+    image of its chain."""
     hidden: Checkpoint
-    """The deleted checkpoint whose disk this is."""
+    """The deleted checkpoint that owns `base`."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -64,7 +67,7 @@ class _Merge:
 
 @dataclass(frozen=True)
 class _Branch:
-    """An image whose backing file `top` was merged into `base`; it could have `base` as its backing file."""
+    """An image whose backing file `top` was merged into `base`, and which can get `base` as its backing file."""
 
     image: str
     top: str
@@ -84,10 +87,11 @@ def _first(todo: list[_Todo], waiting: Mapping[tuple[str, str], Waiting]) -> _To
 
 
 def merge_hidden(context: Context, vm: Vm, journal: Journal) -> tuple[Waiting, ...]:
-    """Removes and merges whatever deleted checkpoints left, as far as it can be now; returns what has to wait.
+    """Removes and merges the images of deleted checkpoints, as far as this is possible now. Returns the merges that have to
+    wait.
 
-    Can be interrupted at any moment and called again; every checkpoint that is not hidden keeps its content, and the VM its
-    state. Raises NoSpaceError, HypervisorError; then, too, nothing is lost.
+    Can be interrupted at any moment and called again: every checkpoint that is not hidden keeps its content, and the VM its
+    state. Raises NoSpaceError, HypervisorError; nothing is lost after them either.
     """
     with context.storage(vm.host).merger() as merger, _untouched(context, vm):
         if not vm.active():
@@ -97,9 +101,9 @@ def merge_hidden(context: Context, vm: Vm, journal: Journal) -> tuple[Waiting, .
 
 @contextmanager
 def _untouched(context: Context, vm: Vm) -> Iterator[None]:
-    """A merge writes to the images of a VM that is off, but changes no content: images that nobody had written before are worth
-    the same afterwards, whatever checkpoint the VM is based on then. While it runs, and if it is killed, they count as
-    crash-consistent."""
+    """Renews the VM's record of untouched images around a merge. A merge writes to the images of a VM that is off but does not
+    change their content, so what was untouched before has the same worth afterwards, whatever checkpoint the VM is based on
+    then. While the merge runs, and if it is killed, the images count as crash-consistent."""
     checkpoints, key = context.catalog.checkpoints, vm.key
     before, tree = checkpoints.untouched(key), checkpoints.tree(key)
     if before and vm.active():
@@ -137,7 +141,7 @@ def _merge_hidden(context: Context, vm: Vm, journal: Journal, merger: Merger) ->
         elif todo := _first(_merges(found), waiting):
             others = found.chains.strangers(todo.base, todo.top, found.made - found.live)
             if others:
-                reason = f"{min(others)}, which is no checkpoint's, is based on {todo.base}"
+                reason = f"{min(others)}, which belongs to no checkpoint, has {todo.base} as a backing file"
                 waiting[todo.key] = Waiting(todo.hidden.name, reason)
                 continue
             try:
@@ -148,7 +152,8 @@ def _merge_hidden(context: Context, vm: Vm, journal: Journal, merger: Merger) ->
             try:
                 _move(context, vm, journal, merger, branch)
             except BusyError as error:
-                waiting[branch.key] = Waiting(branch.owner, f"{branch.top} stays until {vm.name} is off: {error.message}")
+                reason = f"{branch.top} cannot be removed until {vm.name} is off: {error.message}"
+                waiting[branch.key] = Waiting(branch.owner, reason)
         else:
             return tuple(waiting.values())
 
@@ -159,12 +164,13 @@ def anything_to_do(found: Survey) -> bool:
 
 
 def can_move_branches(found: Survey) -> bool:
-    """Whether an image still has a backing file that was merged away; the image can be moved when the VM is off."""
+    """Whether an image still has a backing file that was merged. The image can get another one when the VM is off."""
     return bool(_branches(found))
 
 
 def conclude(context: Context, vm: Vm, operation: Interrupted) -> None:
-    """Finds out how a merge ended whose owner was killed, and records it. The VM's own merges have been cancelled before."""
+    """Finds out from the images' headers how the merges of an interrupted operation ended, and records those that were
+    complete. To be called after `Vm.cancel_merges`."""
     for step in operation.unfinished(Merge):
         found = survey(context, vm)
         owner = found.tree.get(step.checkpoint)
@@ -178,7 +184,7 @@ def conclude(context: Context, vm: Vm, operation: Interrupted) -> None:
 
 
 def _finished(found: Survey) -> Checkpoint | None:
-    """A hidden checkpoint of which nothing is needed any more."""
+    """A hidden checkpoint whose images nothing needs any more."""
     owners = found.owners()
     for node in found.tree.nodes:
         if node.hidden and not any(
@@ -189,8 +195,8 @@ def _finished(found: Survey) -> Checkpoint | None:
 
 
 def _merges(found: Survey) -> list[_Merge]:
-    """The images of hidden checkpoints that are the backing file of one owned image, the lowest first, so that no data are
-    moved twice."""
+    """The merges that are possible: images of hidden checkpoints that are the nearest owned backing file of exactly one owned
+    image. The merge nearest to the base of the chain comes first, so that no data are moved twice."""
     owners, merges = found.owners(), []
     for node in sorted(found.tree.nodes, key=lambda node: len(found.tree.ancestors(node.id))):
         for disk in node.disks if node.hidden else ():
@@ -233,7 +239,7 @@ def _commit(vm: Vm, merger: Merger, todo: _Merge, progress: ReportProgress) -> N
 
 
 def _record(context: Context, vm: Vm, owner: Checkpoint | None, top: str, base: str) -> None:
-    """The image of the checkpoint, or of the VM itself, is `base` from now on."""
+    """Records that the owner has the image `base` from now on, instead of `top`. `owner`: a checkpoint; None: the VM."""
     if owner is None:
         context.catalog.images.set_live(vm.host.id, [top], False)
         context.catalog.images.set_live(vm.host.id, [base], True)
@@ -255,7 +261,8 @@ def _branches(found: Survey) -> list[_Branch]:
 
 
 def _move(context: Context, vm: Vm, journal: Journal, merger: Merger, branch: _Branch) -> None:
-    """The same commit once more, in the chain of the image that is to be moved; it changes nothing in the image below."""
+    """Commits `top` into `base` once more, in the chain of the branch, so that the branch gets `base` as its backing file. The
+    content of `base` does not change: it has the data of `top` already."""
     with journal.step(MoveBranch(branch.image, branch.top, branch.base)):
         if vm.reads_through(branch.top):
             vm.commit(branch.top, branch.base, context.progress("merge"))

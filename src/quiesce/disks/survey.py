@@ -1,5 +1,5 @@
-"""What images there are around a VM, whose they are, and which of them nobody needs: by the images' headers, not by our
-records."""
+"""The images around a VM: which exist, to whom each belongs, and which of them nothing needs. Backing files come from the
+images' headers, not from the catalog."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ from quiesce.storage.port import Listing, Storage
 
 @dataclass(frozen=True)
 class Survey:
-    """Certain only under the VM's lock."""
+    """The images around a VM at one time. Only under the VM's lock does nobody of us change them meanwhile."""
 
     tree: Tree
     images: Mapping[str, Image]
-    """Every file in every place that an image of ours, or a backing file of one, is in."""
+    """Every file in every place that has an image of the VM, of its checkpoints, or a backing file of these."""
     unreadable: Mapping[str, str]
     """Places that could not be read, and why."""
     head: Mapping[str, str]
-    """What the VM writes now, or would when started, by target."""
+    """The image of each disk, by target: the VM writes it now, or will when it is started."""
     named: frozenset[str]
-    """Every file the VM's definitions name, present and next."""
+    """Every file that the VM's definitions name: the present one and that of the next start."""
     made: frozenset[str]
+    """Files that quiesce made for the VM."""
     merged: frozenset[str]
+    """Images that were committed into their backing files."""
     live: frozenset[str]
-    """Images the VM writes, or wrote when one of its disks was taken away: only the administrator says when they end."""
+    """Images that the VM writes, or wrote when their disk was detached. Only the administrator may remove the latter."""
     others: frozenset[str]
-    """Every file that other VMs of the host name."""
+    """Every file that the definitions of other VMs of the host name."""
     elsewhere: frozenset[str]
-    """Images that no storage of ours knows: a block device, an NBD export. They end the part of a chain that is ours."""
+    """Images that the storage does not know: a block device, an NBD export. At such an image a chain ends for quiesce."""
     places: Mapping[str, str]
     """The place of each image."""
 
@@ -45,8 +47,8 @@ class Survey:
         return Chains({path: image.backing for path, image in self.images.items()})
 
     def owners(self) -> dict[str, Checkpoint | None]:
-        """Whose each owned image is; None is the VM itself. An image that two checkpoints share after a merge is that of the
-        one that is not hidden."""
+        """The owner of each owned image: a checkpoint; None: the VM. If two checkpoints share an image after a merge, the one
+        that is not hidden owns it."""
         found: dict[str, Checkpoint | None] = {}
         for node in sorted(self.tree.nodes, key=lambda node: (not node.hidden, len(self.tree.ancestors(node.id)))):
             found |= {disk.path: node for disk in node.disks}
@@ -57,30 +59,34 @@ class Survey:
         return self.made | frozenset(self.head.values()) | {path for node in self.tree.nodes for path in node.paths()}
 
     def needed(self) -> set[str]:
-        """Every file that a checkpoint, or the VM, consists of, backing files included."""
+        """Every file of the VM and of its checkpoints, backing files included."""
         return self.chains.needed(self.named | {path for node in self.tree.nodes for path in node.paths()})
 
     def orphans(self) -> list[str]:
-        """Files of ours that nothing needs, overlays before their backing files. A file that is the backing file of somebody
-        else's image is no orphan."""
+        """Files of ours that nothing needs, overlays before their backing files. A file that somebody else's image has as a
+        backing file is needed."""
         needed = self.needed()
         strangers = {path for path in self.images if path not in self.made and path not in needed}
         left = self.made - needed - self.chains.needed(strangers | self.live | self.others)
         return sorted(left & self.images.keys(), key=lambda path: (-len(self.chains.chain(path)), path))
 
     def missing(self, node: Checkpoint) -> list[str]:
-        """Files of the checkpoint, or backing files of them, that are gone although their places can be read."""
+        """Files of the checkpoint, and backing files of these, that do not exist although their places can be read."""
         return sorted(path for path in self.chains.needed(node.paths()) if self._gone(path) and not self._unreadable(path))
 
     def require_whole(self) -> None:
-        """Raises NotFoundError if an image in a chain is gone: nobody then knows what may be merged."""
+        """Raises NotFoundError if an image in a chain does not exist: it is then unknown which images may be merged."""
         images = self.chains.needed({*self.head.values(), *(disk.path for node in self.tree.nodes for disk in node.disks)})
         missing = [path for path in sorted(images) if self._gone(path)]
         if missing:
-            raise NotFoundError(f"{missing[0]} is gone, or cannot be read", hint="`quiesce doctor` says more")
+            raise NotFoundError(
+                f"{missing[0]} does not exist or cannot be read, although a checkpoint or the VM needs it",
+                hint="`quiesce doctor` says which",
+            )
 
     def standing(self, disks: Mapping[str, str]) -> dict[str, str | None]:
-        """The checkpoint that each of these disks is based on by its headers: ids by target."""
+        """The checkpoint on which each of these disks is based, by the images' headers: id by target. None: no checkpoint.
+        `disks`: the image of each disk, by target."""
         owners = self.owners()
         return {
             target: owner.id if base and (owner := owners[base]) else None
@@ -89,14 +95,15 @@ class Survey:
         }
 
     def require_known_chain(self, disks: Mapping[str, str]) -> None:
-        """Raises RefusedError if somebody changed the chain: a disk is an image of a checkpoint itself, or is based on none
-        although it should be, or no disk at all is based on the checkpoint that the VM is based on.
+        """Raises RefusedError if somebody changed a chain: the VM writes an image of a checkpoint; a disk is based on no
+        checkpoint although the VM's checkpoint has this disk; or no disk is based on the checkpoint that the VM is based on.
 
-        A disk may be based on another checkpoint than the rest, after a restore of one that leaves the disk out.
+        One disk may be based on another checkpoint than the other disks: after a restore of a checkpoint that leaves the disk
+        out.
         """
         parent, standing = self.tree.get(self.tree.head_parent), self.standing(disks)
         images = {target: image for target in disks if parent and not parent.hidden and (image := parent.image(target))}
-        based = [target for target, image in images.items() if image.path != disks[target]]  # the others are merged already
+        based = [target for target, image in images.items() if image.path != disks[target]]  # others: in `spoilt`
         agreed = parent and any(standing[target] == parent.id for target in based)
         lost = [
             target
@@ -107,13 +114,13 @@ class Survey:
         for target, node in [*spoilt, *((target, parent) for target in lost if parent)]:
             image = node.image(target)
             raise RefusedError(
-                f"somebody changed the chain of disk {target}: checkpoint {node.name!r} has it based on"
-                f" {image.path if image else 'nothing'}",
-                hint="`quiesce doctor` says more, and mends it with --repair",
+                f"somebody changed the backing chain of disk {target}: by checkpoint {node.name!r}, it should be an overlay of"
+                f" {image.path if image else 'no image'}",
+                hint="`quiesce doctor` shows what is wrong; with --repair it corrects it",
             )
 
     def room_for_merge(self, top: str, base: str) -> int:
-        """Most bytes that `base` can grow by if `top`, and all between, is committed into it."""
+        """An upper bound of the bytes by which `base` grows if `top`, and all images between, are committed into it."""
         chain = self.chains.chain(top)
         above = sum(self.images[path].allocation for path in chain[: chain.index(base)])
         image = self.images[base]
@@ -128,7 +135,8 @@ class Survey:
 
 
 def survey(context: Context, vm: Vm, *, patient: bool = False) -> Survey:
-    """Raises HypervisorError if a place cannot be read, unless `patient`."""
+    """Looks at the images around a VM. Raises HypervisorError if a place cannot be read; with `patient`, `unreadable` lists
+    these places instead."""
     catalog, key, storage = context.catalog, vm.key, context.storage(vm.host)
     tree = catalog.checkpoints.tree(key)
     made = frozenset(catalog.images.made_for(key))
@@ -139,10 +147,12 @@ def survey(context: Context, vm: Vm, *, patient: bool = False) -> Survey:
     found = _require_not_empty(storage, storage.look({*made, *named, *expected}), expected)
     if found.unreadable and not patient:
         place, reason = next(iter(found.unreadable.items()))
-        raise HypervisorError(f"{place}, where images of {vm.name} are, cannot be read: {reason}")
+        raise HypervisorError(
+            f"{place}, which has images of {vm.name}, cannot be read: {reason}", hint="mount it, or start its storage pool"
+        )
     found = replace(found, images={**_elsewhere(storage, vm, others - found.images.keys()), **found.images})
     written = set(head.values())
-    # An image that has what the VM writes as a backing file was merged into it, by whomever.
+    # If an image has the image that the VM writes as a backing file, somebody committed it into that image.
     live = frozenset(path for path in catalog.images.live(key) if not written & set(found.chains.chain(path)[1:]))
     needed = found.chains.needed({*made, *named, *expected})
     return Survey(
@@ -161,7 +171,7 @@ def survey(context: Context, vm: Vm, *, patient: bool = False) -> Survey:
 
 
 def _require_not_empty(storage: Storage, found: Listing, expected: set[str]) -> Listing:
-    """A place in which no image is that should be there is probably not mounted."""
+    """Adds to `unreadable` each place that has none of the images that should be in it: probably it is not mounted."""
     places: dict[str, set[str]] = {}
     for path in expected:
         if storage.knows(path):
@@ -175,8 +185,9 @@ _seen_elsewhere: WeakKeyDictionary[Vm, tuple[frozenset[str], Mapping[str, Image]
 
 
 def _elsewhere(storage: Storage, vm: Vm, paths: frozenset[str]) -> Mapping[str, Image]:
-    """Other VMs' images, which may have ours as backing files; what of them cannot be read is not ours to complain of. Read
-    once an operation, and anew if these VMs come to name other files: a host may have many, each in a directory of its own."""
+    """The images of other VMs, which may have ours as backing files. Images that cannot be read are left out: their owners have
+    to care for them. They are read once an operation, and again if the other VMs' definitions name other files: a host may have
+    many VMs, each with a directory of its own."""
     seen = _seen_elsewhere.get(vm)
     if not seen or seen[0] != paths:
         seen = _seen_elsewhere[vm] = (paths, storage.look(paths).images)

@@ -1,4 +1,4 @@
-"""libvirt, and nothing else: domains, volumes, channels, block jobs. Local and remote hosts by the same calls.
+"""libvirt: domains, channels, block jobs, domain and storage XML. The same calls serve local and remote hosts.
 
-Everything here blocks; callers run it in worker threads. Errors of libvirt leave this room as HypervisorError.
+All calls block; callers run them in worker threads. This room turns libvirt's errors into HypervisorError.
 """

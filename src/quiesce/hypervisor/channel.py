@@ -1,4 +1,4 @@
-"""The agent's virtio-serial port as a byte stream, through libvirt: the same for local and remote hosts."""
+"""The agent's virtio-serial port as a byte stream, through libvirt, on local and remote hosts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from quiesce.model.errors import AgentError, BusyError, HypervisorError
 from quiesce.wire.messages import PORT_NAME
 
 MAX_UNREAD = 1024 * 1024
-"""Bytes a guest may send unasked before it is cut off."""
+"""Most bytes of a guest that nobody has read yet. Above that, the stream is ended."""
 
 
 class ChannelTransport:
-    """A quiesce.wire.requester.Transport. The stream is served by libvirt's event thread."""
+    """A quiesce.wire.requester.Transport. libvirt's event thread reads the stream."""
 
     def __init__(self, vm: Vm) -> None:
         self._received: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -34,7 +34,7 @@ class ChannelTransport:
             message = error.get_error_message() or str(error)
             if "Active channel stream" in message:
                 raise BusyError(
-                    f"another quiesce is talking to the agent of {vm.name}", hint="wait for it to finish"
+                    f"another quiesce is talking to the agent of {vm.name}", hint="wait until it has ended"
                 ) from error
             if "find channel" in message:
                 raise AgentError(
@@ -43,7 +43,7 @@ class ChannelTransport:
             raise HypervisorError(f"opening the agent's port of {vm.name}: {message}") from error
 
     def send(self, data: bytes, timeout: float) -> None:
-        """Sends nothing when the port was closed, as it is when the VM ends: libvirtd (11.3.0) dies of a write to it then."""
+        """Sends nothing if the port was closed, for example because the VM ended: libvirtd 11.3.0 dies of such a write."""
         deadline = time.monotonic() + timeout
         while data:
             if self._ended:
@@ -54,7 +54,7 @@ class ChannelTransport:
                 raise ConnectionError(error.get_error_message() or self._reason) from None
             if sent == -2:  # would block
                 if time.monotonic() > deadline:
-                    raise TimeoutError("the guest agent does not read")
+                    raise TimeoutError("the guest agent does not read what it was sent")
                 time.sleep(0.001)
             else:
                 data = data[sent:]
@@ -75,10 +75,10 @@ class ChannelTransport:
             self._stream.eventRemoveCallback()
         with suppress(libvirt.libvirtError):
             self._stream.abort()
-        self._received.put(None)  # whoever waits for an answer in another thread
+        self._received.put(None)  # ends the wait of another thread for an answer
 
     def _on_event(self, stream: libvirt.virStream, events: int, _opaque: Any) -> None:
-        """In libvirt's event thread."""
+        """Called in libvirt's event thread."""
         if events & libvirt.VIR_STREAM_EVENT_READABLE:
             try:
                 data = stream.recv(65536)
@@ -90,7 +90,7 @@ class ChannelTransport:
             if data:
                 self._unread += len(data)
                 if self._unread > MAX_UNREAD:
-                    self._end("the guest agent sends far more than it was asked for")
+                    self._end(f"the guest agent sent more than {MAX_UNREAD} bytes that nobody asked for")
                 else:
                     self._received.put(data)
                 return

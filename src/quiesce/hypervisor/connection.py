@@ -1,4 +1,4 @@
-"""Connections to libvirt daemons, and the one event loop they share."""
+"""Connections to libvirt daemons, and the event loop that all of them share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quiesce.model.errors import HypervisorError, NotFoundError
 from quiesce.model.keys import HostIdentity
 
 HELPER_PREFIX = "quiesce-merge-"
-"""Names of the domains that images are merged and copied in."""
+"""Prefix of the names of helper domains, in which images are merged and copied."""
 KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_COUNT = 5
 _HARDWARE_UUID = Path("/sys/class/dmi/id/product_uuid")
@@ -28,8 +28,8 @@ _SLASHES = re.compile("//+")
 
 @functools.cache
 def _start_event_loop() -> None:
-    """libvirt's own loop in a thread of its own, started before the first connection; without it no stream moves and no
-    keepalive is answered. Not libvirtaio: it is not safe to use together with calls from worker threads."""
+    """Starts libvirt's event loop in a thread of its own, before the first connection: without the loop, streams move no data
+    and keepalives get no answer. libvirtaio is not used because it is not safe together with calls from worker threads."""
     libvirt.registerErrorHandler(lambda *_: None, None)
     libvirt.virEventRegisterDefaultImpl()
 
@@ -42,25 +42,26 @@ def _start_event_loop() -> None:
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turns an error of libvirt into ours, saying what was being done. A VM that is gone is a NotFoundError."""
+    """Turns an error of libvirt into a HypervisorError, or into a NotFoundError if the VM is gone. `what`: what was being
+    done."""
     try:
         yield
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            raise NotFoundError(f"{what}: the VM is gone") from error
+            raise NotFoundError(f"{what}: the VM is gone", hint="`quiesce vms` lists the VMs") from error
         raise HypervisorError(f"{what}: {error.get_error_message() or error}") from error
 
 
 def by_uuid(identity: HostIdentity) -> str:
-    """The id of a host where no catalog is at hand."""
+    """The id of a host for callers without a catalog."""
     return identity.uuid
 
 
 class Host:
-    """One connection. The daemon serves five calls of a connection at a time, so the window gives each VM its own."""
+    """One connection to a libvirt daemon. The daemon serves five calls of a connection at a time, so each VM has its own."""
 
     def __init__(self, uri: str, register: Callable[[HostIdentity], str] = by_uuid) -> None:
-        """`register` gives the id under which the host is recorded."""
+        """`register` returns the host's id in the catalog. Raises HypervisorError."""
         self.uri = uri
         self._directories: dict[str, str] = {}
         self._spellings: dict[tuple[int, int], str] = {}
@@ -72,7 +73,7 @@ class Host:
                 f"cannot connect to libvirt at {uri}: {error.get_error_message()}",
                 hint="is libvirtd (or virtqemud) running, and may you use it? try: virsh -c " + uri + " list",
             ) from error
-        with suppress(libvirt.libvirtError):  # a driver without a network in between has none
+        with suppress(libvirt.libvirtError):  # drivers that use no network have no keepalive
             self.connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
         with translated("asking libvirt which host this is"):
             self.local = "://" not in uri or not self.connection.getURI().partition("://")[2].partition("/")[0]
@@ -81,16 +82,16 @@ class Host:
             self.id = register(self.identity)
 
     def _uuid(self) -> str:
-        """A UUID that stays. libvirt makes one up at each start of the daemon where the hardware has none
-        (src/util/viruuid.c: virHostUUID); this machine's installation has a UUID then."""
+        """A UUID that stays the same. If the hardware has none, libvirt makes up a new one at each start of its daemon
+        (virGetHostUUID in src/util/viruuid.c); on this machine, /etc/machine-id is used then."""
         if self.local and not _HARDWARE_UUID.exists():
             with suppress(OSError):
                 return _MACHINE_ID.read_text().strip()
         return storage_xml.host_uuid(str(self.connection.getCapabilities()))
 
     def spell(self, path: str) -> str:
-        """The one spelling of the file's path: without `//`, `..` and symbolic links, and the same whichever bind mount of its
-        directory the path goes through. On a remote host, whose files cannot be looked at, only `//` is resolved."""
+        """The one spelling of a file's path: without `//`, `..` and symbolic links, and the same through every bind mount of
+        its directory. On a remote host, whose files this process cannot look at, only `//` is resolved."""
         if not path.startswith("/"):
             return path
         if not self.local or storage_xml.is_device(path):  # /dev/dm-3 may be another volume after a boot, /dev/vg/data is not
@@ -121,7 +122,7 @@ class Host:
         try:
             return self.connection.lookupByUUIDString(name)
         except libvirt.libvirtError:
-            raise NotFoundError(f"no VM named {name!r} on {self.name}", hint="`quiesce vms` lists them") from None
+            raise NotFoundError(f"no VM named {name!r} on {self.name}", hint="`quiesce vms` lists the VMs") from None
 
     def has(self, name: str) -> bool:
         """Whether there is a VM of this name or UUID."""
@@ -140,7 +141,7 @@ class Host:
             self.connection.defineXML(xml)
 
     def definitions(self) -> list[str]:
-        """The definition of every VM, as it will be started next."""
+        """The persistent definition of every VM, which its next start uses."""
         found = []
         for domain in self.domains():
             with suppress(libvirt.libvirtError):  # it was undefined meanwhile
@@ -159,7 +160,8 @@ class Host:
         return found
 
     def destroy_helpers(self, images: set[str]) -> None:
-        """Ends helper domains that have one of these images as a disk; to be called when their owner is known to be gone."""
+        """Ends helper domains that have one of these images as a disk. To be called when their owner is known to be gone: under
+        the VM's lock."""
         for domain in self.domains():
             with suppress(libvirt.libvirtError):
                 disks = {disk.path for disk in self.disks(domain.XMLDesc(0))}
@@ -173,7 +175,7 @@ class Host:
         return [path for xml in xmls if (path := storage_xml.pool_directory(xml))]
 
     def what_does_not_fit(self, xml: str) -> list[str]:
-        """What the VM of this definition needs and the host does not have, each a sentence."""
+        """What the VM of this definition needs and the host lacks: a sentence for each."""
         problems = []
         kind, architecture, machine = domain_xml.machine(xml)
         try:
@@ -188,7 +190,7 @@ class Host:
         return problems
 
     def emulated_kind(self) -> str:
-        """The domain type for a domain that need not run: `kvm` where the host offers it, for it may offer nothing else."""
+        """The domain type for a helper domain, whose processor never runs: `qemu` or, if the host does not offer it, `kvm`."""
         with translated("asking what the host can run"):
             capabilities = str(self.connection.getCapabilities())
         return "qemu" if "<domain type='qemu'" in capabilities else "kvm"

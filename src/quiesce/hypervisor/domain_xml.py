@@ -11,7 +11,7 @@ QEMU_AGENT_PORT = "org.qemu.guest_agent.0"
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk as the domain XML has it."""
+    """A disk of the domain XML."""
 
     target: str
     device: str
@@ -23,13 +23,13 @@ class Disk:
     read_only: bool
     shareable: bool
     mirrored: bool
-    """A copy or an active commit runs on it."""
+    """Whether a block copy or an active commit runs on the disk."""
     chain: tuple[str, ...]
-    """Paths of its backing images, nearest first, as far as the XML names them."""
+    """Paths of the backing files, nearest first, as far as the XML names them."""
     mirror: str | None = None
-    """The image it copies to or commits into."""
+    """The image that a block copy writes, or into which an active commit goes."""
     mirror_ready: bool = False
-    """That image has all there was to copy."""
+    """Whether `mirror` has all data of the disk."""
 
     def spelled(self, spell: Callable[[str], str]) -> Disk:
         """The disk with every path as `spell` writes it."""
@@ -45,7 +45,7 @@ class Disk:
 class Channel:
     name: str
     connected: bool
-    """Something in the guest has opened the port."""
+    """Whether a program in the guest has the port open."""
 
 
 def disks(xml: str) -> tuple[Disk, ...]:
@@ -74,8 +74,8 @@ def nvram(xml: str) -> str | None:
 
 
 def tpm_state(xml: str) -> str | None:
-    """The file in which an emulated TPM keeps its state, if there is one. Unless the definition says where: libvirt does not
-    tell, and this is where the system daemon puts it."""
+    """The file with the state of an emulated TPM; None if the VM has none. If the definition does not name the directory, this
+    is the default of libvirt's system daemon."""
     root = ET.fromstring(xml)
     backend = root.find("./devices/tpm/backend[@type='emulator']")
     if backend is None:
@@ -86,7 +86,7 @@ def tpm_state(xml: str) -> str | None:
 
 
 def passthrough_devices(xml: str) -> tuple[str, ...]:
-    """Host devices given to the guest that hold state no checkpoint can hold."""
+    """Host devices of the guest whose state no checkpoint can contain."""
     root = ET.fromstring(xml)
     return tuple(
         f"{device.get('type', 'scsi')} host device"
@@ -107,10 +107,10 @@ def identity(xml: str) -> Identity:
 
 
 def restored(xml: str, *, identity: Identity, generation: str, sources: Mapping[str, str], nvram: str | None) -> str:
-    """The definition `xml` for running on other images, under the VM's present name and UUID.
+    """The definition `xml` with other images, under the VM's present name and UUID.
 
-    `sources`: image path for each disk target. `nvram`: another file for the UEFI variables, if it has any. `generation`: the
-    new VM generation ID, a UUID, which tells the guest that it went back in time.
+    `sources`: image path by disk target. `nvram`: another file for the UEFI variables, if the VM has any. `generation`: the new
+    VM generation ID, a UUID, which tells the guest that it went back in time.
     """
     root = ET.fromstring(moved(xml, identity=identity, sources=sources, nvram=nvram))
     element = root.find("genid")
@@ -122,7 +122,7 @@ def restored(xml: str, *, identity: Identity, generation: str, sources: Mapping[
 
 
 def moved(xml: str, *, identity: Identity, sources: Mapping[str, str], nvram: str | None) -> str:
-    """The definition `xml` for another identity, with other files and nothing else changed."""
+    """The definition `xml` with another name and UUID, and with other files; nothing else changes."""
     root = ET.fromstring(xml)
     _required(root, "name").text = identity.name
     _required(root, "uuid").text = identity.uuid
@@ -138,7 +138,7 @@ def moved(xml: str, *, identity: Identity, sources: Mapping[str, str], nvram: st
 
 
 def with_disks_of(xml: str, other: str, targets: tuple[str, ...]) -> str:
-    """The definition `xml` with these disks as the definition `other` has them."""
+    """The definition `xml`, with the disks `targets` taken from the definition `other`."""
     root = ET.fromstring(xml)
     devices = _required(root, "devices")
     for disk in ET.fromstring(other).findall("./devices/disk"):
@@ -151,7 +151,7 @@ def with_disks_of(xml: str, other: str, targets: tuple[str, ...]) -> str:
 
 
 def exported(xml: str, *, sources: Mapping[str, str], nvram: str | None) -> str:
-    """The definition `xml` with these disks and no others, and with no medium in its drives."""
+    """The definition `xml` with the disks `sources` only, and with no medium in its drives."""
     root = ET.fromstring(moved(xml, identity=identity(xml), sources=sources, nvram=nvram))
     devices = _required(root, "devices")
     for disk in devices.findall("disk"):
@@ -166,7 +166,7 @@ def exported(xml: str, *, sources: Mapping[str, str], nvram: str | None) -> str:
 def imported(
     xml: str, *, identity: Identity, generation: str, sources: Mapping[str, str], nvram: str | None, same: bool
 ) -> str:
-    """The definition `xml` for a VM of this identity. Unless it is the same one again, its network cards get new addresses."""
+    """The definition `xml` for a VM of this identity. Without `same`, its network cards get new MAC addresses."""
     root = ET.fromstring(restored(xml, identity=identity, generation=generation, sources=sources, nvram=nvram))
     if not same:
         for card in root.iterfind("./devices/interface"):
@@ -176,7 +176,7 @@ def imported(
 
 
 def networks(xml: str) -> set[str]:
-    """Names of libvirt's networks that the VM's cards are on."""
+    """Names of the libvirt networks that the VM's network cards use."""
     sources = ET.fromstring(xml).iterfind("./devices/interface/source")
     return {name for source in sources if (name := source.get("network"))}
 
@@ -189,22 +189,22 @@ def machine(xml: str) -> tuple[str, str, str]:
 
 
 def with_sources(xml: str, sources: Mapping[str, str]) -> str:
-    """The definition `xml` with other images for some of its disks, and nothing else changed."""
+    """The definition `xml` with other images for the disks in `sources`; nothing else changes."""
     root = ET.fromstring(xml)
     _point(root, sources)
     return ET.tostring(root, encoding="unicode")
 
 
 def without_chains(xml: str, images: Set[str]) -> str | None:
-    """The definition `xml` with only the topmost image of each disk that has one of `images` noted below it; None if no disk
-    has."""
+    """The definition `xml` without the <backingStore> elements of each disk that names one of `images` as a backing file; None
+    if no disk does."""
     stale = {disk.target: disk.path for disk in disks(xml) if disk.path and not images.isdisjoint(disk.chain)}
     return with_sources(xml, stale) if stale else None
 
 
 def _point(root: ET.Element, sources: Mapping[str, str]) -> None:
-    """What libvirt noted of the old chain (backingStore, mirror, index) is removed: it would be believed over the images' own
-    headers."""
+    """Changes the images of these disks. Removes what libvirt wrote about the old chain (backingStore, mirror, index): libvirt
+    would believe it instead of the images' headers."""
     for disk in root.iterfind("./devices/disk"):
         target = _required(disk, "target").get("dev", "")
         if target not in sources:
@@ -221,7 +221,7 @@ def _point(root: ET.Element, sources: Mapping[str, str]) -> None:
 
 
 def helper(name: str, kind: str) -> str:
-    """A domain without a disk, to give disks to. `kind`: the domain type the host can run, as `kvm` or `qemu`."""
+    """A helper domain without disks; they are attached later. `kind`: the domain type, `kvm` or `qemu`."""
     root = ET.Element("domain", {"type": kind})
     ET.SubElement(root, "name").text = name
     ET.SubElement(root, "memory", {"unit": "MiB"}).text = "16"
@@ -234,7 +234,7 @@ def helper(name: str, kind: str) -> str:
 
 
 def helper_disk(target: str, path: str, *, read_only: bool) -> str:
-    """A SCSI disk: it can be taken away again although no guest runs."""
+    """A SCSI disk for a helper domain. A SCSI disk can be detached although no guest runs."""
     disk = ET.Element("disk", {"type": "file", "device": "disk"})
     ET.SubElement(disk, "driver", {"name": "qemu", "type": "qcow2"})
     ET.SubElement(disk, "source", {"file": path})
@@ -245,7 +245,7 @@ def helper_disk(target: str, path: str, *, read_only: bool) -> str:
 
 
 def copy_target(path: str) -> str:
-    """Where a block copy goes to."""
+    """The destination of a block copy."""
     disk = ET.Element("disk", {"type": "file"})
     ET.SubElement(disk, "driver", {"type": "qcow2"})
     ET.SubElement(disk, "source", {"file": path})
@@ -253,8 +253,8 @@ def copy_target(path: str) -> str:
 
 
 def snapshot(overlays: Mapping[str, str], others: tuple[str, ...], memory: str | None = None) -> str:
-    """A snapshot request: `overlays` maps targets to prepared images; `others` are the targets to leave alone; `memory` is the
-    file to save memory and devices to."""
+    """A request for virDomainSnapshotCreateXML. `overlays`: path of the prepared overlay, by target. `others`: targets of disks
+    that do not switch. `memory`: the file for memory and devices."""
     root = ET.Element("domainsnapshot")
     if memory:
         ET.SubElement(root, "memory", {"snapshot": "external", "file": memory})
@@ -310,5 +310,5 @@ def _chain(element: ET.Element) -> list[str]:
 def _required(element: ET.Element, name: str) -> ET.Element:
     found = element.find(name)
     if found is None:
-        raise ValueError(f"domain XML without <{name}>")
+        raise ValueError(f"libvirt's domain XML has no <{name}> in <{element.tag}>")
     return found

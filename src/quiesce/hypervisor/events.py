@@ -1,4 +1,4 @@
-"""VMs of a host as they start and shut down, told by libvirt."""
+"""libvirt's events: which VMs of a host start and shut down."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from quiesce.model.keys import HostIdentity
 
 class PowerChange(Enum):
     STARTED = "started"
-    """Booted: neither resumed from saved memory nor migrated to this host."""
+    """The VM booted. A VM that resumes from saved memory or was migrated to this host does not count."""
     SHUT_DOWN = "shut down"
-    """Its guest powered it off; nobody pulled the plug."""
+    """The guest powered the VM off. A VM that was destroyed does not count."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Lifecycle:
     name: str
     change: PowerChange
     at: datetime
-    """When we learnt of it, UTC."""
+    """When this process received the event, UTC."""
 
 
 _CHANGES = {
@@ -40,7 +40,7 @@ _CHANGES = {
 
 
 class LifecycleEvents:
-    """Listens on a connection of its own, which `close` ends. Raises HypervisorError if there is none to be had."""
+    """Listens on a libvirt connection of its own, which `close` ends. Raises HypervisorError if libvirt cannot be reached."""
 
     def __init__(self, uri: str, register: Callable[[HostIdentity], str] = by_uuid) -> None:
         self._host = Host(uri, register)
@@ -66,8 +66,9 @@ class LifecycleEvents:
         return self._host.name
 
     def present(self) -> list[Lifecycle]:
-        """What must have happened to the VMs there are, for whoever did not listen then: each one that is up was started,
-        and libvirt remembers of each that is off whether its guest shut it down, until libvirt itself is restarted."""
+        """Events for changes before this process listened, made from the present states of the VMs: each VM that is on was
+        started, and each VM that is off was shut down if libvirt remembers that its guest did it. libvirt forgets that when its
+        daemon restarts."""
         found = []
         for domain in self._host.domains():
             with suppress(libvirt.libvirtError):  # it was undefined meanwhile
@@ -79,19 +80,19 @@ class LifecycleEvents:
         return [event for domain, change in found if (event := _lifecycle(domain, change))]
 
     def next(self, timeout: float) -> Lifecycle | None:
-        """The next event, or None if there was none for `timeout` seconds. Raises HypervisorError when the connection is
-        lost: what happens from then on is not told."""
+        """The next event, or None if there was none for `timeout` seconds. Raises HypervisorError when the connection is lost:
+        from then on events are missed."""
         try:
             event = self._received.get(timeout=timeout)
         except queue.Empty:
             return None
         if event is None:
             self._received.put(None)
-            raise HypervisorError("the connection to libvirt was lost")
+            raise HypervisorError("the connection to libvirt was lost", hint="is libvirtd (or virtqemud) running?")
         return event
 
     def close(self) -> None:
-        # Each callback would keep the connection open. A daemon that is gone is told in vain.
+        # Each callback would keep the connection open. The calls fail if the daemon is gone.
         if self._registered is not None:
             with suppress(libvirt.libvirtError):
                 self._host.connection.domainEventDeregisterAny(self._registered)
@@ -114,7 +115,7 @@ class LifecycleEvents:
 
 
 def _lifecycle(domain: libvirt.virDomain, change: PowerChange) -> Lifecycle | None:
-    """None for the helpers that merges are done in. Asks libvirt nothing: a domain object knows both names."""
+    """The event; None for helper domains. Does not ask libvirt: a domain object knows its name and UUID."""
     name = str(domain.name())
     if name.startswith(HELPER_PREFIX):
         return None

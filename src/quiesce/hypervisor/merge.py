@@ -1,4 +1,4 @@
-"""Merging and copying images: in the running VM, or in a domain that exists only for that."""
+"""Merges and copies images: in the running VM, or in a helper domain."""
 
 from __future__ import annotations
 
@@ -24,23 +24,28 @@ def silent(_done: int, _total: int) -> None:
 
 
 def commit_active(host: Host, domain: libvirt.virDomain, target: str, base: str, progress: ReportProgress) -> None:
-    """Merges what `domain` writes on a disk into the image `base` in its chain, and lets it write there.
+    """Commits the image that `domain` writes on a disk into `base`, an image in its chain. The domain then writes `base`.
 
-    When this returns the overlays above `base` are no longer in use. After an error the domain still writes where it did, on
-    a good chain; `base` may hold part of what was merged, so only its overlays show the right content. Can be repeated.
-    Source: notes/libvirt-qemu.md 2.1. Raises BusyError if somebody else has `base` open.
+    When this returns, the overlays of `base` are no longer in use. After an error the domain still has the image that it had,
+    with an intact chain; `base` may have a part of the data, so only the overlays have the right content. Can be repeated.
+    An active block commit copies until it is ready (VIR_DOMAIN_BLOCK_JOB_READY); blockJobAbort with ..._ABORT_PIVOT makes the
+    domain write `base` (virDomainBlockCommit in libvirt's src/libvirt-domain.c). Raises BusyError if somebody else has `base`
+    open, HypervisorError.
     """
     with _merging(domain, target):
         domain.blockCommit(target, base, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
         _pivot_when_ready(domain, target, progress)
     if _disk(host, domain, target).path != base:
-        raise HypervisorError(f"disk {target} did not come to rest on {base} after its merge")
+        raise HypervisorError(
+            f"the merge of disk {target} ended, but the disk's image is not {base}", hint="`quiesce doctor` shows what it is"
+        )
 
 
 def commit(host: Host, domain: libvirt.virDomain, target: str, top: str, base: str, progress: ReportProgress) -> None:
-    """Merges `top`, which lies in the middle of a disk's chain, into `base` below it; what lay on `top` lies on `base` then.
+    """Commits `top` into `base`, both in the middle of a disk's chain. The overlay of `top` in this chain then has `base` as
+    its backing file.
 
-    The promises are those of `commit_active`.
+    Guarantees and errors as `commit_active`.
     """
     with _merging(domain, target):
         domain.blockCommit(target, base, top, 0, 0)
@@ -48,12 +53,12 @@ def commit(host: Host, domain: libvirt.virDomain, target: str, top: str, base: s
             progress(info["cur"], info["end"])
             time.sleep(POLL_S)
     if top in _disk(host, domain, target).chain:
-        raise HypervisorError(f"the merge of disk {target} ended before it was complete")
+        raise HypervisorError(f"the merge of disk {target} ended before it was complete: {top} is still in its chain")
 
 
 @contextmanager
 def _merging(domain: libvirt.virDomain, target: str) -> Iterator[None]:
-    """Ends the job if the block does not: also when the user presses Ctrl-C."""
+    """Aborts the block job if the block raises, also when the user presses Ctrl-C."""
     with translated(f"merging disk {target}"):
         try:
             yield
@@ -62,13 +67,13 @@ def _merging(domain: libvirt.virDomain, target: str) -> Iterator[None]:
                 if domain.blockJobInfo(target, 0):
                     domain.blockJobAbort(target, 0)
             if isinstance(error, libvirt.libvirtError) and _is_locked(error):
-                raise BusyError(f"an image to merge on disk {target} is in use by another VM or program") from error
+                raise BusyError(f"another VM or program uses an image that is to be merged on disk {target}") from error
             raise
 
 
 class Helper:
-    """A paused domain that runs nothing, to have images open in; started when first needed, gone with `close`, and with our
-    connection."""
+    """A paused domain that opens images, so that QEMU merges or copies them; its processor never runs. It is started when it is
+    first needed, and ends with `close` or with our libvirt connection (VIR_DOMAIN_START_AUTODESTROY)."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -87,20 +92,21 @@ class Helper:
         self._domain = None
 
     def commit_active(self, image: str, base: str, progress: ReportProgress, then: Callable[[], None] | None = None) -> None:
-        """Commits `image` into `base` in its chain. `then` is called while both are still open, so that nobody can start a VM
-        on them. Raises BusyError if somebody else has one of them open."""
+        """Commits `image` into `base`, an image in its chain. Calls `then` while both are still open, so that nobody can start
+        a VM with them. Raises BusyError if somebody else has one of them open."""
         with self.disk(image) as (domain, target):
             commit_active(self._host, domain, target, base, progress)
             if then:
                 then()
 
     def commit(self, image: str, top: str, base: str, progress: ReportProgress) -> None:
-        """Merges `top` into `base`, both in the chain of `image`. Raises BusyError as above."""
+        """Commits `top` into `base`, both in the chain of `image`. Raises BusyError as `commit_active`."""
         with self.disk(image) as (domain, target):
             commit(self._host, domain, target, top, base, progress)
 
     def copy(self, image: str, destination: str, progress: ReportProgress) -> None:
-        """Writes what `image` and all below it say into another image, which is there already. Raises BusyError as above."""
+        """Copies the content of `image`, backing files included, into the existing image `destination`. Raises BusyError as
+        `commit_active`."""
         with self.disk(image, read_only=True) as (domain, target), _merging(domain, target):
             flags = libvirt.VIR_DOMAIN_BLOCK_COPY_REUSE_EXT
             domain.blockCopy(target, domain_xml.copy_target(destination), None, flags)
@@ -110,11 +116,11 @@ class Helper:
                     raise HypervisorError(f"the copy to {destination} ended before it was complete")
                 progress(info["cur"], info["end"])
                 time.sleep(POLL_S)
-            domain.blockJobAbort(target, 0)  # of a copy that is ready: it is whole, and the domain stays where it is
+            domain.blockJobAbort(target, 0)  # without PIVOT: the ready copy is complete, and the domain keeps its image
 
     @contextmanager
     def disk(self, image: str, *, read_only: bool = False) -> Iterator[tuple[libvirt.virDomain, str]]:
-        """The helper with this image open as a disk: the domain, and the disk's target."""
+        """Opens the image as a disk of the helper during the block. Returns the domain and the disk's target."""
         domain = self._domain = self._domain or self._start()
         xml = domain_xml.helper_disk(TARGET, image, read_only=read_only)
         with translated(f"opening {image}"):
@@ -122,7 +128,7 @@ class Helper:
                 domain.attachDevice(xml)
             except libvirt.libvirtError as error:
                 if _is_locked(error):
-                    raise BusyError(f"{image}, or an image below it, is in use by a VM or program") from error
+                    raise BusyError(f"a VM or program uses {image} or one of its backing files") from error
                 raise
         try:
             yield domain, TARGET
@@ -141,16 +147,20 @@ class Helper:
 
 
 def end_job(domain: libvirt.virDomain, target: str) -> None:
-    """Ends a merge that its owner left behind on this disk, and waits until it is gone; the domain stays on a good chain."""
+    """Aborts a merge that a killed process left running on this disk, and waits until the job has ended. The domain keeps an
+    intact chain. Raises RefusedError if the job does not end within 60 s."""
     commits = (libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT, libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT)
     if domain.blockJobInfo(target, 0).get("type") not in commits:
         return
-    with suppress(libvirt.libvirtError):  # it may end of itself meanwhile
+    with suppress(libvirt.libvirtError):  # the job may have ended by itself
         domain.blockJobAbort(target, 0)
     deadline = time.monotonic() + 60
     while domain.blockJobInfo(target, 0):
         if time.monotonic() > deadline:
-            raise RefusedError(f"the merge that was left running on disk {target} does not end")
+            raise RefusedError(
+                f"an interrupted merge on disk {target} was aborted, but still runs after 60 s",
+                hint="see `virsh blockjob VM DISK`, and try again when it has ended",
+            )
         time.sleep(POLL_S)
 
 
@@ -161,7 +171,7 @@ def _pivot_when_ready(domain: libvirt.virDomain, target: str, progress: ReportPr
             raise HypervisorError(f"the merge of disk {target} ended before it was complete")
         progress(info["cur"], info["end"])
         if info["cur"] == info["end"]:
-            # Equal also just after the start; libvirt refuses to pivot until the mirror is ready.
+            # They are equal just after the start, too; libvirt refuses to pivot until the mirror is ready.
             try:
                 domain.blockJobAbort(target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
             except libvirt.libvirtError as error:
@@ -178,6 +188,6 @@ def _disk(host: Host, domain: libvirt.virDomain, target: str) -> domain_xml.Disk
 
 
 def _is_locked(error: libvirt.libvirtError) -> bool:
-    """QEMU's image locks; libvirt hands its words on."""
+    """Whether one of QEMU's image locks is held by somebody else; libvirt passes on QEMU's message."""
     message = error.get_error_message() or ""
     return "Failed to get " in message and " lock" in message

@@ -1,4 +1,4 @@
-"""qemu-guest-agent: what our own agent is installed through, and in Windows guests the way to VSS."""
+"""qemu-guest-agent: it installs our own agent, and gives access to VSS in Windows guests."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from quiesce.model.errors import AgentError, HypervisorError
 from quiesce.wire.schema import printable
 
 CHUNK = 48 * 1024
-"""Bytes written at once; the agent's channel is read in small pieces, so more gains nothing."""
+"""Bytes written in one call. More would gain nothing: the agent reads its channel in small pieces."""
 TIMEOUT_S = 30
+"""Longest wait for an answer, in seconds, where the caller does not give a time."""
 MAX_TEXT = 256
-"""Characters of a name that are believed."""
+"""Most characters of a name that are kept."""
 
 _COMMAND_TIMEOUT = 112
 """VIR_ERR_AGENT_COMMAND_TIMEOUT, which older libvirt-python does not name."""
 _NO_ANSWER = (
     libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
     libvirt.VIR_ERR_AGENT_UNSYNCED,
-    libvirt.VIR_ERR_OPERATION_TIMEOUT,  # another command is under way, and keeps the agent from all others
+    libvirt.VIR_ERR_OPERATION_TIMEOUT,  # another command keeps the agent busy
     _COMMAND_TIMEOUT,
 )
 _GUESTS_OWN = re.compile(r"unable to execute QEMU agent command '[^']*': (.*)")
@@ -37,7 +38,7 @@ _GUESTS_OWN = re.compile(r"unable to execute QEMU agent command '[^']*': (.*)")
 
 @dataclass(frozen=True)
 class GuestVolume:
-    """A mounted filesystem as the guest names it."""
+    """A mounted filesystem, with the names that the guest gives."""
 
     mountpoint: str
     fstype: str
@@ -45,7 +46,8 @@ class GuestVolume:
 
 
 class QemuAgent:
-    """Files, commands and freezes in the guest, as root. Its answers are bounded and made printable."""
+    """Writes files, runs commands, and freezes in the guest, as root. Answers are cut to a bounded length and made
+    printable."""
 
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
@@ -70,12 +72,12 @@ class QemuAgent:
                 text = "".join(base64.b64decode(part).decode(errors="replace") for part in output)
                 return int(status.get("exitcode", 128)), printable(text.strip())
             time.sleep(0.05)
-        raise AgentError(f"{command[0]} in {self._vm.name} runs longer than {timeout:g} s")
+        raise AgentError(f"{command[0]} in {self._vm.name} did not end within {timeout:g} s", hint="is the guest overloaded?")
 
-    # -- what it is
+    # -- about the agent and the guest
 
     def connected(self) -> bool:
-        """It has its port open. False, too, for a VM that is gone."""
+        """Whether the agent has its port open. False, too, if the VM is gone."""
         try:
             port = domain_xml.channels(self._vm.domain.XMLDesc(0)).get(domain_xml.QEMU_AGENT_PORT)
         except libvirt.libvirtError:
@@ -86,42 +88,42 @@ class QemuAgent:
         return _text(self._object("guest-info").get("version"))
 
     def enabled(self) -> set[str]:
-        """The commands it would obey."""
+        """Names of the commands that the agent allows."""
         found = self._object("guest-info").get("supported_commands")
         listed = [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
         return {_text(item.get("name")) for item in listed if item.get("enabled") is True}
 
     def os_id(self) -> str:
-        """As `debian`, or `mswindows`."""
+        """The id of the guest's operating system. Examples: `debian`, `mswindows`."""
         return _text(self._object("guest-get-osinfo").get("id"))
 
     def os_name(self) -> str:
-        """As `Windows Server 2022 Standard`."""
+        """The name of the guest's operating system. Example: `Windows Server 2022 Standard`."""
         return _text(self._object("guest-get-osinfo").get("pretty-name"))
 
     def volumes(self, most: int) -> list[GuestVolume]:
-        """Mounted filesystems, the first `most` of them."""
+        """The mounted filesystems, at most `most` of them."""
         found = self._call("guest-get-fsinfo")
         listed = [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
         return [GuestVolume(*(_text(item.get(key)) for key in ("mountpoint", "type", "name"))) for item in listed[:most]]
 
-    # -- freezing: these raise AgentError, in the guest's own words, if it refuses or there is none, and TimeoutError if it
-    #    has not answered in time. Then nobody knows: it may still do it.
+    # -- freezing: these raise AgentError, with the guest's message, if the agent refuses or there is no agent, and TimeoutError
+    #    if the agent does not answer in time. After a TimeoutError the agent may still do what it was asked.
 
     def fsfreeze(self, timeout: float) -> int:
-        """Freezes every filesystem; in Windows, has VSS hold all volumes. Returns how many."""
+        """Freezes every filesystem; in Windows, has VSS hold all volumes. Returns the number of filesystems or volumes."""
         return self._number("guest-fsfreeze-freeze", timeout)
 
     def fsthaw(self, timeout: float) -> int:
-        """Returns how many filesystems it thawed, 0 if none was frozen."""
+        """Thaws. Returns the number of filesystems that were thawed, 0 if none was frozen."""
         return self._number("guest-fsfreeze-thaw", timeout)
 
     def freeze_status(self, timeout: float) -> str:
-        """`frozen` or `thawed`, by its own account: in Windows it stays `frozen` until somebody thaws, although VSS lets go
-        after 10 s. While it is, it obeys almost no other command."""
+        """`frozen` or `thawed`, the agent's own state: in Windows it stays `frozen` until somebody thaws, although VSS releases
+        the volumes after 10 s. A frozen agent refuses almost all other commands (qga/main.c)."""
         return _text(self._ask("guest-fsfreeze-status", timeout))
 
-    # -- asking
+    # -- calls
 
     def _number(self, command: str, timeout: float) -> int:
         answer = self._ask(command, timeout)
@@ -162,11 +164,11 @@ class QemuAgent:
         if "has been disabled" in message or "not allowed" in message:
             return AgentError(
                 f"qemu-guest-agent of {self._vm.name} does not allow {command}",
-                hint="in the guest, remove it from block-rpcs (or add it to allow-rpcs) in the agent's configuration",
+                hint=f"in the guest, remove {command} from block-rpcs (or add it to allow-rpcs) in the agent's configuration",
             )
         if words := _GUESTS_OWN.search(message):
-            return AgentError(f"{command} in {self._vm.name}: {words[1].rstrip(': ')}")
-        return HypervisorError(f"{command} in {self._vm.name}: {message}")
+            return AgentError(f"{command} failed in {self._vm.name}: {words[1].rstrip(': ')}")
+        return HypervisorError(f"{command} failed in {self._vm.name}: {message}")
 
     def _absent(self, why: str) -> AgentError:
         return AgentError(
@@ -175,7 +177,10 @@ class QemuAgent:
         )
 
     def _improper(self, command: str) -> AgentError:
-        return AgentError(f"qemu-guest-agent of {self._vm.name} gave no proper answer to {command}")
+        return AgentError(
+            f"qemu-guest-agent of {self._vm.name} gave an answer to {command} that is not valid",
+            hint="install a current qemu-guest-agent in the guest",
+        )
 
 
 def _text(value: Any) -> str:
@@ -183,8 +188,8 @@ def _text(value: Any) -> str:
 
 
 def frozen(vm_name: str) -> AgentError:
-    """For a guest that is frozen, and not by whoever asks."""
+    """The error for a guest that somebody else has frozen."""
     return AgentError(
-        f"qemu-guest-agent of {vm_name} is frozen: a backup is under way, or was broken off",
-        hint=f"if no backup is under way: virsh domfsthaw {vm_name}",
+        f"qemu-guest-agent of {vm_name} is frozen: a backup is running, or ended without a thaw",
+        hint=f"if no backup is running: virsh domfsthaw {vm_name}",
     )

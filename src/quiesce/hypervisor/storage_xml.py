@@ -1,4 +1,4 @@
-"""Reads and writes XML of storage pools and volumes. Pure: strings in, strings or dataclasses out."""
+"""Reads and writes the XML of storage pools and volumes. Pure: strings in, strings or dataclasses out."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ def volume(xml: str) -> Image:
 
 
 def overlay_volume(name: str, capacity: int, backing_path: str, backing_format: str) -> str:
-    """A differencing disk.
+    """A request for an overlay.
 
-    128 KiB clusters with extended L2 entries: 4 KiB subclusters, so that a first write of 4 KiB copies nothing and the
-    image grows by little (measured: a quarter of the time and a fifteenth of the space of plain 64 KiB clusters).
+    It has 128 KiB clusters with extended L2 entries, which means 4 KiB subclusters: the first write of 4 KiB copies nothing
+    from the backing file, and the image grows by little (measured: a quarter of the time and a fifteenth of the space of plain
+    64 KiB clusters).
     """
     root, target = _volume(name, capacity, 0, "qcow2")
     ET.SubElement(target, "compat").text = "1.1"
@@ -37,7 +38,7 @@ def overlay_volume(name: str, capacity: int, backing_path: str, backing_format: 
 
 
 def flat_volume(name: str, capacity: int) -> str:
-    """An image with nothing below it, in plain qcow2 that every QEMU of the last ten years reads."""
+    """A request for an image without a backing file, in plain qcow2, which every QEMU of the last ten years reads."""
     root, target = _volume(name, capacity, 0, "qcow2")
     ET.SubElement(target, "compat").text = "1.1"
     return ET.tostring(root, encoding="unicode")
@@ -49,7 +50,7 @@ def raw_volume(name: str, size: int) -> str:
 
 
 def _volume(name: str, capacity: int, allocation: int, format: str) -> tuple[ET.Element, ET.Element]:
-    """The request, and its <target>."""
+    """A request, and its <target>."""
     root = ET.Element("volume")
     ET.SubElement(root, "name").text = name
     ET.SubElement(root, "capacity").text = str(capacity)
@@ -68,7 +69,7 @@ def directory_pool(name: str, directory: str) -> str:
 
 
 def pool_directory(xml: str) -> str | None:
-    """The directory of a pool whose volumes are files, else None."""
+    """The directory of a pool whose volumes are files; None for other pools."""
     root = ET.fromstring(xml)
     return root.findtext("./target/path") if root.get("type") in ("dir", "fs", "netfs") else None
 
@@ -78,5 +79,5 @@ def host_uuid(capabilities: str) -> str:
 
 
 def is_device(path: str) -> bool:
-    """A block device and no file. Example: /dev/vg/data; but /dev/shm/vda.qcow2 is a file."""
+    """Whether the path is one of a block device. Example: /dev/vg/data is; /dev/shm/vda.qcow2 is a file."""
     return path.startswith("/dev/") and not path.startswith("/dev/shm/")  # noqa: S108

@@ -34,12 +34,12 @@ _STATES = {
 TRIES = 3
 """How often the state of a VM is read anew that is started or stopped meanwhile."""
 END_TIMEOUT_S = 60.0
-"""Longest wait for something libvirt is doing for a requester that is gone, in seconds."""
+"""Longest wait for a snapshot that libvirt still takes for a killed process, in seconds."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What libvirt says of a VM at one moment."""
+    """What libvirt reports of a VM at one moment."""
 
     name: str
     uuid: str
@@ -49,11 +49,11 @@ class Facts:
     channels: Mapping[str, domain_xml.Channel]
     passthrough: tuple[str, ...]
     next_sources: Mapping[str, str | None]
-    """The image of each disk in the definition a later start will use."""
+    """The image of each disk, by target, in the definition that the next start uses."""
     snapshots: int
-    """Snapshots libvirt itself keeps of it."""
+    """Number of libvirt's own snapshots of the VM."""
     job: str | None
-    """A job that would be in the way: a block job, a backup, a migration."""
+    """A job of libvirt on the VM, as words for a message: a block job, a backup, a migration. None: no job."""
     managed_save: bool
 
 
@@ -110,24 +110,24 @@ class Vm:
         return "a job (backup, migration, dump or save)" if kind != libvirt.VIR_DOMAIN_JOB_NONE else None
 
     def definition(self) -> str:
-        """The persistent definition, which a later start will use."""
+        """The persistent definition, which the next start uses. It includes passwords (VIR_DOMAIN_XML_SECURE)."""
         with translated(f"reading the definition of {self.name}"):
             return str(self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
 
     def sources(self) -> dict[str, str]:
-        """The image each disk writes now."""
+        """The image of each disk now, by target."""
         with translated(f"reading the disks of {self.name}"):
             return {disk.target: disk.path for disk in self.host.disks(self.domain.XMLDesc(0)) if disk.path}
 
     def disk_sources(self) -> dict[str, str | None]:
-        """Like `sources`, without media that can be taken out, and with disks that are no files."""
+        """Like `sources`, without removable media, and with disks whose sources are not files (None)."""
         with translated(f"reading the disks of {self.name}"):
             found = self.host.disks(self.domain.XMLDesc(0))
             return {disk.target: disk.path for disk in found if disk.device not in ("cdrom", "floppy")}
 
     def file_disks(self, *, next_start: bool = False) -> dict[str, str]:
-        """The image file each disk writes now, or will after the next start; read-only disks, media that can be taken out,
-        and disks that are no files, are left out."""
+        """The image file of each disk, by target: now, or with `next_start` after the next start. Leaves out read-only disks,
+        removable media, and disks whose sources are not files."""
         with translated(f"reading the disks of {self.name}"):
             return {
                 disk.target: disk.path
@@ -136,7 +136,8 @@ class Vm:
             }
 
     def chain(self) -> set[str]:
-        """Every file named for the VM's disks and firmware, now or when it is started next, those below others included."""
+        """Every file that the VM's present definition, or that of its next start, names for disks and firmware, backing files
+        included."""
         with translated(f"reading the disks of {self.name}"):
             xmls = self.domain.XMLDesc(0), self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
         found = [disk for xml in xmls for disk in self.host.disks(xml) if disk.device not in ("cdrom", "floppy")]
@@ -149,18 +150,18 @@ class Vm:
             return int(self.domain.blockInfo(target, 0)[0])
 
     def switch(self, overlays: Mapping[str, str]) -> None:
-        """All disks in one transaction: from now on the VM writes to the prepared overlays.
+        """Switches all disks in one QEMU transaction: from then on the VM writes to the prepared overlays.
 
-        After a failure no disk has switched (QEMU's transaction is atomic), unless the connection was lost on the way:
-        `sources` tells. Never QUIESCE: the guest is in our own hands.
+        After a failure no disk has switched, because the transaction is atomic. If the connection was lost during the call,
+        `sources` tells whether the disks switched. Does not use libvirt's QUIESCE flag: our agent, or VSS, freezes the guest.
         """
-        with translated("switching to the differencing disks"):
+        with translated("switching to the overlays"):
             self._snapshot(overlays, None, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
 
     def switch_with_memory(self, overlays: Mapping[str, str], memory: str) -> None:
-        """Like `switch`, with memory and devices of the same instant saved to the file `memory`. The guest runs while most
-        of it is written."""
-        with translated("saving memory and switching to the differencing disks"):
+        """Like `switch`, and saves memory and devices of the same instant to the file `memory`. The guest runs while most of
+        the memory is saved."""
+        with translated("saving memory and switching to the overlays"):
             self._snapshot(overlays, memory, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE)
 
     def _snapshot(self, overlays: Mapping[str, str], memory: str | None, kind: int) -> None:
@@ -173,17 +174,21 @@ class Vm:
         self.domain.snapshotCreateXML(domain_xml.snapshot(overlays, others, memory), flags | kind)
 
     def end_saving(self) -> None:
-        """Ends a snapshot whose requester is gone, and waits until libvirt is done with it: until then it may still switch."""
+        """Aborts a snapshot that a killed process requested, and waits until libvirt has ended it: until then the VM may still
+        switch. Raises BusyError after END_TIMEOUT_S."""
         with translated(f"waiting for a snapshot of {self.name} to end"):
             deadline = time.monotonic() + END_TIMEOUT_S
             while self.domain.isActive() and self._saving():
                 with suppress(libvirt.libvirtError):
                     self.domain.abortJob()
                 if time.monotonic() > deadline:
-                    raise BusyError(f"libvirt is still taking a snapshot of {self.name}", hint="virsh domjobinfo")
+                    raise BusyError(
+                        f"libvirt is still taking a snapshot of {self.name}",
+                        hint=f"try again when it has ended: virsh domjobinfo {self.name}",
+                    )
                 time.sleep(0.05)
             if self.domain.isActive() and (target := next(iter(self.sources()), None)):
-                self.domain.blockInfo(target, 0)  # waits for whatever holds the VM
+                self.domain.blockInfo(target, 0)  # waits until libvirt's other calls on the VM have ended
 
     def _saving(self) -> bool:
         stats = self.domain.jobStats()
@@ -193,7 +198,7 @@ class Vm:
         )
 
     def job_progress(self) -> tuple[int, int]:
-        """(done, in all) of what libvirt does with the VM, in bytes; (0, 0) if nothing."""
+        """(bytes done, bytes in all) of libvirt's job on the VM; (0, 0) if there is none."""
         with suppress(libvirt.libvirtError):
             stats = self.domain.jobStats()
             total = int(stats.get("data_total", 0))
@@ -201,7 +206,7 @@ class Vm:
         return 0, 0
 
     def last_downtime_us(self) -> int:
-        """How long the guest stood still at the end of the last saving of its memory, in microseconds; 0 if not known."""
+        """How long the guest was paused at the end of the last save of its memory, in microseconds; 0 if not known."""
         with suppress(libvirt.libvirtError):
             return int(self.domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED).get("downtime", 0)) * 1000
         return 0
@@ -211,44 +216,48 @@ class Vm:
             return int(self.domain.maxMemory()) * 1024
 
     def saved_identity(self, memory: str) -> domain_xml.Identity:
-        """Whose memory the file holds."""
+        """Name and UUID of the VM whose memory the file has."""
         with translated(f"reading {memory}"):
             return domain_xml.identity(str(self.host.connection.saveImageGetXMLDesc(memory, 0)))
 
     def resume_from(self, memory: str, sources: Mapping[str, str], nvram: str | None) -> None:
-        """Starts the VM, which is off, with saved memory and devices, on other images with the same content."""
+        """Resumes the VM, which must be off, with saved memory and devices, and with other images of the same content."""
         with translated(f"resuming {self.name} from {memory}"):
             xml = str(self.host.connection.saveImageGetXMLDesc(memory, libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE))
             xml = domain_xml.moved(xml, identity=domain_xml.Identity(self.name, self.uuid), sources=sources, nvram=nvram)
             self.host.connection.restoreFlags(memory, xml, 0)  # running or paused, as it was
 
     def shut_itself_down(self) -> bool:
-        """The VM is off because its guest powered it off, by libvirt's account, which libvirt loses when it is restarted."""
+        """Whether libvirt remembers that the VM is off because its guest powered it off. libvirt forgets that when its daemon
+        restarts."""
         with translated(f"reading the state of {self.name}"):
             state, reason = self.domain.state()
             return state == libvirt.VIR_DOMAIN_SHUTOFF and reason == libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN
 
     def commit_into_base(self, target: str, base: str, progress: merge.ReportProgress) -> None:
-        """Commits what the running VM writes on a disk into the image `base` in its chain, which it then writes.
+        """Commits the image that the running VM writes on a disk into `base`, an image in its chain. The VM then writes `base`.
 
-        After an error the VM still writes where it did, on a good chain.
+        Guarantees and errors as merge.commit_active.
         """
         merge.commit_active(self.host, self.domain, target, base, progress)
 
     def commit(self, top: str, base: str, progress: merge.ReportProgress) -> None:
-        """Merges `top` into `base` below it, both in the middle of the running VM's chain."""
+        """Commits `top` into `base`, both in the middle of the running VM's chain. Guarantees and errors as merge.commit."""
         with translated(f"reading the disks of {self.name}"):
             found = self.host.disks(self.domain.XMLDesc(0))
         target = next((disk.target for disk in found if top in disk.chain and base in disk.chain), None)
         if target is None:
-            raise HypervisorError(f"{self.name} no longer reads through {top} and {base}")
+            raise HypervisorError(
+                f"{top} cannot be merged into {base} in {self.name}: no disk of the VM has both as backing files any more"
+            )
         merge.commit(self.host, self.domain, target, top, base, progress)
 
     def forget_chains(self, images: Set[str]) -> None:
-        """Has the definition of the VM that is off name none of these as what lies below another image.
+        """Removes these images from the <backingStore> elements of the definition. The VM must be off.
 
-        Libvirt writes the chain down when it merges, and would believe that over the images' own headers, which a merge by
-        others changes. Saved memory names a chain of its own, which nothing can change: as long as there is such, all stays.
+        libvirt writes the chain into the definition when it merges, and believes it instead of the images' headers; a merge in
+        a helper domain changes the headers only. A saved memory image (managed save) has a definition of its own, which cannot
+        be changed: while there is one, nothing is removed.
         """
         if self.domain.hasManagedSaveImage():
             return
@@ -257,8 +266,8 @@ class Vm:
             self.redefine(xml)
 
     def cancel_merges(self, bases: set[str], targets: set[str]) -> None:
-        """Ends merges that their owner left behind: those of the active layer into one of these images, and any other commit on
-        one of these disks. The VM stays on a good chain."""
+        """Aborts merges that a killed process left running: active commits into one of `bases`, and other commits on one of the
+        disks `targets`. The VM keeps an intact chain."""
         with translated(f"cancelling merges of {self.name}"):
             if not self.domain.isActive():
                 return
@@ -267,7 +276,7 @@ class Vm:
                     merge.end_job(self.domain, disk.target)
 
     def reads_through(self, path: str) -> bool:
-        """The VM runs, and has this image open below one it writes."""
+        """Whether the VM runs and has this image open as a backing file."""
         with translated(f"reading the disks of {self.name}"):
             return bool(self.domain.isActive()) and any(path in disk.chain for disk in self.host.disks(self.domain.XMLDesc(0)))
 
@@ -276,7 +285,7 @@ class Vm:
             return bool(self.domain.isActive())
 
     def power_off(self) -> None:
-        """Ends the VM at once, as a power failure would. Nothing happens if it is off."""
+        """Ends the VM at once, as a power failure would. Does nothing if the VM is off."""
         with translated(f"stopping {self.name}"):
             if self.domain.isActive():
                 self.domain.destroy()

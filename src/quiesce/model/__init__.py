@@ -1,1 +1,1 @@
-"""What things are: names, grades, the checkpoint tree, errors, events. Pure; imports nothing of ours."""
+"""The values that all rooms share: names, grades, the checkpoint tree, errors, events. Pure; imports no other room."""

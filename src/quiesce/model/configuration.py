@@ -1,4 +1,4 @@
-"""What differs between two definitions of one VM, but for what quiesce itself changes. Pure."""
+"""Compares two definitions of one VM, leaving out what quiesce itself changes. Pure."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import xml.etree.ElementTree as ET
 def changes(before: str, after: str, *, names: tuple[str, str]) -> tuple[str, ...]:
     """The lines of a unified diff of two domain XMLs; none if nothing differs.
 
-    Left aside is what a checkpoint, a restore or a merge changes: image paths of disks and what libvirt noted of the images
-    below, the generation ID, the path of the UEFI variables. Passwords are never shown, nor that one changed.
+    Leaves out what a checkpoint, a restore or a merge changes: the image paths of disks, libvirt's <backingStore> and <mirror>
+    elements, the generation ID, the path of the UEFI variables. Never shows a password, nor that a password changed.
     """
     lines = difflib.unified_diff(_lines(before), _lines(after), *names, lineterm="")
     return tuple(lines)

@@ -1,5 +1,5 @@
-"""How far a server that stays as it is agrees with servers that go back to a checkpoint. Values only: what an application's
-positions say is in `quiesce.applications`.
+"""How far a server that stays as it is agrees with servers that go back to a checkpoint. Values only: `quiesce.applications`
+compares the positions of each application.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from enum import Enum
 
 
 class Agreement(str, Enum):
-    """Of an application, or of a server: then the worst of its applications'."""
+    """Whether an application, or a server, agrees. A server has the worst verdict of its applications."""
 
     AGREES = "agrees"
-    """It has not moved since the checkpoint's instant, or can follow from there."""
+    """The application is at the position that it had at the checkpoint, or can follow from there."""
     SILENT = "silent"
     """The server has no application that our writers know and that keeps data."""
     UNKNOWN = "unknown"
-    """It could not be asked, or did not report a position that can be compared: now, or at that instant."""
+    """Nobody could ask the application, or it did not report a position that can be compared: now, or at the checkpoint."""
     MOVED = "moved"
-    """It went on, or back."""
+    """The application's position changed since the checkpoint, forwards or backwards."""
 
 
 NOTHING_KNOWN = "keeps nothing that a writer knows of"
@@ -29,7 +29,7 @@ _BEST_FIRST = (Agreement.AGREES, Agreement.SILENT, Agreement.UNKNOWN, Agreement.
 
 @dataclass(frozen=True)
 class Finding:
-    """About one application, or about the whole server."""
+    """A sentence about one application, or about the whole server, and its verdict."""
 
     writer: str
     """The writer's id; empty if the finding is about the whole server."""
@@ -49,7 +49,7 @@ class ServerFindings:
 
     @property
     def agrees(self) -> bool:
-        """The others can go back while this server stays as it is."""
+        """Whether the other servers can go back while this server stays as it is."""
         return self.verdict in (Agreement.AGREES, Agreement.SILENT)
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class ServerFindings:
 
     @classmethod
     def whole(cls, vm_name: str, verdict: Agreement, text: str) -> ServerFindings:
-        """One finding about the whole server, whatever runs in it."""
+        """The findings of a server about which there is one finding as a whole."""
         return cls(vm_name, (Finding("", verdict, text),))
 
 

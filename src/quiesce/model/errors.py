@@ -1,18 +1,18 @@
 """The errors of quiesce. Each class has an exit code; each error a message and, where there is one, a hint.
 
-    QuiesceError ........................ 1   something failed that has no code of its own
+    QuiesceError ........................ 1   a failure without a code of its own
     ├── UsageError ...................... 2   the command line does not make sense
     ├── NotFoundError ................... 3   no such VM, checkpoint
     ├── RefusedError .................... 4   the VM, as it is, cannot be checkpointed, restored, ...
     │   ├── NameTakenError .............. 4
-    │   ├── DivergenceError ............. 4   other servers would disagree with what would be restored
-    │   └── NoSpaceError ................ 7   not enough room for the differencing disks
-    ├── AgentError ...................... 5   no guest agent, one that is too old, or one that does not answer rightly
-    ├── ConsistencyError ................ 6   the required consistency could not be had; nothing was kept
+    │   ├── DivergenceError ............. 4   other servers would disagree with the restored ones
+    │   └── NoSpaceError ................ 7   the storage has too little free space
+    ├── AgentError ...................... 5   the guest has no agent, or the agent is too old, or its answer is not valid
+    ├── ConsistencyError ................ 6   the checkpoint would be less than --require; nothing was kept
     ├── HypervisorError ................. 8   libvirt failed or cannot be reached
-    │   └── OutcomeUnknownError ......... 8   libvirt has not returned; nobody knows yet whether it did what it was asked
-    ├── BusyError ....................... 9   another operation holds the VM
-    └── CancelledError .................. 130 the user, or the service, no longer wanted the operation
+    │   └── OutcomeUnknownError ......... 8   libvirt has not returned; nobody knows yet whether the call took effect
+    ├── BusyError ....................... 9   another operation holds the lock of the VM, or libvirt is busy with the VM
+    └── CancelledError .................. 130 the user, or the service, cancelled the operation
 
 The codes are an interface: docs/exit-codes.md, tests/unit/test_errors.py.
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 
 class QuiesceError(Exception):
-    """Base of all errors a user may see. After any of them the guest runs, unless the message says otherwise."""
+    """Base of all errors that a user may see. After any of them the guest runs, unless the message says otherwise."""
 
     exit_code = 1
 
@@ -35,7 +35,7 @@ class QuiesceError(Exception):
 
     @property
     def kind(self) -> str:
-        """What a program tells errors apart by: the name of the class, as `notfound` of NotFoundError."""
+        """The name by which programs tell errors apart. Example: `notfound` for NotFoundError."""
         return type(self).__name__.removesuffix("Error").lower() or "error"
 
 

@@ -1,4 +1,4 @@
-"""What an operation says while it works. The CLI draws events; a server would stream them."""
+"""The events that an operation emits while it works. The CLI draws events; a server would stream them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Progress:
     phase: str
     done: int
     total: int
-    """Both in bytes; a total of 0 means not known yet."""
+    """`done` and `total` are in bytes. A total of 0: not known yet."""
 
 
 @dataclass(frozen=True)
@@ -32,4 +32,4 @@ class Warned:
 
 Event = PhaseStarted | PhaseFinished | Progress | Warned
 Emit = Callable[[Event], None]
-"""Called from the operation's own thread, in the window too: it must only take note, never block."""
+"""Called in the operation's own thread, during the window too: it may record the event, and must not block."""

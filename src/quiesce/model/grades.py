@@ -1,6 +1,6 @@
-"""How sure one can be of a checkpoint: the grade of a writer, and the label of the whole.
+"""What a checkpoint is worth: the grade of each application, and the label of the whole checkpoint.
 
-Also read inside guests, so it keeps to Python 3.9 and the standard library.
+Guests run this module, too: Python 3.9 and the standard library only.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from enum import Enum
 
 
 class Level(str, Enum):
-    """When a writer holds, in VSS's order: front ends stop first, so that what lies behind them comes to rest."""
+    """When a writer holds, in VSS's order. Front ends hold first, so that no new requests reach the back ends."""
 
     FRONT_END = "front-end"
     BACK_END = "back-end"
@@ -28,20 +28,20 @@ class Grade(str, Enum):
     NIL_REDO = "nil-redo"
     """Recovery runs and changes nothing: the image ends at a commit boundary."""
     HELD = "held"
-    """It stood still, or said it did; how it starts is by its own account, which nothing here can prove."""
+    """The application reported that it was at rest. quiesce cannot prove that, nor how the application starts."""
     CRASH = "crash"
     """Recovery runs as after a power failure."""
     REFUSED = "refused"
-    """The writer cannot vouch for the application at all; the reason says why."""
+    """The writer cannot hold the application at all; the report's reason says why."""
 
     @property
     def vouched(self) -> bool:
-        """The application comes back exactly as it was at one boundary of its own."""
+        """Whether the application starts in exactly the state of one boundary of its own, as a commit."""
         return self in (Grade.CLEAN, Grade.NIL_REDO, Grade.HELD)
 
 
 class Consistency(str, Enum):
-    """The label of a checkpoint. Ordered: a higher one implies the lower ones."""
+    """The label of a checkpoint. Labels are ordered: a higher one implies the lower ones."""
 
     CRASH = "crash"
     FILESYSTEM = "filesystem"
@@ -56,11 +56,11 @@ class Consistency(str, Enum):
 
 
 def judge(*, frozen_unbroken: bool, writer_grades: Iterable[Grade]) -> Consistency:
-    """The label a checkpoint deserves, never more.
+    """The label that the evidence proves.
 
-    `frozen_unbroken`: every filesystem that can be frozen was frozen by us before the switch, and still by the same freeze
-    after it. `writer_grades`: one per application found in the guest; with none there is nothing beyond the filesystems
-    to vouch for, and a guest whose applications all stand at a boundary is application-consistent.
+    `frozen_unbroken`: the agent froze every filesystem that can be frozen before the switch, and the same freeze lasted until
+    after the switch. `writer_grades`: the grade of each required application found in the guest. A guest without applications,
+    whose filesystems were frozen, is application-consistent: it has no application that was not at a boundary.
     """
     if not frozen_unbroken:
         return Consistency.CRASH

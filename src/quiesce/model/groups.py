@@ -11,13 +11,14 @@ from quiesce.model.keys import VmKey
 
 
 class Tier(str, Enum):
-    """Where a VM stands in its application. Back ends are started first."""
+    """The part of a VM in its application. A restore of the group starts back ends first."""
 
     FRONT = "front"
     MIDDLE = "middle"
     BACK = "back"
     EXTERNAL = "external"
-    """Neither taken nor restored with the others; only asked where it stands, as it may disagree with them."""
+    """The VM is neither checkpointed nor restored with the group. quiesce only asks it for the positions of its applications,
+    because they may disagree with those of the restored members."""
 
 
 START_ORDER = (Tier.BACK, Tier.MIDDLE, Tier.FRONT)
@@ -25,12 +26,12 @@ START_ORDER = (Tier.BACK, Tier.MIDDLE, Tier.FRONT)
 
 @dataclass(frozen=True)
 class Member:
-    """A VM of a group: by its UUID, which outlives a new name, on its host."""
+    """A VM of a group, identified by host and UUID: a VM keeps both when it gets another name."""
 
     host: str
     vm_uuid: str
     vm_name: str
-    """As it was when it was added, for messages alone."""
+    """The VM's name when it was added to the group; only for messages."""
     tier: Tier
 
     @property
@@ -43,30 +44,30 @@ class Group:
     name: str
     members: tuple[Member, ...] = ()
     groups: tuple[str, ...] = ()
-    """Groups whose members are its members too, by name."""
+    """Names of groups in this group: their members are members of this group, too."""
 
     def with_member(self, member: Member) -> Group:
-        """Raises RefusedError if it is one already."""
+        """Raises RefusedError if the VM is a member already."""
         if any(other.key == member.key for other in self.members):
-            raise RefusedError(f"{member.vm_name} is a member of {self.name} already")
+            raise RefusedError(f"{member.vm_name} is a member of group {self.name} already")
         return replace(self, members=(*self.members, member))
 
     def rehomed(self, old: VmKey, new: VmKey) -> Group:
-        """With another key for one of its members, where it is one."""
+        """The group with the member `old`, if it has that member, replaced by `new`."""
         members = (replace(each, host=new.host, vm_uuid=new.uuid) if each.key == old else each for each in self.members)
         return replace(self, members=tuple(members))
 
     def without_member(self, vm: str) -> Group:
-        """By name or UUID. Raises NotFoundError."""
+        """`vm`: name or UUID. Raises NotFoundError."""
         left = tuple(member for member in self.members if vm not in (member.vm_name, member.vm_uuid))
         if len(left) == len(self.members):
-            raise NotFoundError(f"{self.name} has no member {vm!r}", hint=f"quiesce group show {self.name}")
+            raise NotFoundError(f"group {self.name} has no member {vm!r}", hint=f"quiesce group show {self.name}")
         return replace(self, members=left)
 
 
 @dataclass(frozen=True)
 class Words:
-    """What a user types of a member: `VM:TIER`, `VM`, or `@GROUP`."""
+    """A member as a user types it: `VM:TIER`, `VM`, or `@GROUP`."""
 
     vm: str = ""
     tier: Tier = Tier.MIDDLE
@@ -89,15 +90,15 @@ def parse_member(text: str) -> Words:
 
 
 def check_group_name(name: str) -> str:
-    """`name` itself. Raises UsageError if no group may be called so."""
+    """Returns `name`. Raises UsageError if a group must not have this name."""
     if not name or not all(sign.isalnum() or sign in "-_." for sign in name) or name.startswith(("-", ".")):
         raise UsageError(f"a group's name consists of letters, digits, - _ and . only; {name!r} does not")
     return name
 
 
 def all_members(name: str, find: Callable[[str], Group]) -> tuple[Member, ...]:
-    """Those of the group and of the groups in it, each VM once; where it is in several, the first counts. `find` gives a
-    group by its name, and may raise. Raises RefusedError for a group that is in itself."""
+    """The members of the group and of all groups in it, each VM once: if several groups have a VM, its first entry counts.
+    `find` returns the group of a name; what it raises passes through. Raises RefusedError if a group contains itself."""
     found: dict[VmKey, Member] = {}
     for member in _walk(name, find, ()):
         found.setdefault(member.key, member)
@@ -106,7 +107,7 @@ def all_members(name: str, find: Callable[[str], Group]) -> tuple[Member, ...]:
 
 def _walk(name: str, find: Callable[[str], Group], above: tuple[str, ...]) -> Iterator[Member]:
     if name in above:
-        raise RefusedError(f"group {name} is in itself: {' > '.join((*above, name))}")
+        raise RefusedError(f"group {name} would contain itself: {' > '.join((*above, name))}")
     group = find(name)
     yield from group.members
     for inner in group.groups:

@@ -1,4 +1,4 @@
-"""Names that outlive a rename. Pure."""
+"""Keys of VMs and hosts. They stay the same when a VM or a host gets another name. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True)
 class VmKey:
-    """One VM of one host: the key of everything that is recorded of it.
+    """One VM of one host: the key under which the catalog records everything of the VM.
 
     A VM keeps its key when it, or its host, gets another name.
     """
@@ -23,9 +23,9 @@ class VmKey:
 
 @dataclass(frozen=True)
 class HostIdentity:
-    """What a host says of itself."""
+    """What libvirt reports of a host."""
 
     uuid: str
-    """Stays as long as the host's hardware or, where that has no UUID, its installation."""
+    """The UUID of the hardware or, if the hardware has none, of the operating system's installation."""
     name: str
-    """As libvirt resolves it: it may change, and flip between the short and the full form."""
+    """The host name as libvirt resolves it. It may change, and it may switch between the short and the full form."""

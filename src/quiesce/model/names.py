@@ -1,4 +1,4 @@
-"""Names users type: VMs, checkpoints, and `VM@CHECKPOINT`."""
+"""Names that users type: VMs, checkpoints, and `VM@CHECKPOINT`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parse_reference(text: str) -> CheckpointReference:
 
 
 def check_checkpoint_name(name: str) -> str:
-    """`name` itself. Raises UsageError if no checkpoint may be called so."""
+    """Returns `name`. Raises UsageError if a checkpoint must not have this name."""
     if not name.strip():
         raise UsageError("a checkpoint's name must not be blank")
     if len(name) > MAX_NAME:

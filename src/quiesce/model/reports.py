@@ -1,6 +1,6 @@
-"""What the guest reports of itself, and what a checkpoint keeps of it.
+"""What a guest reports of its filesystems and applications. A checkpoint keeps these reports.
 
-Also read inside guests, so it keeps to Python 3.9 and the standard library.
+Guests run this module, too: Python 3.9 and the standard library only.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class FreezeState(str, Enum):
     FROZEN = "frozen"
     THAWED = "thawed"
     FLUSHED = "flushed"
-    """It has no freeze (vfat, ...): it was flushed, and may have been written to since."""
+    """The filesystem cannot be frozen (vfat, ...): it was flushed, and programs may have written to it since."""
     SKIPPED = "skipped"
-    """Nothing of it is on this VM's disks (tmpfs, network), or it is read-only, or another filesystem carries it."""
+    """The filesystem is not on this VM's disks (FUSE, network), is read-only, or keeps its files in other ones (overlayfs)."""
 
 
 @dataclass(frozen=True)
@@ -34,46 +34,46 @@ class Filesystem:
 
 
 class Outcome(str, Enum):
-    """How a writer's last phase ended, in VSS's words (VSS_E_WRITERERROR_*; notes: hyperv-vss 2)."""
+    """How a writer's last phase ended, in VSS's words (the constants VSS_E_WRITERERROR_... of vsserror.h)."""
 
     STABLE = "stable"
     RETRYABLE = "retryable"
-    """It may work at the next attempt."""
+    """The phase failed; it may succeed at the next attempt."""
     NON_RETRYABLE = "non-retryable"
-    """It will not work until somebody changes something."""
+    """The phase failed, and will fail until somebody changes something."""
     TIMEOUT = "timeout"
     INCONSISTENT = "inconsistent"
-    """It did not hold to the end: what was taken is not at a boundary of its own."""
+    """The writer did not hold to the end: the disks do not have the application at a boundary of its own."""
     OUT_OF_RESOURCES = "out-of-resources"
 
 
 @dataclass(frozen=True)
 class WriterReport:
-    """One application as its writer sees it."""
+    """What a writer reports of its application."""
 
     id: str
-    """Stable within the guest, as `postgresql:17/main`."""
+    """Stays the same within the guest. Example: `postgresql:17/main`."""
     application: str
     version: str
     level: Level
     grade: Grade
-    """While identified or prepared: the best grade to be expected. After release: the grade earned."""
+    """After identify and prepare: the best grade that can be expected. After release: the grade that was reached."""
     reason: Optional[str] = None
     role: Optional[str] = None
     position: dict[str, str] = field(default_factory=dict)
-    """Names the state held, in the application's own terms."""
+    """Names the state of the application while it was held: an LSN, a GTID, ..."""
     data_directory: Optional[str] = None
     warnings: tuple[str, ...] = ()
     timings_us: dict[str, int] = field(default_factory=dict)
     required: bool = True
-    """Whether the label of the whole depends on it."""
+    """Whether the label of the whole checkpoint depends on this application."""
     outcome: Outcome = Outcome.STABLE
     stateless: bool = False
-    """It keeps no data."""
+    """Whether the application keeps no data."""
     last_error: Optional[str] = None
-    """What went wrong the last time since the guest booted, until it goes right again: phase, outcome, text."""
+    """The last failure since the guest booted (phase, outcome, text); None after a phase that succeeded."""
 
 
 def required_grades(writers: Iterable[WriterReport]) -> list[Grade]:
-    """Those that the label of the whole depends on."""
+    """The grades of the applications that the label of the whole checkpoint depends on."""
     return [writer.grade for writer in writers if writer.required]

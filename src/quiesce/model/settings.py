@@ -1,4 +1,4 @@
-"""How the checkpoints of one VM are to be taken, where a call does not say otherwise. Pure."""
+"""How quiesce takes the checkpoints of one VM unless an option says otherwise. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from quiesce.model.grades import Consistency
 class Type(str, Enum):
     PRODUCTION = "production"
     STANDARD = "standard"
-    """Disks, memory and devices, restored running. Its applications are not asked; not for servers others talk to."""
+    """Disks, memory and devices; a restore resumes the running VM. No application holds, so this type is not for servers that
+    others talk to."""
     DISABLED = "disabled"
 
 
@@ -19,11 +20,11 @@ class Type(str, Enum):
 class Settings:
     type: Type = Type.PRODUCTION
     require: Consistency = Consistency.APPLICATION
-    """The least to accept. APPLICATION is what Hyper-V calls production-only; less is a fallback, allowed by name."""
+    """The lowest label to accept. APPLICATION is Hyper-V's "production only"."""
     automatic: bool = False
-    """A checkpoint is taken when the VM starts with none, and removed when it has shut down cleanly."""
+    """quiesce takes a checkpoint when the VM starts and has none, and removes it when the VM has shut down cleanly."""
     exclude: tuple[str, ...] = ()
-    """Disks to leave out, by their targets."""
+    """Targets of the disks that checkpoints leave out."""
 
     @property
     def wants_automatic(self) -> bool:

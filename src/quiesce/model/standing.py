@@ -20,29 +20,30 @@ class Untouched:
     """The images of a VM as quiesce left them while the VM was off, and what their content is worth until somebody writes."""
 
     written: dict[str, str]
-    """When each image was last written, by path, as the storage tells (seconds since 1970). An image that is not listed is
-    worth nothing by this record."""
+    """When each image was last written, by path (seconds since 1970, from the storage). The record says nothing of an image
+    that is not listed."""
     worth: Consistency | None = None
-    """None: what the checkpoint is worth that the VM is based on."""
+    """The label of the content. None: the label of the checkpoint that the VM is based on."""
 
     def unchanged(self, now: Mapping[str, str]) -> bool:
-        """Whether nobody has written to the images since. `now`: when each image was last written; one that is missing was
-        changed."""
+        """Whether nobody has written to the images since. `now`: when each image was last written; an image that is not in
+        `now` counts as changed."""
         return all(now.get(path) == written for path, written in self.written.items())
 
     def value(self, parent: Checkpoint | None) -> Consistency | None:
-        """What the content was worth when it was left. None: nobody vouches for it."""
+        """The label of the content at the time of the record. None: unknown."""
         return self.worth or (parent.consistency if parent else None)
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What the disks are worth."""
+    """What the disks of a VM that is off are worth."""
 
     consistency: Consistency
     source: Checkpoint | None = None
-    """The checkpoint whose content, and so whose evidence, the disks still have."""
+    """The checkpoint whose content the disks still have, so that its evidence is theirs, too."""
     note: str | None = None
+    """A sentence for the user, if the label comes from a record."""
 
 
 def standing(
@@ -55,8 +56,9 @@ def standing(
 ) -> Standing:
     """What these images of a VM that is off are worth.
 
-    `untouched`: the record quiesce left, None if there is none. `parent`: the checkpoint the VM is based on. `now`: when each
-    image was last written. `shut_itself_down`: by libvirt's account the guest ended its applications and powered the VM off.
+    `untouched`: the record that quiesce left, None if there is none. `parent`: the checkpoint that the VM is based on. `now`:
+    when each image was last written. `shut_itself_down`: libvirt reports that the guest shut itself down
+    (VIR_DOMAIN_SHUTOFF_SHUTDOWN).
     """
     if untouched is not None:
         if not untouched.written.keys() <= now.keys():

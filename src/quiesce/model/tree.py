@@ -16,16 +16,16 @@ from quiesce.model.reports import Filesystem, WriterReport
 class Kind(str, Enum):
     PRODUCTION = "production"
     STANDARD = "standard"
-    """With memory and devices, as Hyper-V's: restored running, exactly as it was."""
+    """With memory and devices, as in Hyper-V: a restore resumes the VM as it ran."""
     SAFETY = "safety"
-    """Made by restore of the state it left."""
+    """The state before a restore; the restore made it."""
     AUTOMATIC = "automatic"
-    """Made when the VM started with no checkpoint, removed when it has shut down cleanly."""
+    """Taken when the VM started and had no checkpoint; removed when the VM has shut down cleanly."""
 
 
 @dataclass(frozen=True)
 class DiskImage:
-    """What one disk held: an image that is never written again while checkpoints need it."""
+    """The content of one disk: an image that nobody writes while a checkpoint needs it."""
 
     target: str
     path: str
@@ -43,7 +43,7 @@ class Role(str, Enum):
 
 @dataclass(frozen=True)
 class MachineFile:
-    """A part of the machine that is no disk: a copy, never written again."""
+    """A copy of a part of the VM that is not a disk. Nobody writes the copy again."""
 
     role: Role
     path: str
@@ -51,14 +51,14 @@ class MachineFile:
 
 @dataclass(frozen=True)
 class Witness:
-    """A server that has no part in a group's checkpoint, and where its applications stood just before."""
+    """A server that has no part in a group's checkpoint, and the positions of its applications just before the window."""
 
     host: str
     vm_uuid: str
     vm_name: str
     writers: tuple[WriterReport, ...]
     reason: str | None = None
-    """Why it could not be asked."""
+    """Why the server could not be asked; None: it was asked."""
 
     @property
     def key(self) -> VmKey:
@@ -67,28 +67,29 @@ class Witness:
 
 @dataclass(frozen=True)
 class GroupPart:
-    """That a checkpoint is one VM's part of a group's checkpoint: all parts are of one instant."""
+    """The checkpoint of a group that a VM's checkpoint is a part of. All parts are of one instant."""
 
     id: str
-    """Of the group's checkpoint."""
+    """Id of the group's checkpoint."""
     group: str
     name: str
-    """Of the group's checkpoint."""
+    """Name of the group's checkpoint."""
     members: tuple[str, ...]
-    """Ids of all its parts, this one included, in the group's order."""
+    """Ids of all parts, this one included, in the group's order."""
     skew_us: int
-    """From the first to the last return of a member's switch, in microseconds, on this host. All that were frozen stood still
-    meanwhile."""
+    """Time on this host from the first member's switch to the last member's, in microseconds. All frozen members were at rest
+    during this time."""
     witnesses: tuple[Witness, ...] = ()
+    """The group's external servers."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A node: immutable images, how sure one can be of them, and the evidence for it."""
+    """A node of the tree: immutable images, their label, and the evidence for the label."""
 
     id: str
     host: str
-    """The host's id in the catalog: model.keys.VmKey."""
+    """The host's id in the catalog (see model.keys.VmKey)."""
     vm_uuid: str
     vm_name: str
     name: str
@@ -100,19 +101,20 @@ class Checkpoint:
     disks: tuple[DiskImage, ...]
     parent: str | None = None
     off: bool = False
-    """Taken while the VM was off."""
+    """Whether the VM was off when the checkpoint was taken."""
     hidden: bool = False
-    """Deleted by its user. What others still need of it stays until it can be merged; its own content may be gone."""
+    """Whether a user deleted the checkpoint. Images that other checkpoints or the VM need stay until they can be merged; the
+    content of the hidden checkpoint itself may be gone."""
     excluded: tuple[str, ...] = ()
-    """Disks that are not part of it, by their targets."""
+    """Targets of the disks that the checkpoint leaves out."""
     files: tuple[MachineFile, ...] = ()
     stall_us: int = 0
-    """Longest that any write in the guest can have waited, as the guest's own clock saw it, in microseconds."""
+    """Longest time that a write in the guest can have waited, by the guest's clock, in microseconds."""
     writers: tuple[WriterReport, ...] = ()
     filesystems: tuple[Filesystem, ...] = ()
     phases_us: dict[str, int] = field(default_factory=dict)
     guest_clock_ns: dict[str, int] = field(default_factory=dict)
-    """CLOCK_MONOTONIC of the guest when the last writer held and when the first was released."""
+    """The guest's CLOCK_MONOTONIC: `held`, when the last writer held; `released`, when the first writer was released."""
     warnings: tuple[str, ...] = ()
     group: GroupPart | None = None
 
@@ -127,17 +129,18 @@ class Checkpoint:
         return next((file for file in self.files if file.role is role), None)
 
     def paths(self) -> set[str]:
-        """Every file it consists of."""
+        """Every file that the checkpoint consists of, without backing files."""
         return {disk.path for disk in self.disks} | {file.path for file in self.files}
 
 
 @dataclass(frozen=True)
 class Tree:
-    """All checkpoints of a VM, and which of them the VM's present disks are based on (None: no checkpoint)."""
+    """All checkpoints of a VM, and the one that the VM is based on."""
 
     nodes: tuple[Checkpoint, ...]
-    """Hidden ones included."""
+    """All checkpoints, hidden ones too, oldest first."""
     head_parent: str | None
+    """Id of the checkpoint that the VM's present disks are based on; None: no checkpoint."""
 
     @classmethod
     def of(cls, nodes: Iterable[Checkpoint], head_parent: str | None) -> Tree:
@@ -145,7 +148,7 @@ class Tree:
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """Those a user knows of."""
+        """The checkpoints that are not hidden."""
         return tuple(node for node in self.nodes if not node.hidden)
 
     def find(self, name: str) -> Checkpoint:
@@ -154,10 +157,11 @@ class Tree:
             for node in self.checkpoints:
                 if getattr(node, key) == name:
                     return node
-        raise NotFoundError(f"no checkpoint named {name!r}", hint="`quiesce tree VM` shows those there are")
+        raise NotFoundError(f"no checkpoint named {name!r}", hint="`quiesce tree VM` lists the VM's checkpoints")
 
     def match(self, pattern: str) -> tuple[Checkpoint, ...]:
-        """The checkpoint of this name or id, else all whose names match the shell pattern. Raises NotFoundError."""
+        """The checkpoint of this name or id; if there is none, all checkpoints whose names match the shell pattern. Raises
+        NotFoundError."""
         try:
             return (self.find(pattern),)
         except NotFoundError:
@@ -170,24 +174,24 @@ class Tree:
         return any(node.name == name for node in self.checkpoints)
 
     def children(self, parent: str | None) -> tuple[Checkpoint, ...]:
-        """The checkpoints right above this one, or above hidden ones that are."""
+        """The checkpoints based on this one, directly or through hidden checkpoints."""
         return tuple(node for node in self.checkpoints if self.visible(node.parent) == parent)
 
     def subtree(self, root: Checkpoint) -> Iterator[Checkpoint]:
-        """The checkpoint and all above it."""
+        """The checkpoint and all checkpoints based on it."""
         yield root
         for child in self.children(root.id):
             yield from self.subtree(child)
 
     def visible(self, node_id: str | None) -> str | None:
-        """The node itself, or the nearest below it, that is not hidden."""
+        """The id of the nearest checkpoint that is not hidden: this one, or one that it is based on."""
         node = self.get(node_id)
         while node and node.hidden:
             node = self.get(node.parent)
         return node.id if node else None
 
     def ancestors(self, node_id: str | None) -> tuple[Checkpoint, ...]:
-        """The node and all below it, nearest first."""
+        """The checkpoint and all that it is based on, nearest first."""
         found: list[Checkpoint] = []
         while (node := self.get(node_id)) and node not in found:
             found.append(node)

@@ -1,1 +1,1 @@
-"""One file a verb. An operation takes a Context, does its work, and returns a value or raises a QuiesceError."""
+"""The verbs, one file for each. An operation takes a Context, and returns a value or raises a QuiesceError."""

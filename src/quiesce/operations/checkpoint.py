@@ -1,4 +1,4 @@
-"""Takes a checkpoint: plan, overlays, switch, judge, record. How the switch is done is a matter of the type."""
+"""Takes a checkpoint: plan, overlays, switch, judge, record. The type and the VM's state decide how the switch is done."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ def checkpoint(
     window_s: float = DEFAULT_WINDOW_S,
     automatic: bool = False,
 ) -> Checkpoint:
-    """Takes a checkpoint of the VM, running or off, and returns it. What the call leaves open, the VM's settings say.
+    """Takes a checkpoint of the VM, which runs or is off, and returns it. An argument that is None has the value of the VM's
+    settings.
 
-    Its label is at least `required`. If that cannot be had, a QuiesceError is raised, the guest runs, and nothing is left
-    behind. Killed at any moment, the guest releases itself within `window_s`.
+    The checkpoint's label is at least `required`; otherwise a QuiesceError is raised, the guest runs, and nothing is left
+    behind. If this process is killed at any moment, the guest releases itself within `window_s` seconds.
     """
     name = check_checkpoint_name(name) if name is not None else default_checkpoint_name(datetime.now(UTC))
     with operating(context, vm_name, "checkpoint") as vm, ExitStack() as stack:
@@ -64,9 +65,9 @@ def checkpoint(
 
 
 def begin_part(context: Context, vm: Vm, planned: Plan, stack: ExitStack) -> tuple[Part, RunningPart | None]:
-    """The VM's part, journalled, and the member of a window where there is one. Unless the checkpoint is recorded when `stack`
-    is closed, nothing is left of it; the guest's writers are told how it ended, and the conversation with the guest is
-    ended."""
+    """The VM's part of a checkpoint, with its journal; and, if the VM is switched in a window, the member of the window.
+    Closing `stack` undoes a checkpoint that is not recorded, tells the guest's writers whether the checkpoint was kept, and
+    ends the conversation with the guest."""
     guest = open_guest(context, vm, planned.facts, planned.settings.require, stack) if planned.in_window else None
     telling = stack.enter_context(_telling(context))
     part = Part(context, vm, planned, stack.enter_context(journalled(context, vm, "checkpoint")))
@@ -78,8 +79,8 @@ def begin_part(context: Context, vm: Vm, planned: Plan, stack: ExitStack) -> tup
 
 @contextmanager
 def _telling(context: Context) -> Iterator[list[tuple[Part, RunningPart]]]:
-    """Tells the writers how it ended, whatever went wrong after the checkpoint was recorded, as with another member of a
-    group."""
+    """After the block, tells the writers of each member whether its checkpoint was kept. The catalog decides: an error may be
+    raised after the checkpoint was recorded, as one of another member of a group."""
     members: list[tuple[Part, RunningPart]] = []
     try:
         yield members
@@ -92,26 +93,30 @@ def _telling(context: Context) -> Iterator[list[tuple[Part, RunningPart]]]:
 
 
 def take_alone(context: Context, vm: Vm, part: Part) -> Evidence:
-    """Where there is no window."""
+    """Takes the disks of a VM that is switched without a window: it is off, or the type is standard."""
     return take_offline(context, vm, part) if part.plan.off else take_standard(context, vm, part)
 
 
 def require_still_off(taken: Sequence[tuple[Vm, Part]]) -> None:
-    """Raises RefusedError if a VM was off when it was taken, and runs now: beside others it is not of their instant."""
+    """Raises RefusedError if a VM was off when its disks were taken, and runs now: its part may not be of the instant of the
+    others."""
     for vm, part in taken:
         if part.plan.off and vm.active():
-            raise RefusedError(f"{vm.name} was started by somebody else meanwhile", hint="try again")
+            raise RefusedError(f"somebody started {vm.name} while the checkpoint was taken", hint="try again")
 
 
 def settings_of(context: Context, vm: Vm, type: Type | None, required: Consistency | None) -> Settings:
-    """The VM's settings, with what this call says put in their place."""
+    """The VM's settings, with the arguments that are not None in place of the stored values."""
     settings = context.catalog.settings.get(vm.key)
     if type is None and settings.type is Type.DISABLED:
         raise RefusedError(
-            f"checkpoints are disabled for {vm.name}", hint=f"quiesce settings {vm.name} --type production, or give --type"
+            f"the settings of {vm.name} disable checkpoints",
+            hint=f"allow them: quiesce settings {vm.name} --type production; or give --type with this checkpoint",
         )
     if type is Type.DISABLED:
-        raise UsageError("a checkpoint cannot be taken as disabled", hint=f"quiesce settings {vm.name} --type disabled")
+        raise UsageError(
+            "--type disabled takes no checkpoint", hint=f"to forbid checkpoints: quiesce settings {vm.name} --type disabled"
+        )
     if type is not None:
         settings = replace(settings, type=type)
     if required is not None:
@@ -120,13 +125,13 @@ def settings_of(context: Context, vm: Vm, type: Type | None, required: Consisten
 
 
 def recover(context: Context, vm: Vm, operation: Interrupted) -> str:
-    """Undoes a checkpoint that was not recorded: the VM is brought back onto its old images, with all it wrote. Raises
-    QuiesceError while libvirt is still busy with the switch: it may take effect later."""
+    """Undoes a checkpoint that was not recorded: commits the overlays into their backing files, which the VM writes then.
+    Raises QuiesceError while libvirt is still busy with the switch: the switch may take effect later."""
     vm.end_saving()
     if context.catalog.checkpoints.has(operation.id):
         images.write_manifest(context, vm, context.catalog.checkpoints.tree(vm.key).find(operation.id))
         return "was complete"
     if not operation.of(Switch):
-        return "had not begun to switch"  # nothing was ever written to its overlays; they are removed with the orphans
+        return "had not begun to switch"  # the VM never wrote to the overlays; they are removed with the orphans
     images.put_back(context, vm, {step.target: (step.path, step.backing) for step in operation.of(MakeOverlay)})
     return "was undone"

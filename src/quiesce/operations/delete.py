@@ -1,4 +1,4 @@
-"""Deletes checkpoints; what others need of them is merged."""
+"""Deletes checkpoints. Merges those of their images that other checkpoints or the VM need."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from quiesce.taking.requirements import require_nothing_in_the_way
 class Deleted:
     checkpoints: tuple[Checkpoint, ...]
     waiting: tuple[Waiting, ...]
-    """Whose space could not be given back yet, and why."""
+    """The merges that have to wait, and why: these checkpoints still take space."""
 
 
 def delete(
@@ -33,14 +33,15 @@ def delete(
     dry_run: bool = False,
     break_group: bool = False,
 ) -> Deleted:
-    """Removes checkpoints of one or more VMs, each named exactly or by a shell pattern; with `subtree`, all above them too.
+    """Deletes checkpoints of one or more VMs, each named exactly or by a shell pattern. `subtree`: also all checkpoints that
+    are based on them. `dry_run`: only returns the checkpoints that would be deleted.
 
-    All other checkpoints keep their content, and the VM its state, running or off. What is to go is gone from the tree at once;
-    then its images are merged or removed, which may take long, can be interrupted, and is finished by the next deletion or by
-    `doctor`. What two or more others are based on is merged when one of them is left. `dry_run`: only says what would go.
+    All other checkpoints keep their content, and the VM its state, running or off. The deleted checkpoints leave the tree at
+    once. Then their images are merged or removed. That may take long, and can be interrupted; the next deletion, or `doctor
+    --repair`, goes on with it. An image that two or more other images are based on is merged when only one of them is left.
 
-    Raises NotFoundError, and deletes nothing of that VM, if a reference matches none. Raises RefusedError, and deletes nothing,
-    if of a group's checkpoint some parts would go and others stay, unless `break_group`.
+    Raises NotFoundError, and deletes nothing of a VM, if a reference matches none of its checkpoints. Raises RefusedError, and
+    deletes nothing, if some parts of a group's checkpoint would be deleted and others stay, unless `break_group`.
     """
     if not break_group:
         _require_whole(context, _choose_all(context, references, subtree))
@@ -79,7 +80,7 @@ def _require_whole(context: Context, chosen: list[Checkpoint]) -> None:
             raise RefusedError(
                 f"{node.vm_name}@{node.name} is part of the group checkpoint {whole}, which could not be restored without it;"
                 f" {', '.join(f'{part.vm_name}@{part.name}' for part in staying)} would stay",
-                hint=f"quiesce group delete {whole}, or --break-group",
+                hint=f"delete all parts: quiesce group delete {whole}; or only this one, with --break-group",
             )
 
 
@@ -103,11 +104,12 @@ def _delete(context: Context, vm: Vm, chosen: list[Checkpoint]) -> tuple[Waiting
 
 
 def go_on(context: Context, vm: Vm) -> tuple[Waiting, ...]:
-    """Merges what earlier deletions could not. To be called under the VM's lock."""
+    """Goes on with the merges that earlier deletions left. To be called under the VM's lock."""
     with journalled(context, vm, "delete") as journal:
         return merge_hidden(context, vm, journal)
 
 
 def recover(_context: Context, _vm: Vm, _operation: Interrupted) -> str:
-    """A merge that was under way has been brought to a known state; to go on with it may take hours."""
+    """Nothing to do: recovery.py has brought an interrupted merge to a known state. The merge itself may take hours, so it is
+    left to the next deletion."""
     return "goes on with the next deletion, or with `quiesce doctor --repair`"

@@ -1,4 +1,4 @@
-"""What differs between two checkpoints of a VM, or between a checkpoint and the VM as it is now."""
+"""Compares two checkpoints of a VM, or a checkpoint with the VM as it is now."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ class DiskSide:
     size: int | None
     """Virtual size, in bytes; None if the image cannot be read."""
     written: int | None
-    """Bytes that the images between `common_image` and this point take: what the guest wrote, rounded up to the images'
-    clusters, and the images' own tables (a few hundred KB even if nothing was written). None if an image cannot be read."""
+    """Bytes that the images between `common_image` and this point take: the guest's writes, rounded up to the images' clusters,
+    and the images' own tables (a few hundred KB even if nothing was written). None if an image cannot be read."""
 
 
 @dataclass(frozen=True)
 class DiskDifference:
-    """At most as many bytes differ as were written on both sides, besides what the guest discarded: that takes no space."""
+    """The difference of one disk. The two points differ in at most as many bytes as were written on both sides, and in what the
+    guest discarded, which takes no space."""
 
     disk: str
     first: DiskSide | None
-    """None: the VM did not have the disk, or the checkpoint left it out."""
+    """None: at this point the VM did not have the disk, or the checkpoint left it out."""
     second: DiskSide | None
     left_out: tuple[str, ...]
     """Which of the two checkpoints left the disk out on request: `first`, `second`."""
     common_image: str | None
-    """The nearest image that both backing chains contain; None: another disk took the place of the first."""
+    """The nearest image that both backing chains contain. None: the VM has another disk of this name now."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +47,22 @@ class Difference:
     second: Checkpoint | None
     """None: the VM as it is now."""
     common_ancestor: Checkpoint | None
-    """The nearest checkpoint that both are based on, or the one that the other is based on. None: there is none, or it was
-    deleted since."""
+    """The nearest checkpoint that both points are, or are based on. None: there is none, or it was deleted since."""
     one_line: bool
-    """One of the two is based on the other."""
+    """Whether one of the two points is based on the other."""
     disks: tuple[DiskDifference, ...]
     configuration: tuple[str, ...]
     """Lines of a unified diff of the domain XMLs, without what model/configuration.py leaves out."""
     writers: tuple[WriterChange, ...] | None
-    """None: the guest was not asked at one of the two points. It never is for the VM as it is now, nor while it is off, or
-    without an agent."""
+    """None: at one of the two points the guest was not asked, because that point is the VM as it is now, or the VM was off, or
+    it had no agent."""
 
 
 def diff(context: Context, reference: CheckpointReference, other: str | None = None) -> Difference:
-    """Compares a checkpoint with the checkpoint named `other`, or with the VM as it is now. Changes nothing; asks no guest.
+    """Compares a checkpoint with the checkpoint named `other` or, if that is None, with the VM as it is now. Changes nothing,
+    and asks no guest.
 
-    Raises NotFoundError, HypervisorError; BusyError while an operation on the VM is running, as it may add and remove images.
+    Raises NotFoundError, HypervisorError; BusyError while an operation on the VM runs, because it may add and remove images.
     """
     with context.vm(reference.vm) as vm, context.locked(vm, "diff"):
         found = survey(context, vm)
@@ -84,9 +85,9 @@ def diff(context: Context, reference: CheckpointReference, other: str | None = N
 
 
 def parted(tree: Tree, first: str, second: str | None) -> tuple[Checkpoint | None, bool]:
-    """The nearest checkpoint, hidden or not, that each of the two is or is based on, and whether it is one of the two.
+    """The nearest checkpoint, hidden or not, that each of the two points is, or is based on; and whether it is one of the two.
 
-    `second`: None for the VM as it is now, which no checkpoint is based on.
+    `second`: None for the VM as it is now. No checkpoint is based on the VM as it is now.
     """
     line = tree.ancestors(first)
     other = {node.id for node in tree.ancestors(second or tree.head_parent)}
@@ -95,8 +96,8 @@ def parted(tree: Tree, first: str, second: str | None) -> tuple[Checkpoint | Non
 
 
 def disk_differences(found: Survey, first: Checkpoint, second: Checkpoint | None) -> tuple[DiskDifference, ...]:
-    """By the backing files that the images' headers name. The image of a deleted checkpoint in between is counted until it is
-    merged; a merged one is not, because its backing file has its data, too."""
+    """The differences of all disks, from the backing files that the images' headers name. The image of a deleted checkpoint in
+    the chain counts until it is merged. A merged image does not count, because its backing file has its data, too."""
     paths = _images(first), _images(second) if second else found.head
     targets = sorted(paths[0].keys() | paths[1].keys())
     left_out = first.excluded, second.excluded if second else ()
@@ -104,7 +105,8 @@ def disk_differences(found: Survey, first: Checkpoint, second: Checkpoint | None
 
 
 def writer_changes(first: Checkpoint, second: Checkpoint | None, *, one_line: bool) -> tuple[WriterChange, ...] | None:
-    """None if a guest was not asked: an asked one reported at least a filesystem. `one_line`: see `compare_writers`."""
+    """The differences of the applications. None if a guest was not asked: a guest that was asked reported at least a
+    filesystem. `one_line`: see `compare_writers`."""
     if second is None or not all(node.writers or node.filesystems for node in (first, second)):
         return None
     return compare_writers(first.writers, second.writers, one_line=one_line)

@@ -1,4 +1,4 @@
-"""Asks the servers that stay as they are whether they would agree with those that go back to a checkpoint."""
+"""Asks the servers that stay as they are whether they would agree with the servers that are restored to a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,50 +21,51 @@ from quiesce.operations.group import members_of, parts_of
 from quiesce.operations.writers import writers
 
 AT_ONCE = 8
-"""Guests asked at the same time."""
+"""Number of guests that are asked at the same time."""
 
 
 @dataclass(frozen=True)
 class Divergence:
     checkpoints: tuple[Checkpoint, ...]
-    """What would be restored together."""
+    """The checkpoints that would be restored together."""
     servers: tuple[ServerFindings, ...]
-    """Those that would stay as they are."""
+    """The servers that would stay as they are."""
 
 
 def divergence(context: Context, reference: CheckpointReference) -> Divergence:
-    """What would disagree if this one VM were restored. Changes nothing; asks the guests of the others."""
+    """The findings about the other servers if this one VM were restored. Changes nothing; asks the guests of the others."""
     with context.vm(reference.vm) as vm:
         node = context.catalog.checkpoints.tree(vm.key).find(reference.checkpoint)
     return Divergence((node,), _servers(context, (node,)))
 
 
 def group_divergence(context: Context, reference: str) -> Divergence:
-    """What would disagree if the group's checkpoint `GROUP@CHECKPOINT` were restored."""
+    """The findings about the other servers if the group's checkpoint `GROUP@CHECKPOINT` were restored."""
     _, nodes = parts_of(context, reference)
     return Divergence(tuple(nodes), _servers(context, nodes))
 
 
 def require_agreement(context: Context, going: Sequence[Checkpoint]) -> None:
-    """Raises DivergenceError if a server that stays as it is moved on since these checkpoints, or cannot be asked."""
+    """Raises DivergenceError if a server that stays as it is has moved since these checkpoints, or cannot be asked. `going`:
+    the checkpoints that are to be restored."""
     servers = _servers(context, going)
     disagreeing = [each for each in servers if not each.agrees]
     if disagreeing:
         group = next((node.group for node in going if node.group), None)
         parts = {part.vm_name for part in context.catalog.checkpoints.parts(group.id)} if group else set()
         together = ""
-        if group and {each.vm_name for each in disagreeing} <= parts:  # or else that would be refused as well
+        if group and {each.vm_name for each in disagreeing} <= parts:  # otherwise a restore of the group is refused, too
             together = f"restore all of them: quiesce group restore {group.group}@{group.name}; or "
         raise DivergenceError(
             f"other servers would disagree with {', '.join(f'{node.vm_name}@{node.name}' for node in going)}:\n"
             + "\n".join(f"  {each}" for each in disagreeing),
-            hint=f"{together}--accept-divergence restores it all the same",
+            hint=f"{together}--accept-divergence restores in spite of that",
             details={"servers": describe(servers)},
         )
 
 
 def witnesses(context: Context, members: Iterable[Member]) -> tuple[Witness, ...]:
-    """Where these servers, which are not part of a checkpoint, stand right now."""
+    """The present positions of the applications of these servers, which have no part in a checkpoint."""
     context = _quiet(context)
 
     def ask(member: Member) -> Witness:
@@ -84,12 +85,12 @@ class _Other:
     key: VmKey
     vm_name: str
     part: Checkpoint | None = None
-    """Its own checkpoint of the same instant."""
+    """The server's own part of the group's checkpoint."""
     witness: Witness | None = None
 
 
 def _quiet(context: Context) -> Context:
-    """Many phases at once are no progress."""
+    """The context without events: the phases of many guests at once would tell the user nothing."""
     return replace(context, emit=lambda _: None)
 
 
@@ -103,7 +104,8 @@ def _servers(context: Context, going: Sequence[Checkpoint]) -> tuple[ServerFindi
 
 
 def _others(context: Context, going: Sequence[Checkpoint]) -> list[_Other]:
-    """Who was there at that instant, and who is in a group with one of them now."""
+    """The servers that had a part in, or were a witness of, the group's checkpoint, and those that are in a group with a
+    restored VM now."""
     found: dict[VmKey, _Other] = {}
     for node in going:
         if node.group:
@@ -131,20 +133,23 @@ def _judge(context: Context, other: _Other, going: Sequence[WriterReport]) -> Se
 def _judge_vm(context: Context, vm: Vm, other: _Other, going: Sequence[WriterReport]) -> ServerFindings:
     part = other.part
     if part and stands_at(context, vm, part):
-        return ServerFindings.whole(vm.name, Agreement.AGREES, "it is off, and stands at its part of that checkpoint")
+        return ServerFindings.whole(vm.name, Agreement.AGREES, "it is off, and its disks are at its part of that checkpoint")
     if vm.facts().power is PowerState.OFF:
-        return ServerFindings.whole(vm.name, Agreement.UNKNOWN, "it is off; only a guest that runs can say where it stands")
+        return ServerFindings.whole(
+            vm.name, Agreement.UNKNOWN, "it is off; only a running guest can report the positions of its applications"
+        )
     if part and part.id not in {node.id for node in context.catalog.checkpoints.tree(vm.key).ancestors(head(context, vm))}:
-        return ServerFindings.whole(vm.name, Agreement.MOVED, "it was put back to another checkpoint since")
+        return ServerFindings.whole(vm.name, Agreement.MOVED, "it was restored to another checkpoint since")
     if other.witness and other.witness.reason:
         return ServerFindings.whole(
-            vm.name, Agreement.UNKNOWN, f"it could not be asked at that instant: {other.witness.reason}"
+            vm.name, Agreement.UNKNOWN, f"it could not be asked when that checkpoint was taken: {other.witness.reason}"
         )
     return judge_server(vm.name, _writers_then(other), writers(context, vm.uuid).writers, going)
 
 
 def _writers_then(other: _Other) -> tuple[WriterReport, ...] | None:
-    """None if they were not asked: of a part taken off, or without its guest, neither writers nor filesystems are known."""
+    """The server's writers at the checkpoint. None if the guest was not asked: the part of a VM that was off, or had no agent,
+    has neither writers nor filesystems."""
     if other.part:
         return other.part.writers if other.part.writers or other.part.filesystems else None
     return other.witness.writers if other.witness else None

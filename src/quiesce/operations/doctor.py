@@ -1,4 +1,4 @@
-"""Looks for what does not fit together around a VM's checkpoints, and mends it."""
+"""Looks for contradictions between the catalog, the images, the manifests and libvirt, and corrects them."""
 
 from __future__ import annotations
 
@@ -20,23 +20,26 @@ from quiesce.repair import lost
 
 @dataclass(frozen=True)
 class Diagnosis:
+    """The findings about one VM."""
+
     vm: str
     found: tuple[str, ...]
+    """A sentence for each fault."""
     mended: tuple[str, ...]
-    """What was done about it; empty unless it was to be mended."""
+    """A sentence for each thing that was done; empty without --repair."""
 
 
 @dataclass(frozen=True)
 class _Finding:
     text: str
     mend: Callable[[], str] | None = None
-    """Returns what was done; None where only a person can mend it."""
+    """Corrects the fault and returns what was done. None: only a person can correct it."""
 
 
 def doctor(context: Context, vm_name: str | None, *, repair: bool) -> list[Diagnosis]:
-    """What is wrong with the checkpoints of a VM, or of all; with `repair`, mended as far as it can be.
+    """Examines the checkpoints of a VM or, if `vm_name` is None, of all VMs. With `repair`, corrects what can be corrected.
 
-    Only what can no longer be restored is ever given up. Raises BusyError while an operation is under way.
+    Gives up only checkpoints that can no longer be restored. Raises BusyError while an operation on the VM runs.
     """
     if vm_name is not None:
         return [_one(context, vm_name, repair)]
@@ -47,7 +50,7 @@ def doctor(context: Context, vm_name: str | None, *, repair: bool) -> list[Diagn
 
 
 def _each(context: Context, name: str, repair: bool) -> Diagnosis:
-    """One of many: what keeps it from being looked at keeps no other."""
+    """Examines one of many VMs: an error becomes a finding, so that the other VMs are examined, too."""
     try:
         return _one(context, name, repair)
     except QuiesceError as error:
@@ -61,13 +64,13 @@ def _one(context: Context, name: str, repair: bool) -> Diagnosis:
         text = f"the import of VM {name} was interrupted"
         return Diagnosis(name, (text,), (never(),) if repair else ())
     if gone := lost.undefined(context, name):
-        found.append(f"{gone.name} is no longer defined; {gone.checkpoints} checkpoints of it are left")
+        found.append(f"libvirt no longer has the VM {gone.name}; the catalog has {gone.checkpoints} checkpoints of it")
         if not repair:
             return Diagnosis(gone.name, tuple(found), ())
         mended.append(lost.define_again(context, gone))
     with context.vm(name) as vm:
         if old := lost.redefined(context, vm):
-            found.append(f"{vm.name} was defined anew; {old.checkpoints} checkpoints belong to it as it was before")
+            found.append(f"{vm.name} was defined anew, with another UUID; {old.checkpoints} checkpoints have its old UUID")
             if repair:
                 mended.append(lost.take_over(context, vm, old))
         with context.locked(vm, "doctor"):
@@ -77,7 +80,7 @@ def _one(context: Context, name: str, repair: bool) -> Diagnosis:
             ]
             found += interrupted
             if interrupted and not repair:
-                return Diagnosis(vm.name, tuple(found), ())  # all else may be its doing
+                return Diagnosis(vm.name, tuple(found), ())  # other faults may come from the interrupted operation
             mended += recover_all(context, vm) if interrupted else []
             while finding := next(_findings(context, vm, found), None):
                 found.append(finding.text)
@@ -87,7 +90,8 @@ def _one(context: Context, name: str, repair: bool) -> Diagnosis:
 
 
 def _findings(context: Context, vm: Vm, known: list[str]) -> Iterator[_Finding]:
-    """What is not among the known. Each is looked for anew, as mending one thing changes others."""
+    """The findings whose texts are not in `known`. The caller asks anew after each one, because a correction may change the
+    other findings."""
     found = survey(context, vm, patient=True)
     for check in (_directories, _renamed, _missing, _overwritten, _moved, _snapshots, _manifests, _orphans, _unmerged):
         for finding in check(context, vm, found):
@@ -97,7 +101,7 @@ def _findings(context: Context, vm: Vm, known: list[str]) -> Iterator[_Finding]:
 
 def _directories(_context: Context, _vm: Vm, found: Survey) -> Iterator[_Finding]:
     for directory, reason in sorted(found.unreadable.items()):
-        yield _Finding(f"{directory}, where images should be, cannot be read: {reason}")
+        yield _Finding(f"{directory}, which should have images, cannot be read: {reason}")
 
 
 def _renamed(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
@@ -107,11 +111,11 @@ def _renamed(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
         context.catalog.checkpoints.update(*nodes)
         for node in nodes:
             images.write_manifest(context, vm, node)
-        return f"{len(nodes)} checkpoints now say that their VM is {vm.name}"
+        return f"{len(nodes)} checkpoints were recorded under the name {vm.name}"
 
     if nodes:
         old = next(node.vm_name for node in found.tree.nodes if node.vm_name != vm.name)
-        yield _Finding(f"{vm.name} was named {old} before", mend)
+        yield _Finding(f"{vm.name} was renamed: its checkpoints have its old name, {old}", mend)
 
 
 def _missing(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
@@ -122,25 +126,25 @@ def _missing(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
 
 
 def _overwritten(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
-    """The VM writes an image of a checkpoint: somebody merged with virsh what lay on it."""
+    """Checkpoints that have an image which the VM writes: somebody committed an overlay into that image with virsh."""
     written = set(found.head.values())
     for node in found.tree.checkpoints:
         spoilt = written & found.chains.needed(disk.path for disk in node.disks)
         if spoilt:
-            text = f"checkpoint {node.name!r} can no longer be restored: {vm.name} writes {min(spoilt)}, which it consists of"
+            text = f"checkpoint {node.name!r} can no longer be restored: {vm.name} writes to its image {min(spoilt)}"
             yield _Finding(text, _giving_up(context, vm, node))
 
 
 def _giving_up(context: Context, vm: Vm, node: Checkpoint) -> Callable[[], str]:
     def mend() -> str:
         images.forget_checkpoint(context, vm, node)
-        return f"checkpoint {node.name!r} was given up"
+        return f"checkpoint {node.name!r} was removed from the catalog"
 
     return mend
 
 
 def _moved(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
-    """The VM stands elsewhere than the catalog says: somebody copied, pulled or replaced a disk."""
+    """The VM is based on another checkpoint than the catalog records: somebody copied, pulled or replaced a disk."""
     if found.unreadable or not set(found.head.values()) <= found.images.keys():
         return
     parent = found.tree.get(found.tree.head_parent)
@@ -152,18 +156,19 @@ def _moved(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
 
     def mend() -> str:
         context.catalog.checkpoints.set_head(vm.key, actual)
-        return f"the catalog has {vm.name} based on {name(actual)} now"
+        return f"the catalog now records that {vm.name} is based on {name(actual)}"
 
     def name(id: str | None) -> str:
         node = found.tree.get(id)
         return repr(node.name) if node else "no checkpoint"
 
-    yield _Finding(f"{vm.name} is based on {name(actual)}, not on {name(found.tree.head_parent)}", mend)
+    recorded = name(found.tree.head_parent)
+    yield _Finding(f"{vm.name} is based on {name(actual)}, not on {recorded}, which the catalog records", mend)
 
 
 def _snapshots(_context: Context, vm: Vm, _found: Survey) -> Iterator[_Finding]:
     if snapshots := vm.facts().snapshots:
-        yield _Finding(f"{vm.name} has {snapshots} snapshot(s) of libvirt's own; see virsh snapshot-list {vm.name}")
+        yield _Finding(f"{vm.name} has {snapshots} snapshot(s) of libvirt's own: virsh snapshot-list {vm.name}")
 
 
 def _manifests(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
@@ -186,10 +191,10 @@ def _manifests(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
             return f"{path} was removed"
 
         if stray.paths() <= found.images.keys():
-            text = f"{path} describes checkpoint {stray.name!r}, which the catalog does not have: `quiesce catalog rebuild`"
+            text = f"{path} describes checkpoint {stray.name!r}, which the catalog lacks: `quiesce catalog rebuild` adds it"
             yield _Finding(text)
         else:
-            yield _Finding(f"{path} describes a checkpoint that is gone", remove)
+            yield _Finding(f"{path} describes a checkpoint whose images are gone", remove)
 
 
 def _strays(context: Context, vm: Vm, found: Survey) -> Iterator[tuple[str, Checkpoint]]:
@@ -201,7 +206,7 @@ def _strays(context: Context, vm: Vm, found: Survey) -> Iterator[tuple[str, Chec
 
 
 def _described(context: Context, vm: Vm, path: str) -> Checkpoint | None:
-    """The checkpoint of this VM that a manifest describes."""
+    """The checkpoint that the manifest at `path` describes; None if it is of another VM or cannot be read."""
     try:
         described = manifest.load(context.storage(vm.host).read(path)).checkpoint
     except QuiesceError:
@@ -214,7 +219,8 @@ def _orphans(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
         return
     described = found.chains.needed(file for _, stray in _strays(context, vm, found) for file in stray.paths())
     for path in sorted(found.live & found.images.keys() - found.needed()):
-        yield _Finding(f"{path} is, or may be, what a disk wrote that {vm.name} no longer has; it is left alone")
+        text = f"{path} has, or may have, the last data of a disk that {vm.name} no longer has; quiesce does not remove it"
+        yield _Finding(text)
     for path in found.orphans():
         if path in described:
             continue
@@ -223,7 +229,7 @@ def _orphans(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
             images.discard(context, vm, path)
             return f"{path} was removed"
 
-        yield _Finding(f"{path} is needed by nothing", mend)
+        yield _Finding(f"nothing needs {path}", mend)
 
 
 def _unmerged(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
@@ -235,4 +241,5 @@ def _unmerged(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
         names = ", ".join(repr(node.name) for node in found.tree.nodes if node.hidden)
         yield _Finding(f"deleted checkpoints can be merged or removed: {names}", mend)
     if not found.unreadable and not vm.active() and merges.can_move_branches(found):
-        yield _Finding(f"what stayed on merged images while {vm.name} ran can be moved now that it is off", mend)
+        text = f"images of {vm.name} still have merged images as backing files; that can be changed now that the VM is off"
+        yield _Finding(text, mend)

@@ -28,14 +28,15 @@ class Exported:
 
 
 def export(context: Context, reference: CheckpointReference, directory: str) -> Exported:
-    """Writes the checkpoint's disks, flattened, its definition, UEFI variables and TPM state, and a manifest with checksums
-    into `directory` on the VM's host, which is made, or must be empty. The VM may run meanwhile; no other operation on it
-    can.
+    """Exports a checkpoint into `directory`, on the VM's host: each disk as one image without a backing file, the definition,
+    UEFI variables and TPM state, and a manifest with checksums. Makes the directory if it does not exist; if it exists, it must
+    be empty. The VM may run meanwhile; other operations on it are locked out.
 
-    Memory of a standard checkpoint is left out. After an error, nothing is left in the directory.
+    Leaves out the memory of a standard checkpoint. After an error, nothing is left in the directory. Raises UsageError,
+    RefusedError, NotFoundError, NoSpaceError.
     """
     if not directory.startswith("/"):
-        raise UsageError(f"{directory} is no absolute path", hint="the directory is one of the VM's host")
+        raise UsageError(f"{directory!r} is not an absolute path", hint="name a directory of the VM's host, as /srv/export")
     directory = directory.rstrip("/")
     with (
         operating(context, reference.vm, "export") as vm,
@@ -45,11 +46,14 @@ def export(context: Context, reference: CheckpointReference, directory: str) -> 
             found = survey(context, vm)
             node = found.tree.find(reference.checkpoint)
             if missing := found.missing(node):
-                raise RefusedError(f"checkpoint {node.name!r} cannot be exported: {', '.join(missing)} is gone")
+                raise RefusedError(
+                    f"checkpoint {node.name!r} cannot be exported: {', '.join(missing)} is gone",
+                    hint=f"quiesce doctor {vm.name}",
+                )
             needed = _bytes(found, node)
             _require_empty(context.storage(vm.host), directory, needed)
         if node.file(Role.MEMORY):
-            context.emit(Warned(f"the memory of {node.name!r} is left out: what is exported is its disks"))
+            context.emit(Warned(f"the memory of {node.name!r} is left out: an export has only the disks"))
         names = (*(f"{disk.target}.qcow2" for disk in node.disks), *_NAMES.values(), exported.DOMAIN, exported.NAME)
         with (
             journalled(context, vm, "export") as journal,
@@ -63,7 +67,7 @@ _NAMES = {Role.NVRAM: "nvram.fd", Role.TPM: "tpm.state"}
 
 
 def _bytes(found: Survey, node: Checkpoint) -> int:
-    """Most room that the export can take."""
+    """An upper bound of the space that the export takes, in bytes."""
     total = 0
     for disk in node.disks:
         chain = found.chains.chain(disk.path)
@@ -74,7 +78,9 @@ def _bytes(found: Survey, node: Checkpoint) -> int:
 
 def _require_empty(storage: Storage, directory: str, needed: int) -> None:
     if present := storage.contents(directory, make=True):
-        raise RefusedError(f"{directory} is not empty: {min(present)} is in it", hint="name one that does not exist")
+        raise RefusedError(
+            f"{directory} is not empty: it has {min(present)}", hint="name a directory that is empty or does not exist"
+        )
     require_room(storage, directory, needed, "the export")
 
 
@@ -111,7 +117,7 @@ def _checksum(context: Context, storage: Storage, directory: str, name: str) -> 
 
 
 def recover(context: Context, vm: Vm, operation: Interrupted) -> str:
-    """Removes an export that is not whole; one that has its manifest is."""
+    """Removes the files of an incomplete export. An export is complete if it has its manifest, which is written last."""
     storage = context.storage(vm.host)
     for step in operation.unfinished(WriteExport):
         try:

@@ -15,30 +15,31 @@ from quiesce.operations.delete import Deleted, delete
 
 @dataclass(frozen=True)
 class Shown:
-    """A group and what there is of it."""
+    """A group, its members and its checkpoints."""
 
     group: Group
     members: tuple[Member, ...]
-    """Its own and those of the groups in it."""
+    """The group's own members and those of the groups in it."""
     checkpoints: tuple[GroupPart, ...]
 
 
 def create(context: Context, name: str, members: Sequence[str]) -> Group:
-    """A new group of members written as `VM`, `VM:TIER` or `@GROUP`. Raises NameTakenError, UsageError, NotFoundError."""
+    """Makes a group. `members`: each as `VM`, `VM:TIER` or `@GROUP`. Raises NameTakenError, UsageError, NotFoundError."""
     group = _extended(context, Group(check_group_name(name)), members)
     context.catalog.groups.put(group, new=True)
     return group
 
 
 def add(context: Context, name: str, members: Sequence[str]) -> Group:
-    """Raises NotFoundError, RefusedError for what is a member already, or a group that would be in itself."""
+    """Adds members. Raises NotFoundError; RefusedError for a VM or group that is a member already, and for a group that would
+    contain itself."""
     group = _extended(context, context.catalog.groups.get(name), members)
     context.catalog.groups.put(group)
     return group
 
 
 def remove(context: Context, name: str, members: Sequence[str]) -> Group:
-    """Raises NotFoundError for what is no member."""
+    """Removes members. Raises NotFoundError for a VM or group that is not a member."""
     group = context.catalog.groups.get(name)
     for words in map(parse_member, members):
         if not words.group:
@@ -46,17 +47,20 @@ def remove(context: Context, name: str, members: Sequence[str]) -> Group:
         elif words.group in group.groups:
             group = replace(group, groups=tuple(inner for inner in group.groups if inner != words.group))
         else:
-            raise NotFoundError(f"{name} has no group {words.group!r} in it", hint=f"quiesce group show {name}")
+            raise NotFoundError(f"group {name} does not contain group {words.group!r}", hint=f"quiesce group show {name}")
     context.catalog.groups.put(group)
     return group
 
 
 def forget(context: Context, name: str) -> Group:
-    """Checkpoints of its members stay, and stay together. Raises RefusedError while it is in another group."""
+    """Removes a group. The checkpoints of its members stay, as parts of the group's checkpoints. Raises RefusedError while the
+    group is in another group."""
     group = context.catalog.groups.get(name)
     outer = next((other.name for other in context.catalog.groups.all() if name in other.groups), None)
     if outer:
-        raise RefusedError(f"{name} is in group {outer}", hint=f"quiesce group remove {outer} @{name}")
+        raise RefusedError(
+            f"group {name} is in group {outer}", hint=f"remove it there first: quiesce group remove {outer} @{name}"
+        )
     context.catalog.groups.remove(name)
     return group
 
@@ -75,7 +79,7 @@ def members_of(context: Context, name: str) -> tuple[Member, ...]:
 
 
 def parts_of(context: Context, reference: str) -> tuple[GroupPart, list[Checkpoint]]:
-    """The group's checkpoint `GROUP@CHECKPOINT`, by name or id, and what is left of its parts. Raises UsageError,
+    """The group's checkpoint `GROUP@CHECKPOINT` (name or id), and those of its parts that still exist. Raises UsageError,
     NotFoundError."""
     asked = parse_reference(reference)
     for part in reversed(context.catalog.checkpoints.of_group(asked.vm)):
@@ -85,7 +89,7 @@ def parts_of(context: Context, reference: str) -> tuple[GroupPart, list[Checkpoi
 
 
 def delete_checkpoint(context: Context, reference: str, *, dry_run: bool = False) -> Deleted:
-    """Deletes all parts of a group's checkpoint, as `delete` does each."""
+    """Deletes all parts of a group's checkpoint. Guarantees and errors as `delete`."""
     _, nodes = parts_of(context, reference)
     return delete(context, [CheckpointReference(node.vm_uuid, node.id) for node in nodes], dry_run=dry_run)
 
@@ -95,7 +99,7 @@ def _extended(context: Context, group: Group, members: Sequence[str]) -> Group:
         if words.group:
             context.catalog.groups.get(words.group)
             if words.group in group.groups:
-                raise RefusedError(f"group {words.group} is in {group.name} already")
+                raise RefusedError(f"group {words.group} is in group {group.name} already")
             group = replace(group, groups=(*group.groups, words.group))
         else:
             with context.vm(words.vm) as vm:

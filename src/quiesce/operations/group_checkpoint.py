@@ -51,13 +51,13 @@ def group_checkpoint(
     required: Consistency | None = None,
     window_s: float = DEFAULT_WINDOW_S,
 ) -> Taken:
-    """Takes a production checkpoint of every member, external ones left out, at one instant; or of none.
+    """Takes a production checkpoint of every member except external ones, at one instant; or of none.
 
-    All members' applications are held level by level, all front ends first, then all filesystems are frozen, all disks
-    switched, and all of it released in reverse order. Each label is at least `required`, or what the member's own settings
-    require. If one of them cannot be had, a QuiesceError is raised, all guests run, and nothing is left behind. Killed at any
-    moment, the next operation on a member, or `quiesce doctor`, finds that all parts are recorded, or removes them all. A
-    member that is off takes part with what its guest left."""
+    Holds the applications of all members level by level, all front ends first; freezes all filesystems; switches all disks; and
+    releases in reverse order. The label of each part is at least `required` or, if that is None, what the member's own settings
+    require; otherwise a QuiesceError is raised, all guests run, and nothing is left behind. If this process is killed at any
+    moment, either all parts are recorded, or the next operation on a member (or `quiesce doctor --repair`) undoes its part. The
+    part of a member that is off has the disks as its guest left them."""
     name = check_checkpoint_name(name) if name is not None else default_checkpoint_name(datetime.now(UTC))
     everybody = members_of(context, group)
     members = [member for member in everybody if member.tier is not Tier.EXTERNAL]
@@ -81,13 +81,20 @@ def group_checkpoint(
 
 
 def _locked(context: Context, group: str, members: Sequence[Member], stack: ExitStack) -> list[Vm]:
-    """All members, locked: each on a connection of its own, as libvirt does five things at a time on one."""
+    """All members, locked. Each has a libvirt connection of its own, because libvirtd serves five calls of a connection at a
+    time."""
     if not members:
-        raise RefusedError(f"group {group} has no members", hint=f"quiesce group add {group} VM:TIER")
+        raise RefusedError(
+            f"group {group} has no members to checkpoint (external ones do not count)",
+            hint=f"quiesce group add {group} VM:TIER",
+        )
     vms = [stack.enter_context(context.vm(member.vm_uuid)) for member in members]
     for vm, member in zip(vms, members, strict=True):
         if vm.key != member.key:
-            raise RefusedError(f"{member.vm_name} is on host {context.catalog.hosts.name(member.host)}, this is {vm.host.name}")
+            raise RefusedError(
+                f"{member.vm_name} is a member on host {context.catalog.hosts.name(member.host)}, and this is {vm.host.name}",
+                hint="connect to that host (--connect); a checkpoint is of VMs of one host",
+            )
         stack.enter_context(context.locked(vm, f"group checkpoint {group}, with"))
     return vms
 
@@ -100,19 +107,21 @@ def _open(context: Context, vm: Vm, name: str, required: Consistency | None, sta
 
 
 def _witnesses(context: Context, external: Sequence[Member]) -> tuple[Witness, ...]:
-    """Asked before the window: what they do after that counts as done since, and nothing that they did is missed."""
+    """The positions of the external servers, asked for before the window: everything that they do later counts as moved since
+    the checkpoint, so no move is missed."""
     if not external:
         return ()
     with context.phase("ask external servers"):
         found = witnesses(context, external)
     for witness in found:
         if witness.reason:
-            context.emit(Warned(f"{witness.vm_name} could not be asked where it stands: {witness.reason}"))
+            text = f"{witness.vm_name} could not be asked for the positions of its applications: {witness.reason}"
+            context.emit(Warned(text))
     return found
 
 
 def _take(context: Context, opened: Sequence[_Opened], window_s: float) -> list[Evidence]:
-    """Those that are off first: nothing of them changes any more."""
+    """The evidence of each member. Takes the members that are off first: their disks do not change."""
     evidence = {each.part.id: take_alone(context, each.vm, each.part) for each in opened if not each.running}
     running = [(each.part.id, each.running) for each in opened if each.running]
     if running:

@@ -1,4 +1,4 @@
-"""Puts all VMs of a group back to one of its checkpoints."""
+"""Restores all VMs of a group to one of the group's checkpoints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from quiesce.recovery import recover_all
 from quiesce.wire.messages import PORT_NAME
 
 READY_TIMEOUT_S = 300.0
-"""Longest wait for the applications of one tier, all of them, in seconds, before the next tier is started."""
+"""Longest wait until all applications of a tier answer, in seconds. Then the next tier is started."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class GroupRestored:
     part: GroupPart
     checkpoints: tuple[Checkpoint, ...]
     restored: tuple[Restored, ...]
-    """Without those that stood there already, from an interrupted call."""
+    """The VMs that this call restored. VMs that an interrupted earlier call had restored are not among them."""
     started: bool
 
 
@@ -44,19 +44,22 @@ def group_restore(
     discard_current: bool = False,
     accept_divergence: bool = False,
 ) -> GroupRestored:
-    """Puts every member back to its part of the group's checkpoint `GROUP@CHECKPOINT`, as `restore` does one, front ends first;
-    with `start` starts them all, back ends first, each tier when the applications of the one before answer.
+    """Restores every member to its part of the group's checkpoint `GROUP@CHECKPOINT`, as `restore` does with one VM, front ends
+    first. With `start`, then starts them all, back ends first; a tier starts when the applications of the tier before answer.
 
-    Whatever would be refused of one member is refused before any is touched. If it fails or is killed later, the members stay
-    off, each whole, at its part or where it was, and the same call goes on with those that are left.
-    Raises RefusedError if a part is gone: the others could not be of one instant with it. Raises DivergenceError, unless
-    `accept_divergence`, if servers beside the group's checkpoint would disagree with it.
+    Refuses before any member changes, if the restore of one member would be refused. If the operation fails or is killed later,
+    the members stay off: each has either the content of its part, or its content from before. The same call, again, restores
+    the rest.
+
+    Raises RefusedError if a part is gone: the restored members would then not be of one instant with that server. Raises
+    DivergenceError, unless `accept_divergence`, if servers outside the group's checkpoint would disagree with it.
     """
     part, nodes = parts_of(context, reference)
     if len(nodes) < len(part.members):
         raise RefusedError(
-            f"{len(part.members) - len(nodes)} of {len(part.members)} parts of {reference} were deleted",
-            hint=f"restore one server's part by itself: quiesce restore {nodes[0].vm_name}@{nodes[0].name}",
+            f"{reference} cannot be restored as a whole: {len(part.members) - len(nodes)} of its {len(part.members)} parts were"
+            " deleted",
+            hint=f"restore the part of one server alone: quiesce restore {nodes[0].vm_name}@{nodes[0].name}",
         )
     with contextlib.ExitStack() as stack:
         vms = {node.id: stack.enter_context(context.vm(node.vm_uuid)) for node in nodes}
@@ -70,7 +73,7 @@ def group_restore(
             require_agreement(context, nodes)
         tiers = _tiers(context, part)
         left = _left(context, [(vms[node.id], node) for node in nodes], starting=start)
-        pending = [(node, _begun(context, vms[node.id], reference)) for node in left]  # of all, before any is touched
+        pending = [(node, _begun(context, vms[node.id], reference)) for node in left]  # for all, before any changes
         restored = []
         for tier in reversed(START_ORDER):
             for node, journal in pending:
@@ -85,29 +88,30 @@ def group_restore(
 
 
 def _begun(context: Context, vm: Vm, reference: str) -> Journal:
-    """So that it is known of each member that the others may have gone back without it."""
+    """Journals the group's restore for this member. If the process is killed, the journal tells that other members may have
+    been restored and this one not."""
     journal = Journal(context.catalog, vm.key, "group restore")
     journal.intend(RestoreGroup(reference))
     return journal
 
 
 def recover(_context: Context, _vm: Vm, operation: Interrupted) -> str:
-    """Whether to go on is its user's to say: meanwhile the members may have been started."""
+    """Nothing to do. The user has to decide whether the restore goes on: the members may have been started meanwhile."""
     for step in operation.of(RestoreGroup):
-        return f"may have put other servers back without this one; `quiesce group restore {step.reference}` goes on"
+        return f"may have restored other servers without this one; `quiesce group restore {step.reference}` restores the rest"
     return "had not begun"
 
 
 def _tiers(context: Context, part: GroupPart) -> dict[str, Tier]:
-    """As the group is now; it may have been forgotten."""
+    """The tier of each member in the group as it is now, by VM UUID. Empty if the group was removed."""
     with contextlib.suppress(QuiesceError):
         return {member.vm_uuid: member.tier for member in members_of(context, part.group) if member.tier is not Tier.EXTERNAL}
     return {}
 
 
 def _left(context: Context, members: Sequence[tuple[Vm, Checkpoint]], *, starting: bool) -> list[Checkpoint]:
-    """The parts whose VMs are to be put back: not those that an interrupted call put back. If it had come to starting them,
-    none: those that run already are not thrown back."""
+    """The parts whose VMs have to be restored. VMs that an interrupted earlier call restored are not among them. If that call
+    was already starting the VMs, none is: a VM that runs on its part must not be restored again."""
     standing = {node.id for vm, node in members if stands_at(context, vm, node)}
     running = {node.id for vm, node in members if vm.active() and head(context, vm) == node.id}
     if starting and standing and len(standing | running) == len(members):
@@ -128,8 +132,8 @@ def _start(context: Context, tier: Tier, members: Sequence[tuple[Vm, Checkpoint]
 
 
 def _wait_until_ready(context: Context, vm: Vm, node: Checkpoint, deadline: float) -> None:
-    """Until every application answers that could be vouched for when the checkpoint was taken. One that does not come is said.
-    Of a guest without our agent nobody can tell."""
+    """Waits until every application answers that was held when the checkpoint was taken. Warns of applications that do not
+    answer until `deadline`. Does not wait for a guest without our agent: nobody answers for its applications."""
     expected = {writer.id for writer in node.writers if writer.grade.vouched}
     missing = expected if PORT_NAME in vm.facts().channels else set()
     while missing and time.monotonic() < deadline:
@@ -140,4 +144,4 @@ def _wait_until_ready(context: Context, vm: Vm, node: Checkpoint, deadline: floa
         if missing:
             time.sleep(1)
     if missing:
-        context.emit(Warned(f"{vm.name}: not ready after {READY_TIMEOUT_S:g} s: {', '.join(sorted(missing))}"))
+        context.emit(Warned(f"{vm.name}: {', '.join(sorted(missing))} not ready after {READY_TIMEOUT_S:g} s"))

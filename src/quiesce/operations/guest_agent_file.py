@@ -16,5 +16,5 @@ class AgentFile:
 
 
 def guest_agent_file(_: Context, path: Path) -> AgentFile:
-    """Writes the agent of this quiesce to `path`, on the machine this runs on. Raises QuiesceError if it cannot be written."""
+    """Writes the agent of this quiesce to `path` on this machine. Raises QuiesceError if the file cannot be written."""
     return AgentFile(str(path), archive.write_archive(path))

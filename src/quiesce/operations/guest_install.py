@@ -1,4 +1,4 @@
-"""Installs the agent into a running guest: no network, no SSH, no reboot."""
+"""Installs the agent into a running guest, without network, SSH or a reboot."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from quiesce.wire.messages import PORT_NAME, QEMU_AGENT_RESTART
 MIN_PYTHON = (3, 9)
 START_TIMEOUT_S = 60.0
 COMMAND_TIMEOUT_S = 180.0
-"""Compiling the agent takes long in a guest without KVM on a busy host."""
+"""Longest run of a command in the guest, in seconds. Compiling the agent takes long in a guest without KVM on a busy host."""
 COPY = "/run/quiesce-agent.pyz"
-"""Where the file is put in the guest, to install itself from."""
+"""Path of the agent's file in the guest. The file installs itself from there."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,15 @@ class Installed:
     version: str
     agent_bytes: int
     notes: str
-    """What the installation in the guest said."""
+    """The output of the installation in the guest."""
 
 
 def guest_install(context: Context, vm_name: str) -> Installed:
-    """Puts the agent of this quiesce into the guest and starts it; also brings an older one up to date. If qemu-guest-agent has
-    to be restarted to know our hook, this returns when it has been: what was run through it before then, it ends.
+    """Puts the agent of this quiesce into the guest and starts it. Replaces an older agent. If qemu-guest-agent has to be
+    restarted to load our hook, returns after that restart, because the restart ends commands that run through qemu-guest-agent.
 
-    Raises AgentError if qemu-guest-agent does not answer, forbids it, or the guest lacks Python 3.9 or systemd.
+    Raises AgentError if qemu-guest-agent does not answer or forbids the installation, or if the guest lacks Python 3.9 or
+    systemd.
     """
     with context.vm(vm_name) as vm:
         with context.phase("plan"):
@@ -43,13 +44,13 @@ def guest_install(context: Context, vm_name: str) -> Installed:
             port = facts.channels.get(domain_xml.QEMU_AGENT_PORT)
             if port is None:
                 raise AgentError(
-                    f"{vm.name} has no qemu-guest-agent, which the installation goes through",
-                    hint="add its channel (virsh attach-device) and install the package qemu-guest-agent in the guest",
+                    f"{vm.name} has no channel {domain_xml.QEMU_AGENT_PORT}; the installation needs qemu-guest-agent",
+                    hint="add the channel (virsh attach-device) and install the package qemu-guest-agent in the guest",
                 )
             if vss.is_windows(vm, facts):
                 raise AgentError(
-                    f"{vm.name} runs Windows, which needs no agent of quiesce's: its checkpoints go through its own VSS",
-                    hint=f"quiesce checkpoint {vm.name}",
+                    f"{vm.name} runs Windows, where quiesce needs no agent of its own: it uses VSS",
+                    hint=f"take a checkpoint: quiesce checkpoint {vm.name}",
                 )
             qemu_agent = QemuAgent(vm)
             _require_python_and_systemd(vm, qemu_agent)
@@ -78,7 +79,7 @@ def _require_python_and_systemd(vm: Vm, qemu_agent: QemuAgent) -> None:
         version = ()
     if status or len(version) != 2 or version < MIN_PYTHON:
         raise AgentError(
-            f"the guest {vm.name} needs systemd and Python 3.9 or later: {output[:200] or 'not found'}",
+            f"the guest {vm.name} needs systemd and Python 3.9 or later (/usr/bin/python3): {output[:200] or 'not found'}",
             hint="install the package python3 in the guest",
         )
 
@@ -86,12 +87,15 @@ def _require_python_and_systemd(vm: Vm, qemu_agent: QemuAgent) -> None:
 def _run(vm: Vm, qemu_agent: QemuAgent, *command: str) -> str:
     status, output = qemu_agent.run(*command, timeout=COMMAND_TIMEOUT_S)
     if status:
-        raise AgentError(f"{' '.join(command)} in {vm.name} failed: {output[-500:]}")
+        raise AgentError(
+            f"{' '.join(command)} failed in {vm.name} with exit status {status}: {output[-500:]}",
+            hint=f"when that is corrected: quiesce guest install {vm.name}",
+        )
     return output
 
 
 def _wait_for_agent(vm: Vm) -> str:
-    """Until the agent shakes hands; returns its version."""
+    """Waits until the agent answers. Returns its version. Raises AgentError after START_TIMEOUT_S."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
@@ -105,7 +109,7 @@ def _wait_for_agent(vm: Vm) -> str:
 
 
 def _wait_for_qemu_agent(vm: Vm, qemu_agent: QemuAgent) -> None:
-    """Until it has been restarted, if it is to be."""
+    """Waits until qemu-guest-agent was restarted, if a restart is scheduled. Raises AgentError after START_TIMEOUT_S."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
@@ -118,5 +122,8 @@ def _wait_for_qemu_agent(vm: Vm, qemu_agent: QemuAgent) -> None:
             if idle:
                 return
             if time.monotonic() > deadline:
-                raise AgentError(f"qemu-guest-agent of {vm.name} was not restarted in {START_TIMEOUT_S:g} s")
+                raise AgentError(
+                    f"qemu-guest-agent of {vm.name} was not restarted within {START_TIMEOUT_S:g} s",
+                    hint=f"in the guest: systemctl status {QEMU_AGENT_RESTART}.timer {QEMU_AGENT_RESTART}.service",
+                )
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Makes a VM from an export: a new one, or the same again."""
+"""Makes a VM from an export: a new VM, or the exported one again."""
 
 from __future__ import annotations
 
@@ -32,16 +32,18 @@ class Imported:
 def import_vm(
     context: Context, source: str, *, to: str, name: str | None = None, same: bool = False, start: bool = False
 ) -> Imported:
-    """Copies an export's disks into the directory `to` of the host and defines a VM on them; returns what it is called.
+    """Copies the disks of the export in the directory `source` into the directory `to`, both on the host, and defines a VM with
+    them.
 
-    By default it is a new VM: new UUID, MAC addresses and generation ID, under `name`. With `same` it is the exported one
-    again, under its own name, UUID and addresses, which must be free. The export is checked against its checksums first, and
-    stays as it is. After an error, nothing is left.
+    By default the VM is a new one, called `name`, with a new UUID, MAC addresses and generation ID. With `same` it is the
+    exported VM again, with its name, UUID and addresses, which must be free. Checks the export against its checksums first, and
+    does not change it. After an error, nothing is left. Raises UsageError, NotFoundError, NameTakenError, RefusedError,
+    NoSpaceError.
     """
     if not to.startswith("/") or not source.startswith("/"):
-        raise UsageError("both directories must be absolute paths", hint="they are directories of the host")
+        raise UsageError("both directories must be absolute paths", hint="name directories of the host, as /srv/export")
     if same == (name is not None):
-        raise UsageError("give either a name for a new VM, or --same")
+        raise UsageError("give either --name for a new VM, or --same for the exported one")
     source, to = source.rstrip("/"), to.rstrip("/")
     with context.host() as host:
         with context.phase("check the export"):
@@ -68,7 +70,10 @@ def _read(storage: Storage, source: str) -> tuple[Export, str]:
         export = exported.load(storage.read(storage.inside(source, exported.NAME)))
         return export, storage.read(storage.inside(source, exported.DOMAIN)).decode()
     except (NotFoundError, UnicodeDecodeError) as error:
-        raise NotFoundError(f"{source} holds no export of quiesce", hint="an interrupted one has no manifest") from error
+        raise NotFoundError(
+            f"{source} has no export of quiesce: {exported.NAME} or {exported.DOMAIN} is missing or damaged",
+            hint="an export that was interrupted has no manifest: export the checkpoint again",
+        ) from error
 
 
 def _require_free(host: Host, identity: domain_xml.Identity) -> None:
@@ -78,10 +83,10 @@ def _require_free(host: Host, identity: domain_xml.Identity) -> None:
 
 
 def _require_fitting(host: Host, xml: str) -> None:
-    """Raises RefusedError, naming all of it, if the host lacks something the VM needs."""
+    """Raises RefusedError if the host lacks anything that the VM needs; the message names all of it."""
     problems = host.what_does_not_fit(xml)
     if problems:
-        raise RefusedError(f"{host.name} cannot run it: {'; '.join(problems)}", details={"problems": problems})
+        raise RefusedError(f"{host.name} cannot run the exported VM: {'; '.join(problems)}", details={"problems": problems})
 
 
 def _verify(context: Context, storage: Storage, source: str, export: Export) -> None:
@@ -89,7 +94,10 @@ def _verify(context: Context, storage: Storage, source: str, export: Export) -> 
         phase = f"checksum of {file.name}"
         with context.phase(phase):
             if storage.sha256(storage.inside(source, file.name), context.progress(phase)) != file.sha256:
-                raise QuiesceError(f"{source}/{file.name} is damaged: its checksum is not that of the manifest")
+                raise QuiesceError(
+                    f"{source}/{file.name} is damaged: its SHA-256 differs from the one in the manifest",
+                    hint="copy the export again, or export the checkpoint again",
+                )
 
 
 def _make(
@@ -111,7 +119,7 @@ def _make(
         _give_up(context, host, journal)
         raise
     if context.catalog.checkpoints.tree(key).nodes:
-        context.catalog.checkpoints.set_head(key, None)  # the same VM again: it is based on none of its checkpoints now
+        context.catalog.checkpoints.set_head(key, None)  # the same VM again: its new disks are based on no checkpoint
     journal.finish("done")
 
 
@@ -134,7 +142,7 @@ def _copy_and_define(
     paths = {disk.target: storage.inside(to, f"{identity.name}.{disk.target}.qcow2") for disk in export.disks}
     nvram = storage.inside(to, f"{identity.name}.nvram.fd") if export.nvram else None
     if taken := present & {*paths.values(), *([nvram] if nvram else [])}:
-        raise RefusedError(f"{min(taken)} is there already")
+        raise RefusedError(f"{min(taken)} exists already", hint="import into another directory, or under another --name")
     with storage.merger() as merger:
         for disk in export.disks:
             phase, path = f"copy {disk.target}", paths[disk.target]
@@ -155,7 +163,7 @@ def _copy_and_define(
 
 
 def _give_up(context: Context, host: Host, journal: Journal) -> None:
-    """As after a kill."""
+    """Undoes the failed import, as a recovery would."""
     try:
         outcome = undo_import(context, host, journal.key.uuid, journal.read())
         journal.finish(f"failed: it {outcome}")

@@ -1,4 +1,4 @@
-"""Makes the catalog again from the manifests beside the images, and from what the images' headers and libvirt say."""
+"""Makes a lost catalog again, from the manifests beside the images, the images' headers and libvirt."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from quiesce.model.tree import Checkpoint
 @dataclass(frozen=True)
 class Rebuilt:
     checkpoints: tuple[Checkpoint, ...]
-    """Those the catalog did not have."""
+    """The checkpoints that the catalog did not have."""
     manifests: int
-    """How many were read."""
+    """Number of manifests that were read."""
 
 
 def rebuild(context: Context, directories: Iterable[str] = ()) -> Rebuilt:
-    """Records every checkpoint whose manifest lies in a storage pool, beside a disk of a VM, or in one of `directories`, and
-    that the catalog does not have. What the catalog has stays as it is."""
+    """Records every checkpoint that the catalog does not have and whose manifest is in a storage pool, beside a disk of a VM,
+    or in one of `directories`. Does not change checkpoints that the catalog has."""
     with context.host() as host:
         found = _manifests(context, host, {*directories, *host.pool_directories(), *_disk_directories(context, host)})
         new = [item for item in found if not context.catalog.checkpoints.has(item.checkpoint.id)]
@@ -57,14 +57,14 @@ def _manifests(context: Context, host: Host, directories: set[str]) -> list[Mani
         try:
             paths = [path for path in storage.contents(place) if manifest.checkpoint_id(posixpath.basename(path))]
         except QuiesceError as error:
-            context.emit(Warned(f"{place} was left out: {error.message}"))
+            context.emit(Warned(f"{place} was not searched: {error.message}"))
             continue
         for path in paths:
             try:
                 item = manifest.load(storage.read(path))
                 found[item.checkpoint.id] = replace(item, checkpoint=replace(item.checkpoint, host=host.id))
             except QuiesceError as error:
-                context.emit(Warned(f"{path} was left out: {error.message}"))
+                context.emit(Warned(f"{path} was not read: {error.message}"))
     return list(found.values())
 
 
@@ -100,7 +100,7 @@ def _parent(context: Context, host: Host, node: Checkpoint, others: tuple[Checkp
 
 
 def _find_head(context: Context, uuid: str) -> None:
-    """Where the VM stands, and which images beside its checkpoints are ours."""
+    """Records the checkpoint that the VM is based on, and which images beside its checkpoints quiesce made."""
     try:
         with context.vm(uuid) as vm, context.locked(vm, "catalog rebuild"):
             found = survey(context, vm)
@@ -110,13 +110,13 @@ def _find_head(context: Context, uuid: str) -> None:
                 ours = images.named_like_ours(path) and found.chains.base(path, owners)
                 if ours and path not in found.others and not context.catalog.images.has(vm.key.host, path):
                     context.catalog.images.note(vm.key, path)
-                    # It may be what a disk of the VM wrote that it no longer has: nobody can tell any more.
+                    # It may have the last data of a detached disk of the VM: nothing tells that any more, so it is kept.
                     context.catalog.images.set_live(vm.key.host, [path], True)
             context.catalog.images.set_live(vm.key.host, found.head.values(), True)
             standing = set(found.standing(found.head).values()) - {None}
             context.catalog.checkpoints.set_head(vm.key, standing.pop() if len(standing) == 1 else None)
     except QuiesceError as error:
         if not isinstance(error, NotFoundError):
-            context.emit(Warned(f"where VM {uuid} stands could not be found out: {error.message}; `quiesce doctor` says more"))
+            context.emit(Warned(f"it is unknown on which checkpoint VM {uuid} is based: {error.message}; see `quiesce doctor`"))
             return
         context.emit(Warned(f"libvirt has no VM {uuid}; `quiesce doctor {uuid} --repair` defines it again"))

@@ -16,7 +16,7 @@ from quiesce.recovery import journalled, operating
 
 
 def rename(context: Context, reference: CheckpointReference, name: str) -> Checkpoint:
-    """Returns the checkpoint as it is then. Raises NameTakenError, NotFoundError, UsageError."""
+    """Returns the renamed checkpoint. Raises NameTakenError, NotFoundError, UsageError."""
     check_checkpoint_name(name)
     with operating(context, reference.vm, "rename") as vm:
         tree = context.catalog.checkpoints.tree(vm.key)
@@ -24,7 +24,7 @@ def rename(context: Context, reference: CheckpointReference, name: str) -> Check
         if node.name == name:
             return node
         if tree.has_name(name):
-            raise NameTakenError(f"{vm.name} has a checkpoint named {name!r} already")
+            raise NameTakenError(f"{vm.name} has a checkpoint named {name!r} already", hint="choose another name")
         renamed = replace(node, name=name)
         with journalled(context, vm, "rename") as journal, journal.step(Rename(node.id)):
             context.catalog.checkpoints.update(renamed)
@@ -33,5 +33,5 @@ def rename(context: Context, reference: CheckpointReference, name: str) -> Check
 
 
 def recover(_context: Context, _vm: Vm, _operation: Interrupted) -> str:
-    """The catalog has the one name or the other; the manifest is written anew."""
+    """Nothing to do: the catalog has the old name or the new one, and recovery.py writes the manifest again."""
     return "can be called again"

@@ -1,4 +1,4 @@
-"""Puts a VM back to a checkpoint (Hyper-V: "apply")."""
+"""Restores a VM to a checkpoint (Hyper-V: "apply")."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from quiesce.storage.port import Storage
 from quiesce.taking import requirements
 
 FLUSH_TIMEOUT_S = 30.0
-"""Longest that a guest about to be powered off is given to write out what is dirty, in seconds."""
+"""Longest time for the guest to write out its dirty pages before the VM is powered off, in seconds."""
 
 
 @dataclass(frozen=True)
 class Restored:
     checkpoint: Checkpoint
     safety: Checkpoint | None
-    """The state that was left, unless it was to be discarded."""
+    """The state before the restore; None if it was discarded."""
     generation: str
     """The VM's new generation ID."""
     started: bool
@@ -47,16 +47,15 @@ def restore(
     discard_current: bool = False,
     accept_divergence: bool = False,
 ) -> Restored:
-    """Stops the VM and makes it stand where the checkpoint was taken: disks, definition, UEFI variables, TPM state. Leaves
-    it off unless `start`; a standard checkpoint is resumed with its memory in any case. Disks the checkpoint leaves out stay
-    as they are.
+    """Stops the VM and gives it the disks, definition, UEFI variables and TPM state of the checkpoint. Leaves it off unless
+    `start`; a standard checkpoint always resumes with its memory. Disks that the checkpoint leaves out stay as they are.
 
-    The state it leaves is kept as a safety checkpoint unless `discard_current`: the very images it wrote until it was powered
-    off, so nothing it acknowledged is lost. What can fail for want of room or rights is done before the VM is stopped. A
-    failure after that leaves the VM off: defined as before or, if the new definition was in effect, at the checkpoint; a
-    warning says which.
+    Keeps the state before the restore as a safety checkpoint unless `discard_current`: the images that the VM wrote until it
+    was powered off, so nothing that it acknowledged is lost. Does everything that can fail for lack of space or rights before
+    it stops the VM. A failure after that leaves the VM off: as it was before or, if the new definition was in effect, at the
+    checkpoint. A warning tells which.
 
-    Raises DivergenceError, unless `accept_divergence`, if other servers of a group would disagree with it.
+    Raises DivergenceError, unless `accept_divergence`, if other servers of a group would disagree with the restored VM.
     """
     with operating(context, reference.vm, "restore") as vm:
         with context.phase("plan"):
@@ -118,7 +117,7 @@ def restore_planned(context: Context, vm: Vm, planned: RestorePlan, *, start: bo
 
 
 class _Restore:
-    """The steps that change something."""
+    """The steps of a restore that change something."""
 
     def __init__(self, context: Context, vm: Vm, planned: RestorePlan, journal: Journal) -> None:
         self.safety = planned.safety
@@ -161,8 +160,8 @@ class _Restore:
         return machine_files.keep(self._context, self._vm, self._journal, role, content, self._node.disks[0].path)
 
     def _keep_state(self) -> None:
-        """UEFI variables and TPM state as they are now that the VM is off. The former's file is not written again: the VM gets
-        another one."""
+        """Adds the UEFI variables and the TPM state to the safety checkpoint, as they are now that the VM is off. The file of
+        the UEFI variables becomes the safety checkpoint's own: the VM gets another one."""
         assert self.safety is not None
         state = machine_files.read(self._context, self._vm)
         files = [MachineFile(Role.TPM, self._write(state[Role.TPM], Role.TPM))] if Role.TPM in state else []
@@ -192,17 +191,17 @@ class _Restore:
             )
             vm.redefine(xml)
             if vm.active():
-                raise RefusedError(f"{vm.name} was started by somebody else during the restore", hint="stop it and try again")
+                raise RefusedError(f"somebody started {vm.name} during the restore", hint="stop it and try again")
             _record(context, vm, step)
 
 
 def recover(context: Context, vm: Vm, operation: Interrupted) -> str:
-    """A restore whose definition is in effect is completed: the guest may have run on it. Any other is undone: nothing but its
-    new files has been made, and the VM at most powered off."""
+    """Completes a restore whose definition is in effect: the guest may have run with it. Undoes any other: that restore has
+    made only new files, and has powered the VM off at most."""
     for step in operation.of(PutBack):
         made, running = set(step.sources.values()), set(vm.sources().values())
         if vm.active() and not made & running and made & set(vm.file_disks(next_start=True).values()):
-            vm.redefine(step.before)  # somebody started it in between: it runs, and stays, where it was
+            vm.redefine(step.before)  # somebody started it before the new definition: it runs on the images from before
             break
         found = survey(context, vm)
         if made & found.chains.needed(found.named):
@@ -214,7 +213,7 @@ def recover(context: Context, vm: Vm, operation: Interrupted) -> str:
 
 
 def _record(context: Context, vm: Vm, step: PutBack) -> None:
-    """The VM, which is defined on the restored images, gets the rest: the TPM's state, and its place in the catalog."""
+    """Does the rest for a VM that has the restored definition: copies the TPM's state, and records the restore."""
     checkpoints, catalog_images = context.catalog.checkpoints, context.catalog.images
     if step.tpm and not vm.active():
         machine_files.put_tpm(context, vm, step.tpm)
@@ -229,16 +228,18 @@ def _record(context: Context, vm: Vm, step: PutBack) -> None:
 
 
 def _require_files(found: Survey, node: Checkpoint) -> None:
-    """Raises NotFoundError if a file of the checkpoint, or one below, is gone."""
+    """Raises NotFoundError if a file of the checkpoint, or a backing file, is gone."""
     missing = found.missing(node)
     if missing:
         raise NotFoundError(
-            f"checkpoint {node.name!r} cannot be restored: {', '.join(missing)} is gone", hint="`quiesce doctor` says more"
+            f"checkpoint {node.name!r} cannot be restored: {', '.join(missing)} is gone",
+            hint="bring the file back from a backup; `quiesce doctor --repair` gives the checkpoint up",
         )
 
 
 def _kept(context: Context, vm: Vm, found: Survey, facts: Facts, node: Checkpoint) -> tuple[str, ...]:
-    """The disks the checkpoint leaves out and the VM has: they stay as they are."""
+    """Targets of the disks that the checkpoint leaves out and the VM has; they stay as they are. Raises RefusedError if the VM
+    no longer has a disk that the checkpoint leaves out, and the disk's image of that time cannot be used."""
     present = {disk.target for disk in facts.disks}
     recorded = {disk.target: disk.path for disk in vm.host.disks(context.catalog.checkpoints.domain_xml(node.id))}
     for target in node.excluded:
@@ -246,15 +247,16 @@ def _kept(context: Context, vm: Vm, found: Survey, facts: Facts, node: Checkpoin
             context.emit(Warned(f"disk {target} is not part of {node.name!r}; it stays as it is now"))
         elif (path := recorded.get(target)) and not _is_free(context.storage(vm.host), found, path):
             raise RefusedError(
-                f"disk {target} is not part of {node.name!r}, and the VM no longer has it; what it was on then, {path}, is"
+                f"{node.name!r} leaves out disk {target}, which the VM no longer has; the disk's image at that time, {path}, is"
                 " gone, or belongs to a checkpoint or another VM now",
-                hint="attach a disk under that name first: virsh attach-disk",
+                hint=f"attach a disk named {target} first: virsh attach-disk --config",
             )
     return tuple(target for target in node.excluded if target in present)
 
 
 def _is_free(storage: Storage, found: Survey, path: str) -> bool:
-    """Whether a VM can be put on this image: it is still there, as far as we can see, and nobody else reads or writes it."""
+    """Whether a VM can have this image as its disk: the image exists, as far as the survey shows, and nobody else reads or
+    writes it."""
     looked_at = {storage.place(known) for known in found.images}
     there = path in found.images or storage.place(path) not in looked_at
     taken = path in found.owners() or path in found.merged or path in found.others or found.chains.readers(path)
@@ -262,18 +264,20 @@ def _is_free(storage: Storage, found: Survey, path: str) -> bool:
 
 
 def _require_memory_fits(vm: Vm, node: Checkpoint) -> None:
-    """Raises RefusedError if saved memory is of a VM of another name: libvirt would refuse it with the VM stopped already."""
+    """Raises RefusedError if the checkpoint's memory was saved under another name of the VM: libvirt would refuse to resume it,
+    when the VM is stopped already."""
     memory, identity = node.file(Role.MEMORY), domain_xml.Identity(vm.name, vm.uuid)
     saved = vm.saved_identity(memory.path) if memory else identity
     if saved != identity:
         raise RefusedError(
-            f"the memory of {node.name!r} is that of {saved.name} ({saved.uuid}), and libvirt resumes it under no other name",
-            hint=f"virsh domrename {vm.name} {saved.name}",
+            f"the memory of {node.name!r} was saved when the VM was named {saved.name} ({saved.uuid}); libvirt does not resume"
+            f" it as {vm.name} ({vm.uuid})",
+            hint=f"rename the VM first: virsh domrename {vm.name} {saved.name}",
         )
 
 
 def _safety(vm: Vm, facts: Facts, tree: Tree, excluded: tuple[str, ...]) -> Checkpoint:
-    """The present images as a checkpoint. Nobody will have held the applications when the VM is powered off."""
+    """The VM's present images as a safety checkpoint. It is crash-consistent: no writer holds when the VM is powered off."""
     now = datetime.now(UTC)
     return Checkpoint(
         id=uuid.uuid4().hex,
@@ -294,8 +298,8 @@ def _safety(vm: Vm, facts: Facts, tree: Tree, excluded: tuple[str, ...]) -> Chec
 
 
 def _flush(context: Context, vm: Vm, facts: Facts) -> None:
-    """Has the guest write out what it can, as in any preparation, so that powering it off loses least. It may well be the
-    guest's ruin that is the reason for the restore, so no failure of it is one of ours."""
+    """Has the guest write out its dirty pages, as before any checkpoint, so that the power-off loses as little as possible. A
+    failure is only a warning: the guest may be so broken that the user restores the VM for that reason."""
     try:
         linux.require_agent_port(facts)
         with context.guest(vm, facts) as found:

@@ -1,4 +1,4 @@
-"""Shows and changes how a VM's checkpoints are to be taken."""
+"""Shows and changes the settings of a VM: how its checkpoints are taken."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def settings(
     automatic: bool | None = None,
     exclude: tuple[str, ...] | None = None,
 ) -> Settings:
-    """The VM's settings, after what is given was put in place of what they were; `exclude` replaces all of the list.
+    """Changes those settings whose arguments are not None, and returns the VM's settings. `exclude` replaces the whole list.
 
-    Holds from the next checkpoint on; one under way is not changed. Raises UsageError, and changes nothing, for a disk that is
-    none of the VM's, or if no disk would be left; NotFoundError.
+    New settings apply from the next checkpoint on. Raises UsageError, and changes nothing, if the VM does not have a disk of
+    `exclude`, or if no disk would be left; NotFoundError.
     """
     given: dict[str, Any] = {"type": type, "require": require, "automatic": automatic, "exclude": exclude}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -40,5 +40,5 @@ def settings(
             changed = replace(catalog.settings.get(vm.key), **changes)
             catalog.settings.put(vm.key, changed)
     if changed.automatic and changed.type is Type.DISABLED:
-        context.emit(Warned(f"no checkpoint of {vm.name} is taken automatically while its type is disabled"))
+        context.emit(Warned(f"quiesce takes no automatic checkpoint of {vm.name} while its type is disabled"))
     return changed

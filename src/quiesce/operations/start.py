@@ -1,4 +1,4 @@
-"""Starts a VM, after an automatic checkpoint of what it is started from."""
+"""Starts a VM, after an automatic checkpoint of its disks."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Started:
 
 
 def start(context: Context, vm_name: str) -> Started:
-    """Takes an automatic checkpoint first if the VM's settings ask for one and it has none: of its disks before its guest runs,
-    so it is exact. Then starts it.
+    """Takes an automatic checkpoint if the VM's settings ask for one and the VM has no checkpoint; then starts the VM. The
+    guest does not run yet, so the checkpoint has exactly the disks that the VM starts from.
 
-    If there is no checkpoint to be had, the VM stays off, and the error says why. Only where its disks are not worth what the
-    settings require, as after a power failure, it is started with a warning: it may well be worth that once it runs, and
-    `quiesce watch` takes one then. Raises RefusedError if it runs.
+    If the checkpoint fails, the VM stays off, and the error says why. There is one exception: if the label of the disks would
+    be less than the settings require, as after a power failure, starts the VM with a warning. When the guest runs, a checkpoint
+    may get that label, and `quiesce watch` takes it then. Raises RefusedError if the VM is not off.
     """
     with context.vm(vm_name) as vm:
         taken = _checkpoint(context, vm)
@@ -47,7 +47,7 @@ def _checkpoint(context: Context, vm: Vm) -> Checkpoint | None:
     if not catalog.settings.get(vm.key).wants_automatic or catalog.checkpoints.tree(vm.key).checkpoints:
         return None
     if vm.facts().managed_save:
-        context.emit(Warned(f"{vm.name} goes on with its saved memory, so no automatic checkpoint is taken"))
+        context.emit(Warned(f"{vm.name} resumes from its saved memory, so no automatic checkpoint is taken"))
         return None
     try:
         return checkpoint(context, vm.uuid, name=automatic_name(datetime.now(UTC)), type=Type.PRODUCTION, automatic=True)
@@ -59,6 +59,6 @@ def _checkpoint(context: Context, vm: Vm) -> Checkpoint | None:
 def _require_off(vm: Vm) -> None:
     power = vm.facts().power
     if power is PowerState.PAUSED:
-        raise RefusedError(f"{vm.name} is paused", hint=f"virsh resume {vm.name}")
+        raise RefusedError(f"{vm.name} is paused, not off", hint=f"let it run on: virsh resume {vm.name}")
     if power is not PowerState.OFF:
-        raise RefusedError(f"{vm.name} is not off", hint=f"virsh domstate {vm.name}")
+        raise RefusedError(f"{vm.name} is not off, so it cannot be started", hint=f"see its state: virsh domstate {vm.name}")

@@ -1,4 +1,4 @@
-"""Lists the VMs of the host and how they stand with quiesce."""
+"""Lists the VMs of the host, with the state of their agents and the number of their checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class VmSummary:
     uuid: str
     state: PowerState
     agent: str
-    """`ready`, `not running` (the port is there, nothing listens), `none`, or `unknown` (the VM is off)."""
+    """`ready`, `not running` (the VM has the agent's port, but nothing in the guest listens), `none`, or `unknown` (the VM does
+    not run)."""
     checkpoints: int
 
 

@@ -1,4 +1,4 @@
-"""Asks the guest which applications it has and how they could be held, touching nothing."""
+"""Asks the guest which applications it has and how they could be held. Changes nothing in the guest."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class GuestReport:
     writers: tuple[WriterReport, ...]
     filesystems: tuple[Filesystem, ...]
     expected: Consistency
-    """The label a checkpoint could have now."""
+    """The label that a checkpoint could get now."""
 
 
 def writers(context: Context, vm_name: str) -> GuestReport:
-    """Raises AgentError, RefusedError, NotFoundError."""
+    """What the guest reports of itself. Raises AgentError, RefusedError if the VM does not run, NotFoundError."""
     with context.vm(vm_name) as vm:
         facts = vm.facts()
         require_running(facts)

@@ -1,1 +1,1 @@
-"""What `doctor` looks for, and how it is mended."""
+"""Faults that `doctor` finds outside a VM's present disks, and their repair: interrupted imports, VMs that libvirt lost."""

@@ -1,4 +1,4 @@
-"""Removes what an import left that was killed before it had defined its VM."""
+"""Removes the files of an import that was killed before it defined its VM."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from quiesce.hypervisor.connection import Host
 
 
 def undo_import(context: Context, host: Host, vm_uuid: str, operation: Interrupted) -> str:
-    """Removes the files of an import that had not defined its VM; leaves them to the VM where it had. Returns what became of
-    it."""
+    """Removes the files of an interrupted import. If the VM is defined, the import was complete: its files stay. Returns what
+    became of the import, as the end of a sentence."""
     if host.has(vm_uuid):
         return "was complete"
     for step in operation.of(CopyIn):

@@ -1,4 +1,4 @@
-"""VMs that libvirt no longer knows, or knows as another one, although they have checkpoints."""
+"""VMs that have checkpoints, but that libvirt no longer knows, or knows under another UUID."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ from quiesce.repair.imports import undo_import
 
 @dataclass(frozen=True)
 class Lost:
+    """A VM that is in the catalog but not in libvirt."""
+
     key: VmKey
     name: str
     checkpoints: int
 
 
 def never_imported(context: Context, vm_uuid: str) -> Callable[[], str] | None:
-    """What removes the files of an interrupted import of this VM, which libvirt does not know."""
+    """If libvirt does not know this VM, and an import of it was interrupted: the function that removes the import's files."""
     with context.host() as host:
         if host.has(vm_uuid):
             return None
@@ -47,7 +49,7 @@ def _undo_imports(context: Context, vm_uuid: str, imports: list[Interrupted]) ->
 
 
 def undefined(context: Context, name: str) -> Lost | None:
-    """The VM of this name or UUID, if libvirt has none such but the catalog has."""
+    """The VM of this name or UUID, if the catalog has it and libvirt does not."""
     with context.host() as host:
         if host.has(name):
             return None
@@ -55,7 +57,8 @@ def undefined(context: Context, name: str) -> Lost | None:
 
 
 def redefined(context: Context, vm: Vm) -> Lost | None:
-    """The VM that had this one's name and disks before, if libvirt no longer has it."""
+    """The lost VM that had the name and an image of `vm`: somebody defined the VM anew, with another UUID. None if `vm` has
+    checkpoints of its own."""
     if context.catalog.checkpoints.tree(vm.key).nodes:
         return None
     for lost in _lost(context, vm.host):
@@ -69,7 +72,7 @@ def redefined(context: Context, vm: Vm) -> Lost | None:
 
 
 def take_over(context: Context, vm: Vm, old: Lost) -> str:
-    """Everything recorded of the old one belongs to this VM now."""
+    """Moves all records of the lost VM to this VM. Returns what was done."""
     with context.locked(vm, "doctor"):
         context.catalog.rehome(old.key, vm.key)
         for node in context.catalog.checkpoints.tree(vm.key).nodes:
@@ -78,18 +81,19 @@ def take_over(context: Context, vm: Vm, old: Lost) -> str:
 
 
 def define_again(context: Context, lost: Lost) -> str:
-    """Defines the VM as its last checkpoint has it, on the disks it wrote last; a disk that is gone begins anew at that
-    checkpoint.
+    """Defines the VM with the definition of the last checkpoint and the images that the VM wrote last. A disk whose image is
+    gone gets a new overlay of that checkpoint's image. Returns what was done.
 
-    Raises RefusedError where nobody can tell what the VM wrote last.
+    Raises RefusedError if nothing tells which images the VM wrote last.
     """
     with context.host() as host:
         tree = context.catalog.checkpoints.tree(lost.key)
         node = tree.get(tree.visible(tree.head_parent)) or tree.checkpoints[-1]
         if node.excluded:
             raise RefusedError(
-                f"{lost.name} has disks that its checkpoint {node.name!r} leaves out; nobody knows which they are now",
-                hint=f"define it yourself, with UUID {lost.key.uuid}: `quiesce show` names its images",
+                f"{lost.name} cannot be defined again: its checkpoint {node.name!r} leaves out disk {', '.join(node.excluded)},"
+                " and nothing tells which image that disk has now",
+                hint=f"define the VM yourself, with UUID {lost.key.uuid}: `quiesce show` names its other images",
             )
         heads = _heads(context, host, lost, tree)
         planned = {
@@ -109,9 +113,10 @@ def define_again(context: Context, lost: Lost) -> str:
         untouched = None if heads else images.untouched(context, vm, planned.values())
         context.catalog.checkpoints.set_head(vm.key, node.id, untouched)
     if not planned:
-        return f"{lost.name} was defined again, on the disks it wrote last"
+        return f"{lost.name} was defined again, with the images that it wrote last"
     return (
-        f"{lost.name} was defined again; disk {', '.join(sorted(planned))}, whose file is gone, as at checkpoint {node.name!r}"
+        f"{lost.name} was defined again; the image of disk {', '.join(sorted(planned))} is gone, so it has the content of"
+        f" checkpoint {node.name!r}"
     )
 
 
@@ -126,7 +131,8 @@ def _lost(context: Context, host: Host) -> list[Lost]:
 
 
 def _heads(context: Context, host: Host, lost: Lost, tree: Tree) -> dict[str, str]:
-    """The images the VM wrote last, by target. Raises RefusedError if there is more than one for a disk."""
+    """The images that the VM wrote last, by target. Raises RefusedError if a disk has several, or if an image cannot be
+    assigned to a disk."""
     live = context.catalog.images.live(lost.key)
     owned = {disk.path: disk.target for node in tree.nodes for disk in node.disks}
     found = context.storage(host).look(live | owned.keys())
@@ -135,7 +141,7 @@ def _heads(context: Context, host: Host, lost: Lost, tree: Tree) -> dict[str, st
         base = found.chains.base(path, owned)
         if base is None or owned[base] in heads:
             raise RefusedError(
-                f"which disk of {lost.name} {path} was cannot be told",
+                f"{lost.name} cannot be defined again: nothing tells to which of its disks the image {path} belongs",
                 hint=f"define the VM yourself, with UUID {lost.key.uuid}",
             )
         heads[owned[base]] = path
@@ -143,7 +149,8 @@ def _heads(context: Context, host: Host, lost: Lost, tree: Tree) -> dict[str, st
 
 
 def _put_machine_files(context: Context, vm: Vm, kept: dict[Role, str]) -> None:
-    """UEFI variables and TPM state as the checkpoint has them, where undefining the VM removed them."""
+    """Writes the checkpoint's UEFI variables and TPM state if `virsh undefine` removed those of the VM. `kept`: the
+    checkpoint's files."""
     present, storage = machine_files.read(context, vm), context.storage(vm.host)
     if Role.NVRAM in kept and Role.NVRAM not in present and (place := domain_xml.nvram(vm.definition())):
         machine_files.write_small_file(storage, place, storage.read(kept[Role.NVRAM]))
@@ -152,5 +159,5 @@ def _put_machine_files(context: Context, vm: Vm, kept: dict[Role, str]) -> None:
 
 
 def recover(_context: Context, _vm: Vm, _operation: Interrupted) -> str:
-    """The VM is defined; a disk whose overlay was not made is found by `doctor`."""
+    """Nothing to do: the VM is defined, and `doctor` finds a disk whose overlay was not made."""
     return "can be called again"

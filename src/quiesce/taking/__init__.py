@@ -1,1 +1,1 @@
-"""How a checkpoint is taken: what is planned, one VM's part of it, and the three ways to take its disks."""
+"""How a checkpoint is taken: the plan, one VM's part of the checkpoint, and the three ways to take its disks."""

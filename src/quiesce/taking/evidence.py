@@ -1,4 +1,4 @@
-"""What a checkpoint is worth, and why."""
+"""The label of a checkpoint, and the evidence for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quiesce.model.tree import Kind, MachineFile
 
 @dataclass(frozen=True)
 class Evidence:
-    """The label of one VM's checkpoint, and what it rests on."""
+    """The label of one VM's checkpoint, and what proves it. The fields are those of model.tree.Checkpoint."""
 
     consistency: Consistency
     kind: Kind = Kind.PRODUCTION
@@ -25,6 +25,6 @@ class Evidence:
     warnings: tuple[str, ...] = ()
     files: tuple[MachineFile, ...] = ()
     untouched: Untouched | None = None
-    """Of a VM that is off: its new overlays, which nobody has written yet."""
+    """If the VM is off: its new overlays, to which nobody has written yet."""
     switched_ns: int = 0
     """When the switch returned, by this host's CLOCK_MONOTONIC."""

@@ -1,4 +1,4 @@
-"""What came of a window for one of its members: the evidence, or the error that says why there is none. Pure."""
+"""The result of a window for one of its members: the evidence, or the error that says why there is none. Pure."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from quiesce.wire.messages import Frozen, Held, Inventory, Released, Thawed
 
 @dataclass(frozen=True)
 class Asked:
-    """One member of a window, and what was asked of it."""
+    """One member of a window, and what it was asked for."""
 
     member: str
-    """Its name in the window."""
+    """The member's name in the window."""
     vm_name: str
     required: Consistency
     inventory: Inventory | None
-    """What its guest said it has; None: the guest was not asked."""
+    """The writers and filesystems that the guest reported; None: the guest was not asked."""
     guest_clock: bool = True
-    """Whether times in its answers are by the guest's own clock."""
+    """Whether the times in the guest's answers are from the guest's own clock."""
 
 
 def evidence(asked: Asked, report: WindowReport, switched: Switched) -> Evidence:
-    """The label it deserves: less than application-consistent as soon as anything is in doubt."""
+    """The evidence of one member. The label is less than application-consistent as soon as anything is in doubt."""
     outcome, name = report.outcome, asked.member
     frozen: Frozen | None = outcome.value(Action.FREEZE, name)
     thawed: Thawed | None = outcome.value(Action.THAW, name)
@@ -63,12 +63,12 @@ def evidence(asked: Asked, report: WindowReport, switched: Switched) -> Evidence
 
 
 def _answers(report: WindowReport, action: Action, member: str) -> list[Any]:
-    """One for each level."""
+    """The member's answers to this action, one for each level that it was asked for."""
     return [answer for level in LEVELS if (answer := report.outcome.value(action, member, level)) is not None]
 
 
 def _latest(inventory: Inventory | None, answers: Sequence[Held | Released]) -> tuple[WriterReport, ...]:
-    """Each writer as it reported last."""
+    """The last report of each writer."""
     if inventory is None:
         return ()
     latest = {writer.id: writer for writer in inventory.writers}
@@ -77,7 +77,7 @@ def _latest(inventory: Inventory | None, answers: Sequence[Held | Released]) -> 
 
 
 def explain(asked: Asked, report: WindowReport) -> QuiesceError:
-    """What stopped the window, for whoever asked for it."""
+    """The error to raise if the window was stopped: what failed, in the words of the guest or of libvirt."""
     failure, step = report.outcome.failure, report.outcome.failed_step
     assert failure is not None
     what = step.action.value if step else "checkpoint"
@@ -86,34 +86,34 @@ def explain(asked: Asked, report: WindowReport) -> QuiesceError:
     if isinstance(failure, HypervisorError):
         return failure
     return ConsistencyError(
-        f"{asked.vm_name} could not {what} in time: {failure}",
-        hint="nothing was kept, and the guest has been released",
+        f"{asked.vm_name} did not {what} within the window: {failure}",
+        hint="nothing was kept, and the guest has been released; try again, with a longer --window if the guest is slow",
         details={"step": what},
     )
 
 
 def inconsistent(asked: Asked, refusal: GuestRefusedError) -> ConsistencyError:
-    """The guest refused."""
+    """The error to raise if the guest refused a step."""
     return ConsistencyError(
         f"{asked.vm_name} cannot be made {asked.required.value}-consistent: {refusal.reason}",
-        hint="nothing was kept, and the guest runs; a lower label can be had with --require filesystem or crash",
+        hint="nothing was kept, and the guest runs; --require filesystem or --require crash accepts a lower label",
         details={"writers": [_brief(writer) for writer in refusal.writers]},
     )
 
 
 def fell_short(asked: Asked, report: WindowReport, found: Evidence) -> ConsistencyError:
-    """The window was completed, and the evidence is not enough."""
+    """The error to raise if the VM was switched, but the label is less than what is required."""
     reasons = [f"{writer.id}: {writer.reason}" for writer in found.writers if not writer.grade.vouched]
     step, failure = report.outcome.failed_step, report.outcome.failure
     if step and failure:
         whose = "" if step.member == asked.member else f" of {step.member}"
         reasons.insert(0, f"{step.action.value}{whose} failed: {failure}")
     if not reasons:
-        reasons = ["a freeze was broken, a filesystem mounted, or a disk added from outside"]
+        reasons = ["during the window somebody thawed or mounted a filesystem in the guest, or added a disk to the VM"]
     return ConsistencyError(
         f"the checkpoint of {asked.vm_name} would only be {found.consistency.value}-consistent,"
         f" {asked.required.value} is required: {'; '.join(reasons)}",
-        hint="nothing was kept, and the guest runs; try again, or ask for less with --require",
+        hint="nothing was kept, and the guest runs; try again, or accept a lower label with --require",
         details={"writers": [_brief(writer) for writer in found.writers]},
     )
 

@@ -1,4 +1,4 @@
-"""A checkpoint of a VM that is off: its disks as its guest left them."""
+"""A checkpoint of a VM that is off: the disks as the guest left them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from quiesce.taking.part import Part
 
 
 def take_offline(context: Context, vm: Vm, part: Part) -> Evidence:
-    """Has the VM start on the part's overlays the next time. Raises RefusedError if somebody starts it meanwhile."""
+    """Changes the VM's definition, so that the VM writes the part's overlays when it starts next. Raises RefusedError if
+    somebody starts the VM meanwhile."""
     found = standing_of(context, vm, part.plan.images)
     with part.machine_state():
         before = vm.definition()
@@ -22,7 +23,7 @@ def take_offline(context: Context, vm: Vm, part: Part) -> Evidence:
             vm.redefine(domain_xml.with_sources(before, part.overlays))
             if vm.active() and not part.overlays.items() <= vm.sources().items():
                 vm.redefine(before)
-                raise RefusedError(f"{vm.name} was started by somebody else meanwhile", hint="try again")
+                raise RefusedError(f"somebody started {vm.name} while its checkpoint was taken", hint="try again")
     return Evidence(
         found.consistency,
         off=True,

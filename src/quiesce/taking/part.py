@@ -1,4 +1,5 @@
-"""One VM's part of a checkpoint that is being taken, alone or with others: its overlays and other files, and its record."""
+"""One VM's part of a checkpoint while the checkpoint is taken, alone or with other VMs: its overlays and other files, and its
+record."""
 
 from __future__ import annotations
 
@@ -18,16 +19,16 @@ from quiesce.taking.plan import Plan
 
 
 class Part:
-    """To be used under the VM's lock. What it leaves when it fails is undone from its journal (operations/checkpoint.py:
-    recover)."""
+    """To be used under the VM's lock. If the checkpoint fails, `recover` of operations/checkpoint.py undoes what the part did,
+    from the part's journal."""
 
     def __init__(self, context: Context, vm: Vm, plan: Plan, journal: Journal) -> None:
         self.plan = plan
         self.journal = journal
         self.overlays: dict[str, str] = {}
-        """By target; empty until they are made."""
+        """Path of each overlay, by target; empty until they are made."""
         self.id = journal.id
-        """Of the checkpoint, too."""
+        """The id of the operation, and of the checkpoint."""
         self._created = datetime.now(UTC)
         self._context = context
         self._vm = vm
@@ -50,8 +51,8 @@ class Part:
 
     @contextmanager
     def machine_state(self) -> Iterator[None]:
-        """Around the switch: takes the UEFI variables and the TPM's state. They are read before the switch and after it: if
-        both are the same, they were so at that instant."""
+        """Takes the UEFI variables and the TPM's state; the block is the switch. Reads them before and after the switch: if
+        they are equal, they were the same at the instant of the switch. If not, keeps the later ones and warns."""
         before = machine_files.read(self._context, self._vm)
         yield
         self._state = machine_files.read(self._context, self._vm)
@@ -59,18 +60,18 @@ class Part:
         for role in Role:
             if before.get(role) != self._state.get(role):
                 self._warnings.append(
-                    f"{names.get(role, role.value)} changed while the disks were switched; kept as just after it"
+                    f"{names.get(role, role.value)} changed during the switch; the checkpoint has the state after the switch"
                 )
 
     def new_file(self, role: Role) -> str:
-        """Notes a file of the VM that is about to be made, beside its first disk."""
+        """A new path beside the VM's first disk, recorded in the catalog. The caller makes the file next."""
         return images.note_new(self._context, self._vm, self._beside, "machine", role.value)
 
     def checkpoint(self, evidence: Evidence, group: GroupPart | None = None) -> Checkpoint:
-        """The checkpoint, to be recorded; UEFI variables and the TPM's state are written beside its disks."""
+        """The checkpoint that is to be recorded. Writes the UEFI variables and the TPM's state beside its disks."""
         warnings = [*evidence.warnings, *self._warnings]
         if self.plan.excluded:
-            warnings.append(f"not in it: disk {', '.join(self.plan.excluded)}, and whatever applications keep there")
+            warnings.append(f"disk {', '.join(self.plan.excluded)} is left out, with all that applications keep there")
         return Checkpoint(
             id=self.id,
             host=self._vm.key.host,
@@ -96,7 +97,7 @@ class Part:
         )
 
     def new(self, node: Checkpoint, evidence: Evidence) -> New:
-        """What the catalog is to record."""
+        """The record for the catalog."""
         return New(node, self._vm.definition(), node.id, evidence.untouched, tuple(self.overlays.values()))
 
     def write_manifest(self, node: Checkpoint) -> None:
@@ -110,7 +111,8 @@ class Part:
 
 
 def record(context: Context, taken: Sequence[tuple[Part, Evidence]], group: GroupPart | None = None) -> list[Checkpoint]:
-    """The checkpoints of these parts, from now on in the catalog: all of them or none, whatever dies when."""
+    """Records the checkpoints of these parts in the catalog, all of them or none, even if this process is killed. Then writes
+    their manifests."""
     nodes = [part.checkpoint(evidence, group) for part, evidence in taken]
     new = [part.new(node, evidence) for (part, evidence), node in zip(taken, nodes, strict=True)]
     with ExitStack() as steps:

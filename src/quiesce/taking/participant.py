@@ -1,4 +1,4 @@
-"""One VM as a member of a freeze window: the steps, done through its guest and through libvirt."""
+"""One VM as a member of a freeze window: does the window's steps through the VM's guest and through libvirt."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from quiesce.window.driver import WindowExpiredError
 from quiesce.window.machine import Action, WindowStep
 
 SWITCH_TIMEOUT_S = 60.0
-"""Longest wait for a switch that libvirt did not return from in the window, in seconds; the guest was released long before."""
+"""If libvirt did not return from the switch during the window: longest wait for its return, in seconds. The guest was released
+at the end of the window."""
 
 
 @dataclass(frozen=True)
 class Switched:
-    """What became of the switch."""
+    """The result of the switch."""
 
     done: bool
-    """The VM writes to the overlays, all of them."""
+    """Whether the VM writes to all its overlays."""
     whole: bool
-    """It has no disk that was neither switched nor excluded, as one plugged in during the attempt."""
+    """Whether each disk of the VM was switched or excluded. False, for example, if somebody plugged in a disk during the
+    window."""
     at_ns: int
     """When the switch returned, by this host's CLOCK_MONOTONIC, in nanoseconds; 0 if it was never begun."""
 
@@ -38,7 +40,7 @@ class VmParticipant:
     """A quiesce.window.driver.Participant."""
 
     def __init__(self, vm: Vm, guest: Guest | None, overlays: dict[str, str], excluded: tuple[str, ...] = ()) -> None:
-        """Without `guest` the VM is only switched."""
+        """Without `guest` the VM is only switched. `overlays`: path by target. `excluded`: targets."""
         self._vm = vm
         self._guest = guest
         self._overlays = overlays
@@ -74,7 +76,7 @@ class VmParticipant:
 
     async def _perform_switch(self, timeout: float) -> None:
         if timeout <= 0:
-            raise WindowExpiredError("no time was left to switch")
+            raise WindowExpiredError("no time was left for the switch")
         self._switch_begun = True
         with anyio.move_on_after(timeout):
             return await anyio.to_thread.run_sync(self._switch, abandon_on_cancel=True)
@@ -88,12 +90,15 @@ class VmParticipant:
             self._switch_ended.set()
 
     def outcome(self) -> Switched:
-        """Waits for a switch that was given up on. Raises OutcomeUnknownError if libvirt does not return from it: it may still
-        switch the VM later."""
+        """The result of the switch. Waits at most SWITCH_TIMEOUT_S for a switch that did not return in the window. Raises
+        OutcomeUnknownError if libvirt does not return: it may still switch the VM later."""
         if not self._switch_begun:
             return Switched(done=False, whole=False, at_ns=0)
         if not self._switch_ended.wait(SWITCH_TIMEOUT_S):
-            raise OutcomeUnknownError(f"libvirt has not returned from switching {self._vm.name} for {SWITCH_TIMEOUT_S:g} s")
+            raise OutcomeUnknownError(
+                f"libvirt did not return from the switch of {self._vm.name} for {SWITCH_TIMEOUT_S:g} s, and may still do it",
+                hint=f"when libvirt answers again: quiesce doctor {self._vm.name} --repair",
+            )
         sources = self._vm.disk_sources()
         return Switched(
             done=all(sources.get(target) == path for target, path in self._overlays.items()),

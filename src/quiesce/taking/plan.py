@@ -1,4 +1,4 @@
-"""What a checkpoint of one VM will be. Reads, refuses, and changes nothing."""
+"""The plan of one VM's checkpoint. Making it reads and may refuse; it changes nothing."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from quiesce.taking import requirements
 
 @dataclass(frozen=True)
 class Plan:
-    """One VM's part of a checkpoint, before anything is touched."""
+    """What one VM's part of a checkpoint will be."""
 
     name: str
     settings: Settings
     facts: Facts
     disks: tuple[Disk, ...]
-    """The disks it will consist of."""
+    """The disks that the checkpoint will consist of."""
     excluded: tuple[str, ...]
+    """Targets of the disks that it leaves out."""
     parent: str | None
     """The checkpoint that the VM is based on."""
 
@@ -35,17 +36,18 @@ class Plan:
 
     @property
     def in_window(self) -> bool:
-        """The VM runs, and is switched in a freeze window."""
+        """Whether the VM is switched in a freeze window: it runs, and the type is production."""
         return self.settings.type is Type.PRODUCTION and not self.off
 
     @property
     def images(self) -> frozenset[str]:
-        """The images the checkpoint will consist of."""
+        """Paths of the images that the checkpoint will consist of."""
         return frozenset(str(disk.path) for disk in self.disks)
 
 
 def plan(context: Context, vm: Vm, name: str, settings: Settings, exclude: tuple[str, ...] = ()) -> Plan:
-    """To be called under the VM's lock, when nothing is interrupted. Raises QuiesceError for whatever cannot work."""
+    """Plans a checkpoint. To be called under the VM's lock, when no operation on the VM is unfinished. Raises QuiesceError for
+    everything that is known not to work."""
     facts = vm.facts()
     present = {disk.target for disk in facts.disks}
     excluded = (*(target for target in settings.exclude if target in present), *exclude)
@@ -62,8 +64,9 @@ def plan(context: Context, vm: Vm, name: str, settings: Settings, exclude: tuple
         _require_worth(vm, standing_of(context, vm, planned.images), settings.require)
     if settings.type is Type.STANDARD and excluded:
         raise RefusedError(
-            f"disk {', '.join(excluded)} would not go back with the memory; the guest's memory would ruin it",
-            hint="a standard checkpoint must have all disks",
+            f"a standard checkpoint cannot leave out disk {', '.join(excluded)}: a restore resumes the guest with its old"
+            " memory, and the guest would damage a disk that is newer than its memory",
+            hint="do not exclude it (see `quiesce settings`), or use --type production",
         )
     return planned
 
@@ -71,11 +74,13 @@ def plan(context: Context, vm: Vm, name: str, settings: Settings, exclude: tuple
 def _require_power(facts: Facts, settings: Settings) -> None:
     if facts.power is PowerState.OFF:
         if settings.type is Type.STANDARD:
-            raise RefusedError(f"{facts.name} is off: it has no memory to save", hint="use --type production")
+            raise RefusedError(
+                f"{facts.name} is off, so it has no memory for a standard checkpoint", hint="use --type production"
+            )
         requirements.require_no_saved_memory(facts)
         requirements.require_persistent(facts)
     elif settings.type is Type.STANDARD:
-        requirements.require_running(facts)  # saving the memory of a paused VM leaves QEMU unable to merge until it is resumed
+        requirements.require_running(facts)  # after saving the memory of a paused VM, QEMU cannot merge until the VM resumes
     else:
         requirements.require_answering(facts, settings.require)
 
@@ -85,5 +90,5 @@ def _require_worth(vm: Vm, found: Standing, required: Consistency) -> None:
         raise ConsistencyError(
             f"{vm.name} is off, but its guest is not known to have shut itself down; a checkpoint would only be"
             f" {found.consistency.value}-consistent, {required.value} is required",
-            hint="start it and shut it down (virsh shutdown), or accept less with --require crash",
+            hint="start it and shut it down (virsh shutdown), or accept a lower label with --require crash",
         )

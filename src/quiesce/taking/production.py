@@ -1,4 +1,4 @@
-"""Takes the disks of running VMs at one instant their applications agreed to: prepare, window, judge."""
+"""Takes the disks of running VMs at one instant at which their applications are at rest: prepare, window, judge."""
 
 from __future__ import annotations
 
@@ -26,48 +26,49 @@ from quiesce.wire.messages import Inventory
 
 
 def open_guest(context: Context, vm: Vm, facts: Facts, required: Consistency, stack: contextlib.ExitStack) -> Guest | None:
-    """The VM's guest, through our agent or VSS; or None where the user is content with a crash-consistent checkpoint and
-    neither answers. `stack` ends the conversation."""
+    """The VM's guest, through our agent or VSS. None if neither answers and the user accepts a crash-consistent checkpoint.
+    Closing `stack` ends the conversation with the guest."""
     try:
         return stack.enter_context(context.guest(vm, facts))
     except QuiesceError as error:
         if required is not Consistency.CRASH:
             raise
-        context.emit(Warned(f"{error.message}; the guest is not asked to come to rest"))
+        context.emit(Warned(f"{error.message}; the disks are taken without the guest"))
         return None
 
 
 def take_production(context: Context, members: Sequence[RunningPart], window_s: float) -> list[Evidence]:
-    """Switches all these VMs to their parts' overlays at one instant: all of them come to rest first. Returns the evidence of
-    each. Raises QuiesceError if a label would be less than what is required of it."""
+    """Switches all these VMs to their parts' overlays while the applications of all of them are at rest. Returns the evidence
+    of each. Raises QuiesceError if the label of a part would be less than that part requires."""
     _prepare(context, members, window_s)
     with contextlib.ExitStack() as states:
         for each in members:
             states.enter_context(each.switching())
         report, switched = _drive(context, members, window_s)
         while any(each.gives_way(report) for each in members):
-            if len(members) > 1:  # the others have let go
+            if len(members) > 1:  # the other members were aborted, so they must prepare again
                 _prepare(context, members, window_s)
             report, switched = _drive(context, members, window_s)
         return _judge(members, report, switched)
 
 
 def _prepare(context: Context, members: Sequence[RunningPart], window_s: float) -> None:
-    """All at once. Raises QuiesceError, that of the first in order, when all have ended: the applications run meanwhile."""
+    """Prepares all members at the same time; their applications run meanwhile. If any fails, raises the QuiesceError of the
+    first one in order, after all have ended."""
     with context.phase("prepare"):
         threads = ThreadPoolExecutor(len(members))
         try:
             preparations = [threads.submit(each.prepare, window_s) for each in members]
             wait(preparations)
         finally:
-            threads.shutdown(wait=False)  # interrupted, they end when their conversations are closed
+            threads.shutdown(wait=False)  # after an interrupt, they end when their conversations are closed
         for preparation in preparations:
             preparation.result()
 
 
 def _drive(context: Context, members: Sequence[RunningPart], window_s: float) -> tuple[WindowReport, dict[str, Switched]]:
-    """One window, and what became of each member's switch, by the member's name. Raises OutcomeUnknownError if it is not known
-    of a VM whether it was switched, whatever else ended the window."""
+    """Runs one window. Returns its report, and the result of each member's switch by the member's name. Raises
+    OutcomeUnknownError, before any other error, if it is not known whether a VM was switched."""
     participants = {each.name: each.participant() for each in members}
     more_s = max((each.extra_window_s for each in members), default=0.0)
     try:
@@ -80,19 +81,21 @@ def _drive(context: Context, members: Sequence[RunningPart], window_s: float) ->
 
 
 def _judge(members: Sequence[RunningPart], report: WindowReport, switched: dict[str, Switched]) -> list[Evidence]:
-    """Raises QuiesceError: what stopped the window, else what the first member falls short in."""
+    """The evidence of each member. Raises QuiesceError with the failure that stopped the window or, if there is none, with the
+    reason why the first member's label is too low."""
     for each in members:
         each.conclude(report)
     failed = report.outcome.failed_step
     by_blame = sorted(members, key=lambda each: failed is None or each.name != failed.member)
     if len(members) > 1 and not report.outcome.all_switched:
-        raise judgement.explain(by_blame[0].asked(), report)  # even if all are switched by now: others went on before
+        # Even if the late switch was done by now: the other members were released before it, so the instants differ.
+        raise judgement.explain(by_blame[0].asked(), report)
     found = {each.name: each.evidence(report, switched[each.name]) for each in by_blame}
     return [found[each.name] for each in members]
 
 
 class RunningPart:
-    """The part of a VM that runs, with its guest: a member of a window, alone or with others."""
+    """The part of a running VM, with the VM's guest: a member of a window, alone or with others."""
 
     def __init__(self, context: Context, vm: Vm, part: Part, guest: Guest | None) -> None:
         """Without `guest` the VM is only switched."""
@@ -104,11 +107,11 @@ class RunningPart:
         self._inventory: Inventory | None = None
         self._switch_number = -1
         self._completed = False
-        """The window came to its end, so that the writers wait to be told."""
+        """Whether the window was completed: the writers then wait to hear whether the checkpoint was kept."""
 
     @property
     def name(self) -> str:
-        """Names it in a window."""
+        """The member's name in a window."""
         return f"{self._vm.host.name}/{self._vm.name}"
 
     @property
@@ -120,14 +123,14 @@ class RunningPart:
         return Asked(self.name, self._vm.name, self._required, self._inventory, clock)
 
     def prepare(self, window_s: float) -> None:
-        """Has the guest find out what it has to hold and freeze. Where it cannot be prepared and a crash image is enough, it is
-        left alone. Raises QuiesceError."""
+        """Has the guest find its applications and filesystems, and prepare to hold and freeze them. If the guest cannot be
+        prepared and a crash-consistent checkpoint is enough, goes on without the guest; otherwise raises QuiesceError."""
         guest, before, self._inventory = self._guest, self._inventory, None
         if guest is None:
             return
         insist = self._required is Consistency.APPLICATION
         try:
-            if before:  # a window that failed because of another member may not have come to this one
+            if before:  # if another member stopped the window early, this one may still be prepared
                 guest.abort(ABORT_TIMEOUT_S)
             self._inventory = guest.prepare(int(window_s * 1000), insist, PREPARE_TIMEOUT_S)
         except GuestRefusedError as refusal:
@@ -138,13 +141,12 @@ class RunningPart:
     def _leave_alone(self, why: QuiesceError) -> None:
         if self._required is not Consistency.CRASH:
             raise why
-        self._context.emit(Warned(f"{why.message}; the guest is not asked to come to rest"))
+        self._context.emit(Warned(f"{why.message}; the disks are taken without the guest"))
         self._inventory = self._guest = None
 
     @contextlib.contextmanager
     def switching(self) -> Iterator[None]:
-        """Around the windows: the switch is journalled as intended, and UEFI variables and the TPM's state are taken with
-        it."""
+        """Journals the switch as intended, and takes the UEFI variables and the TPM's state. The block runs the windows."""
         with self._part.machine_state():
             self._switch_number = self._part.journal.intend(Switch(self._part.overlays))
             yield
@@ -159,7 +161,8 @@ class RunningPart:
         return VmParticipant(self._vm, guest, self._part.overlays, self._part.plan.excluded)
 
     def gives_way(self, report: WindowReport) -> bool:
-        """Whether the window failed because of this guest, and can be had without asking it."""
+        """Whether the window failed because of this guest and a crash-consistent checkpoint is enough. If so, the next window
+        goes on without the guest."""
         step = report.outcome.failed_step
         if not step or step.member != self.name or step.action not in (Action.HOLD, Action.FREEZE):
             return False
@@ -169,17 +172,17 @@ class RunningPart:
         return True
 
     def conclude(self, report: WindowReport) -> None:
-        """Hears of a window after which there is no other."""
+        """Takes note of the report of the last window."""
         self._completed = self._inventory is not None and report.outcome.failure is None
 
     def warn_of_abort(self, report: WindowReport) -> None:
-        """Warns of a guest that does not confirm that it has let go."""
+        """Warns if the guest does not confirm that it was released."""
         aborted = report.outcome.answers.get(WindowStep(Action.ABORT, self.name))
         if aborted and isinstance(aborted.failure, QuiesceError):
             self._context.emit(Warned(aborted.failure.message))
 
     def evidence(self, report: WindowReport, switched: Switched) -> Evidence:
-        """What the part is worth. Raises QuiesceError if that is less than what is required."""
+        """The evidence of the part. Raises QuiesceError if the VM was not switched, or if the label is less than required."""
         asked = self.asked()
         if not switched.done:
             raise judgement.explain(asked, report)
@@ -190,9 +193,11 @@ class RunningPart:
         return found
 
     def tell_writers(self, *, kept: bool) -> None:
-        """How it ended, to the writers that held. The checkpoint does not depend on it."""
+        """Tells the writers that held whether the checkpoint was kept. A failure is only a warning: the checkpoint does not
+        depend on it."""
         if self._guest and self._completed:
             try:
                 self._guest.post_checkpoint(kept, POST_CHECKPOINT_TIMEOUT_S)
             except QuiesceError as error:
-                self._context.emit(Warned(f"the writers could not be told how it ended: {error.message}"))
+                kept_or_not = "was kept" if kept else "was not kept"
+                self._context.emit(Warned(f"the writers could not be told that the checkpoint {kept_or_not}: {error.message}"))

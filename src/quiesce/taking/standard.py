@@ -1,4 +1,4 @@
-"""A standard checkpoint: disks, memory and devices at one instant, restored running. No application is asked."""
+"""A standard checkpoint: disks, memory and devices at one instant. A restore resumes the VM as it ran. No application holds."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from quiesce.taking.part import Part
 
 PHASE = "save memory"
 _NOTE = (
-    "memory is restored as it was, also what applications believe of other servers: for test and development, not for servers"
+    "a restore also brings back what the applications remember of other servers: for test and development, not for servers"
     " that others talk to"
 )
 
 
 def take_standard(context: Context, vm: Vm, part: Part) -> Evidence:
-    """Switches the VM to the part's overlays with its memory saved. The guest runs on while it is, and stands still for the
-    last of it."""
+    """Saves the VM's memory and switches the VM to the part's overlays at the same instant. The guest runs while most of the
+    memory is saved, and is paused for the rest. Raises NoSpaceError, HypervisorError."""
     path, storage = part.new_file(Role.MEMORY), context.storage(vm.host)
     place, needed = storage.place(path), vm.memory_bytes()
     require_room(storage, place, needed, "the memory")
@@ -45,7 +45,7 @@ def take_standard(context: Context, vm: Vm, part: Part) -> Evidence:
 
 @contextmanager
 def _watched(context: Context, vm: Vm) -> Iterator[None]:
-    """Tells how far the saving is, from a connection of its own."""
+    """Reports how much of the memory is saved, on a libvirt connection of its own."""
     ended = threading.Event()
 
     def watch() -> None:

@@ -1,7 +1,7 @@
-"""Brings a catalog that an older quiesce wrote up to date, with Alembic.
+"""Migrates a catalog that an older quiesce wrote to the present schema, with Alembic.
 
-A migration is a file in versions/, numbered; catalog/database.py names the newest. tests/unit/test_migrations.py opens catalogs
-as each version wrote them."""
+Each migration is a numbered file in versions/; catalog/database.py names the newest. tests/unit/test_migrations.py opens a
+catalog of each earlier version."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def configuration() -> Config:
 
 
 def migrate(engine: sa.Engine, url: str) -> None:
-    """All in one transaction, where the database has transactional DDL. Raises QuiesceError for a revision this quiesce does
-    not know."""
+    """Runs all missing migrations in one transaction, if the database has transactional DDL. Raises QuiesceError for a revision
+    that this quiesce does not know."""
     config = configuration()
     try:
         with engine.begin() as connection:
@@ -33,4 +33,4 @@ def migrate(engine: sa.Engine, url: str) -> None:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except CommandError as error:
-        raise QuiesceError(f"the catalog {url} was written by a newer quiesce: {error}", hint="upgrade quiesce") from error
+        raise QuiesceError(f"a newer quiesce wrote the catalog {url}: {error}", hint="upgrade this quiesce") from error

@@ -1,4 +1,4 @@
-"""Run by Alembic: applies the migrations on the connection that `migrate` passes."""
+"""Alembic runs this module. It applies the migrations on the connection that `migrate` passes."""
 
 from __future__ import annotations
 
