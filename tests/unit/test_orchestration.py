@@ -349,7 +349,7 @@ def test_what_would_be_refused_of_one_member_is_refused_before_any_is_touched(wo
     world.group("one", "two")
     group_checkpoint(world.context, "shop", name="g", window_s=WINDOW_S)
     world.host.storage.files[two.sources()["vda"]].below = None  # somebody pulled the chain into the overlay
-    with pytest.raises(RefusedError, match="somebody changed the chain"):
+    with pytest.raises(RefusedError, match="somebody changed the backing chain of disk vda"):
         group_restore(world.context, "shop@g")
     assert one.active()
     assert two.active()

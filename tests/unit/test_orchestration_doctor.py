@@ -85,7 +85,7 @@ def test_where_somebody_moved_the_vm_is_found_and_mended(world, vm):
     vm.power_off(clean=True)
     moved = world.host.storage.make("/i/moved.qcow2", world.tree(vm).find("a").disks[0].path)
     vm.xml = vm.xml.replace(vm.sources()["vda"], moved)
-    assert "web1 is based on 'a', not on 'b'" in look(world).found
+    assert "web1 is based on 'a', not on 'b', which the catalog records" in look(world).found
     look(world, repair=True)
     assert world.tree(vm).head_parent == world.tree(vm).find("a").id
     vm.start()
@@ -95,7 +95,7 @@ def test_where_somebody_moved_the_vm_is_found_and_mended(world, vm):
 def test_a_directory_that_cannot_be_read_costs_nothing(world, vm):
     """Broken: while a file system is not mounted, every checkpoint on it would be given up."""
     world.host.storage.unreadable["/i"] = "is it mounted?"
-    assert look(world, repair=True).found[0] == "/i, where images should be, cannot be read: is it mounted?"
+    assert look(world, repair=True).found[0] == "/i, which should have images, cannot be read: is it mounted?"
     assert world.names(vm) == ["a"]
     world.host.storage.unreadable.clear()
     assert look(world).found == ()
@@ -107,7 +107,7 @@ def test_a_vm_that_libvirt_lost_is_defined_where_it_was(world, vm):
     vm.write("vda", 1, "later")
     vm.power_off()
     world.host.vms.remove(vm)
-    assert look(world, repair=True).mended == ("web1 was defined again, on the disks it wrote last",)
+    assert look(world, repair=True).mended == ("web1 was defined again, with the images that it wrote last",)
     again = world.host.vms[-1]
     again.start()
     assert (again.uuid, world.content(again)) == (vm.uuid, {0: "at first", 1: "later"})

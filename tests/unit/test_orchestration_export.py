@@ -100,7 +100,7 @@ def test_an_export_names_no_file_outside_it(world, vm):
     written(world)
     manifest = world.host.storage.files["/e/quiesce-export.json"]
     manifest.content = manifest.content.replace(b'"vda.qcow2"', b'"../i/web1.qcow2"')
-    with pytest.raises(QuiesceError, match="is no file in it"):
+    with pytest.raises(QuiesceError, match="is not the name of a file in its directory"):
         import_vm(world.context, "/e", to="/t", name="web2")
     assert files(world, "/t") == []
 
@@ -119,7 +119,7 @@ def test_an_import_takes_no_files_place(world, vm):
     """Broken: another VM's disk would be written over, or removed when the import fails."""
     written(world)
     world.host.storage.make("/t/web2.vda.qcow2", blocks={0: "somebody's"})
-    with pytest.raises(RefusedError, match=r"/t/web2\.vda\.qcow2 is there already"):
+    with pytest.raises(RefusedError, match=r"/t/web2\.vda\.qcow2 exists already"):
         import_vm(world.context, "/e", to="/t", name="web2")
     assert world.host.storage.blocks("/t/web2.vda.qcow2") == {0: "somebody's"}
 

@@ -64,7 +64,7 @@ def test_a_member_with_something_unfinished_is_mended_first(world):
     one, two = world.vm("one"), world.vm("two")
     world.group("one", "two")
     operation = journal.Journal(world.catalog, two.key, "frobnicate")
-    with pytest.raises(RefusedError, match="does not know how to mend it"):
+    with pytest.raises(RefusedError, match="a newer quiesce began it"):
         take(world)
     assert (world.names(one), world.names(two)) == ([], [])
     operation.finish("done")
@@ -92,7 +92,7 @@ def test_members_that_were_not_all_switched_in_the_window_are_no_group(world):
     one, two = world.vm("one"), world.vm("two")
     world.group("one", "two")
     two.on_switch = lambda: time.sleep(1.6)
-    with pytest.raises(ConsistencyError, match=r"could not .* in time"):
+    with pytest.raises(ConsistencyError, match="libvirt did not return from the switch in time"):
         take(world, required=Consistency.CRASH, window_s=1.0)
     two.on_switch = lambda: None
     world.nothing_left(one)
@@ -134,7 +134,7 @@ def test_a_group_of_which_a_part_is_gone_does_not_go_back(world):
     delete(world.context, [CheckpointReference("one", "g")], break_group=True)
     assert [node.hidden for node in world.tree(one).nodes if node.name == "g"] == [True]
     two.write("vda", 1, "later")
-    with pytest.raises(RefusedError, match="1 of 2 parts of shop@g were deleted"):
+    with pytest.raises(RefusedError, match="shop@g cannot be restored as a whole: 1 of its 2 parts were deleted"):
         back(world)
     assert two.active()
     assert world.content(two) == {0: "at first", 1: "later"}
@@ -210,7 +210,7 @@ def test_a_group_restore_that_stops_in_the_middle_is_remembered(world, shop):
     assert [each.verb for each in journal.interrupted(world.catalog, shop["db"].key)] == ["group restore"]
     assert journal.interrupted(world.catalog, shop["web"].key) == []
     assert [each.checkpoint.vm_name for each in back(world).restored] == ["db"]
-    assert any("`quiesce group restore shop@g` goes on" in text for text in world.warnings())
+    assert any("`quiesce group restore shop@g` restores the rest" in text for text in world.warnings())
 
 
 # -- groups
