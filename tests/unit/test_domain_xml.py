@@ -187,7 +187,7 @@ def test_a_generation_id_is_replaced(old):
 
 def test_a_definition_without_a_name_is_said_so():
     """Broken: a damaged record would end in an AttributeError."""
-    with pytest.raises(ValueError, match="without <name>"):
+    with pytest.raises(ValueError, match="has no <name> in <domain>"):
         domain_xml.restored("<domain/>", identity=domain_xml.Identity("a", UUID), generation=GENERATION, sources={}, nvram=None)
 
 

@@ -30,7 +30,7 @@ from tests.unit.conftest import Fake
 
 SHORT_HOLD_S = 1.0
 """Where a test waits for the end of VSS's hold; elsewhere VSS's own limit leaves room for a busy machine."""
-HELD_TOO_LONG = "guest-fsfreeze-thaw in web1: couldn't hold writes: fsfreeze is limited up to 10 seconds"
+HELD_TOO_LONG = "guest-fsfreeze-thaw failed in web1: couldn't hold writes: fsfreeze is limited up to 10 seconds"
 VOLUMES = [GuestVolume("C:\\", "NTFS", "c"), GuestVolume("D:\\", "NTFS", "d"), GuestVolume("System Reserved", "NTFS", "r")]
 DVD = GuestVolume("E:\\", "UDF", "e")
 
@@ -329,7 +329,7 @@ def test_a_switch_that_takes_longer_than_vss_holds_is_given_up(host, guest, monk
 def test_somebody_elses_freeze_is_left_alone(host, guest):
     """Broken: a backup under way would be thawed by a checkpoint that has nothing to do with it."""
     guest.held = guest.counts_as_frozen = True
-    with pytest.raises(AgentError, match="web1 is frozen: a backup is under way") as error:
+    with pytest.raises(AgentError, match="web1 is frozen: a backup is running") as error:
         take(host)
     assert "virsh domfsthaw web1" in error.value.hint
     assert guest.held
@@ -349,7 +349,7 @@ def test_a_thaw_that_was_late_is_disowned_even_if_vss_says_nothing(guest, monkey
     assert not vss.thaw(1).unbroken
     (writer,) = vss.release(Level.SYSTEM, 1).writers
     assert (writer.grade, writer.outcome) == (Grade.CRASH, Outcome.TIMEOUT)
-    assert re.search(r"told to let go after \d+\.\d s; VSS holds for 0\.1 s", writer.reason)
+    assert re.search(r"the thaw came after \d+\.\d s; VSS holds for 0\.1 s", writer.reason)
 
 
 def test_volumes_that_vss_leaves_out_are_named_by_number(guest):
@@ -360,7 +360,7 @@ def test_volumes_that_vss_leaves_out_are_named_by_number(guest):
     vss.freeze(1)
     assert vss.thaw(1).unbroken
     assert vss.release(Level.SYSTEM, 1).writers[0].warnings == (
-        "VSS held 2 of 3 volumes; it leaves out what Windows takes for removable",
+        "VSS held 2 of 3 volumes; it leaves out volumes that Windows takes for removable",
     )
 
 
@@ -503,7 +503,7 @@ def test_what_it_says_of_itself_is_bounded(asked):
 def test_a_number_that_is_none_is_refused(reply, asked):
     """Broken: what a guest sends in the place of a count would be compared with one."""
     asked.reply = reply
-    with pytest.raises(AgentError, match="gave no proper answer to guest-fsfreeze-thaw"):
+    with pytest.raises(AgentError, match="gave an answer to guest-fsfreeze-thaw that is not valid"):
         QemuAgent(asked).fsthaw(1)
 
 
@@ -516,7 +516,7 @@ def test_a_number_that_is_none_is_refused(reply, asked):
         (86, "QEMU guest agent is not connected", "disconnected", AgentError, "does not answer"),
         (74, "QEMU guest agent is not configured", "connected", AgentError, "does not answer"),
         (1, "unable to execute QEMU agent command 'guest-fsfreeze-thaw': couldn't hold writes: limited up to 10 seconds: ",
-         "connected", AgentError, "guest-fsfreeze-thaw in web1: couldn't hold writes: limited up to 10 seconds"),
+         "connected", AgentError, "guest-fsfreeze-thaw failed in web1: couldn't hold writes: limited up to 10 seconds"),
         (113, "unable to execute QEMU agent command 'guest-fsfreeze-thaw': Command guest-fsfreeze-thaw has been disabled: the"
          " agent is in frozen state", "connected", AgentError, "web1 is frozen"),
         (1, "unable to execute QEMU agent command 'guest-fsfreeze-thaw': Command guest-fsfreeze-thaw has been disabled",
