@@ -1,4 +1,4 @@
-"""Kills quiesce, libvirt and QEMU in the middle of everything, has `quiesce doctor --repair` mend it, and counts losses."""
+"""Kills quiesce, libvirt and QEMU at every step of every verb, runs `quiesce doctor --repair`, and counts what is lost."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ from quiesce.operations.doctor import doctor
 from quiesce.operations.restore import restore
 
 WORKERS = 3
-"""Verbs tried beside each other, each on a VM of its own. More than cores: a VM that starts or stops mostly waits."""
+"""Number of verbs that are tried at the same time, each on a VM of its own. It is more than two cores' worth, because the start
+and the stop of a VM mostly wait."""
 TIMEOUT_S = 120
 WINDOW_S = 3.0
 
@@ -47,7 +48,7 @@ WINDOW_S = 3.0
 @dataclass
 class Tally:
     steps: int = 0
-    """Moments at which a verb was killed by its own journal."""
+    """Number of kills at a write to the journal."""
     kills: int = 0
     lost: int = 0
     orphans: int = 0
@@ -55,7 +56,7 @@ class Tally:
     frozen_over_deadline: int = 0
     notes: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
-    """What the campaign itself left on the host."""
+    """What the campaign itself left on the host: domains, pools, files."""
 
     def add(self, other: Tally) -> None:
         for name, value in vars(other).items():
@@ -70,7 +71,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class State:
-    """What there ought to be."""
+    """What the disks should have: of each checkpoint, by name, and of the VM."""
 
     nodes: dict[str, Disks]
     head: Disks
@@ -82,12 +83,12 @@ class Verb:
     arguments: list[str]
     """{vm} and {dir} stand for the VM's name and its directory."""
     after: Callable[[State], State]
-    """The state it makes of the one before. Names of safety checkpoints are written as `safety`."""
+    """Returns the state after the verb from the state before it. `safety` stands for the name of a safety checkpoint."""
     running: tuple[bool, ...] = (True, False)
     awake: bool = False
-    """Needs a VM that is not paused."""
+    """Whether the verb needs a VM that is not paused."""
     thinned: bool = False
-    """Begins with a tree in which two checkpoints are deleted already."""
+    """Whether the verb begins with a tree of which two checkpoints are deleted already."""
 
 
 class Grove:
@@ -141,7 +142,8 @@ class Grove:
         return self.thin if verb.thinned else self.full
 
     def run(self, verb: Verb, kill_at: int = victim.NEVER, kill_after_s: float | None = None) -> tuple[bool, float]:
-        """(whether it was killed, seconds it took). Raises SystemExit if it failed of itself."""
+        """Runs the verb. Returns whether it was killed, and how long it took in seconds. Raises SystemExit if it failed by
+        itself."""
         words = [word.format(vm=self.forest.name, dir=self.forest.bare.directory) for word in verb.arguments]
         started = time.monotonic()
         process = victim.start(words, self.catalog, self._output, kill_at)
@@ -159,7 +161,7 @@ class Grove:
         return process.exitcode != 0, took
 
     def judge(self, tally: Tally, verb: Verb, before: State, what: str) -> None:
-        """Has the doctor mend it, then counts what is wrong."""
+        """Runs `doctor --repair`, then counts what is wrong."""
         forest = self.forest
         forest.reopen()
         doctor(forest.context, None, repair=True)
@@ -181,7 +183,7 @@ class Grove:
             tally.notes.append(f"{verb.name}, {what}: {error}")
 
     def _stray_export(self) -> int:
-        """Files of an export that has no manifest, or of an import that has no VM."""
+        """The number of files of an export without a manifest, and of an import without a VM."""
         stray = 0
         for name, whole in (("export", exported.NAME), ("copy", None)):
             files = list((self.forest.bare.directory / name).glob("*"))
@@ -291,7 +293,8 @@ def _prepare(grove: Grove, verb: Verb, *, running: bool) -> State:
 
 
 def in_the_middle_of_a_merge(tally: Tally, narrate: Callable[[str], None]) -> None:
-    """libvirtd is restarted, and QEMU is killed, while some 200 MiB are merged: once in the active layer, once below it."""
+    """Restarts libvirtd, and kills QEMU, while about 200 MiB are merged: once by an active commit, once in the middle of the
+    chain."""
     with directory() as path:
         forest = Forest(path, size=512 * 1024 * 1024)
         try:
@@ -340,7 +343,7 @@ def _large_merge(forest: Forest, tally: Tally, narrate: Callable[[str], None]) -
 
 
 def _wait_for_job(forest: Forest) -> bool:
-    """Until a merge is under way; False if none was seen."""
+    """Waits until a merge runs. Returns False if none was seen within 30 s."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         for target in ("vda", "vdb"):
@@ -365,7 +368,7 @@ def _kill_qemu(forest: Forest) -> None:
 
 
 def freezing(tally: Tally, times: int, narrate: Callable[[str], None], dice: random.Random) -> None:
-    """Kills the host's process at random moments of a checkpoint of a real guest, which must write again in time."""
+    """Kills the host's process at random moments of a checkpoint of a real guest. The guest must write again in time."""
     image = build()
     with tempfile.TemporaryDirectory() as scratch, Machine(image, start_from=ready(image)) as machine:
         ticker.start(machine)
@@ -397,7 +400,7 @@ def freezing(tally: Tally, times: int, narrate: Callable[[str], None], dice: ran
 
 
 def campaign(name: str, quick: bool, seed: int) -> tuple[Tally, list[str]]:
-    """One verb on a tree of its own. Returns what came of it, and what there is to tell."""
+    """Tries one verb on a tree of its own. Returns the tally, and lines for the user."""
     tally, said = Tally(), list[str]()
     with directory() as path:
         grove = Grove(path)
@@ -432,11 +435,11 @@ def run(*, quick: bool, seed: int, narrate: Callable[[str], None]) -> Tally:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="script/chaos", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print the result alone")
+    parser.add_argument("--json", action="store_true", help="print only the result, as JSON")
     parser.add_argument(
         "--quick", action="store_true", help="each verb with the VM in one power state only, and few random moments"
     )
-    parser.add_argument("--seed", type=int, default=None, help="of the random moments, to have them again")
+    parser.add_argument("--seed", type=int, default=None, help="seed of the random moments: the same seed, the same moments")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
     narrate: Callable[[str], Any] = lambda text: None if arguments.json else print(text, file=sys.stderr, flush=True)  # noqa: E731

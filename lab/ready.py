@@ -1,4 +1,4 @@
-"""A guest that is booted and has this very agent installed: kept as a RAM image, for all that need one."""
+"""Guests that are booted and prepared, saved with their memory, so that tests can resume them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from quiesce.operations.guest_install import guest_install
 
 
 def booted(image: Image) -> SavedMachine:
-    """A guest just booted, PostgreSQL up, without our agent."""
+    """A booted guest with PostgreSQL running, without our agent."""
     return saved("booted", image, Machine.wait_for_postgresql)
 
 
 def ready(image: Image) -> SavedMachine:
-    """The same with the agent."""
+    """A booted guest with PostgreSQL running and the present agent installed."""
     key = hashlib.sha256(archive.build()).hexdigest()[:16]
     return saved(f"agent-{key}", image, _install, start_from=booted(image))
 
@@ -36,7 +36,8 @@ def _install(machine: Machine) -> None:
 
 
 def running(image: Image) -> SavedMachine:
-    """A guest with the agent and every application running, but for RabbitMQ: with stores of their own and no clients yet."""
+    """A guest with the agent and all applications running except RabbitMQ. They have stores of their own, and no clients
+    yet."""
     key = hashlib.sha256(archive.build() + Path(workloads.__file__).read_bytes()).hexdigest()[:16]
     return saved(f"running-{key}", image, _start_all, start_from=ready(image))
 
@@ -46,7 +47,8 @@ def _start_all(machine: Machine) -> None:
 
 
 def main() -> None:
-    """Makes all of these beforehand, so that no test's time goes into it: those of either guest image after one another."""
+    """Makes all these guests before the tests, so that no test has to wait for it. The two guest images are prepared at the
+    same time."""
     with ThreadPoolExecutor() as pool:
         for made in [pool.submit(lambda: ready(build())), pool.submit(lambda: running(build(applications=True)))]:
             made.result()

@@ -1,4 +1,4 @@
-"""What clients were told, and how long they waited for it."""
+"""Acknowledged writes, and how long clients waited for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Protocol
 
 
 class Acknowledged(Protocol):
-    """Times are CLOCK_MONOTONIC of wherever the client runs, in nanoseconds."""
+    """An acknowledged write. Times are CLOCK_MONOTONIC of the machine where the client runs, in nanoseconds."""
 
     @property
     def started_ns(self) -> int: ...
@@ -33,7 +33,7 @@ class Entry:
 
 
 def longest_wait_ms(entries: Iterable[Acknowledged], from_ns: int, to_ns: int) -> float:
-    """The longest that any write took which was under way in the given time."""
+    """The duration of the longest write that ran, at least in part, between the two times; in milliseconds."""
     waits = [
         entry.acknowledged_ns - entry.started_ns
         for entry in entries
@@ -43,13 +43,13 @@ def longest_wait_ms(entries: Iterable[Acknowledged], from_ns: int, to_ns: int) -
 
 
 class Standstill:
-    """How long this host itself stood still, and every guest with it, whoever held it: a machine that runs tests may share its
-    disks and processors with others."""
+    """Measures how long this host itself stood still, and every guest with it: a machine that runs tests may share its disks
+    and processors with others."""
 
     EVERY_S = 0.05
 
     def __init__(self, directory: Path) -> None:
-        """`directory`: on the disk that counts."""
+        """`directory`: a directory on the disk that is measured."""
         self.longest_ms = 0.0
         self._directory = directory
         self._over = threading.Event()

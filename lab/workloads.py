@@ -1,7 +1,7 @@
-"""Applications under load in a guest: what was acknowledged to their clients, how long each waited, and what is stored.
+"""Applications under load in a guest: which writes were acknowledged to clients, how long each took, and what is stored.
 
-A client writes one thing after another, each with a key of its own, and notes in memory (/run) when it asked and when it was
-answered; a restore of the disks does not touch those notes. Whatever error it is told is noted too.
+A client writes one entry after the other, each with a key of its own, and notes in memory (/run) when it asked and when it got
+the answer. A restore of the disks does not change these notes. The client notes errors, too.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ class Workload:
 
     name: str
     setup: str
-    """Shell: has it run, with an empty store."""
+    """Shell: starts the application, with an empty store."""
     client: str
     """Python: `connect()` and `write(connection, key)`."""
     stored: str
-    """Shell: prints the keys it has, a line each."""
+    """Shell: prints the keys in the application's store, a line each."""
     start: str = "true"
-    """Shell: has it run again after a restore."""
+    """Shell: starts the application again after a restore."""
     clients: int = 1
     user: str = "root"
     pause_s: float = 0.01
     unclean: str = ""
-    """Shell: prints what its own log says of a recovery at its last start; nothing if it started clean."""
+    """Shell: prints the lines of the application's log about a recovery at its last start; nothing if it started clean."""
     timeout_s: float = 240
 
 
@@ -87,7 +87,7 @@ class Load:
         self._machine.write_file(f"{NOTES}/{workload.name}.py", (CLIENT % values).encode())
 
     def writes_once(self, workload: Workload, within_s: float) -> bool:
-        """Whether one write more is acknowledged within so many seconds."""
+        """Whether another write is acknowledged within `within_s` seconds."""
         self._write_program(workload)
         name = f"{workload.name}.once"
         program = f"python3 {NOTES}/{workload.name}.py {name} 1"
@@ -95,7 +95,7 @@ class Load:
         return self._machine.run(until, check=False, timeout=within_s + 30).returncode == 0
 
     def wait_for_writes(self, count: int, timeout: float = 90) -> None:
-        """Until every client has had so many more writes acknowledged."""
+        """Waits until `count` more writes of every client are acknowledged. Raises TimeoutError."""
         before = self._counts()
         deadline = time.monotonic() + timeout
         while any(number < before.get(name, 0) + count for name, number in self._counts().items()):
@@ -240,7 +240,7 @@ END
     start="systemctl start mariadb lab-shop",
     unclean=MARIADB.unclean,
 )
-"""A front end in a container, with the guest's own programs in it, so that no registry is needed."""
+"""A front end in a container. The container has the guest's own programs, so no image registry is needed."""
 
 _RESP = """
     import socket
@@ -410,11 +410,11 @@ while True:
 '""",
     start="ip link set lo up; systemctl start rabbitmq-server",
     pause_s=0.05,
-    # A node that is new says so, too: what counts is its last start.
+    # A new node prints this line, too, so only the last start counts.
     unclean="awk '/Starting RabbitMQ/ { said = \"\" } /rebuilding indices from scratch/ { said = $0 } END { print said }'"
     " /var/log/rabbitmq/rabbit@localhost.log",
     timeout_s=400,
 )
 
 ALL_BUT_RABBITMQ = (MARIADB, WEB, REDIS, VALKEY, SQLITE, SLAPD, PGBOUNCER)
-"""Those that one small guest can run together."""
+"""The applications that one small guest can run at the same time."""
