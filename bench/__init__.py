@@ -1,1 +1,1 @@
-"""Measurements. Every figure in README and docs comes from here; the machines are noisy, so ratios within one run count."""
+"""Measurements. Every figure in README and docs comes from here. The machines are noisy, so compare figures of one run only."""

@@ -1,7 +1,7 @@
-"""What a group checkpoint costs with the group's size: how long writes are held, for 1, 2, 4 and 8 small VMs.
+"""Measures how long a group checkpoint holds writes, for groups of 1, 2, 4 and 8 small VMs.
 
-Each VM has PostgreSQL and a writer that takes a second to hold, as an application may that ends what it has begun. So much the
-members' times are in sum; a window that waits for one after another would be as long.
+Each VM has PostgreSQL and a writer that takes a second to hold, like an application that first completes its running requests.
+The sum of the members' times (`sum_alone_ms`) is how long the window would be if the members were held one after the other.
 """
 
 from __future__ import annotations

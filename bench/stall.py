@@ -1,7 +1,8 @@
-"""The longest wait of a database client around a checkpoint: quiesce beside `virsh snapshot-create-as --quiesce`.
+"""Measures the longest wait of a database client during a checkpoint by quiesce, and during `virsh snapshot-create-as
+--quiesce`.
 
-Both are taken in turn on one VM under one load: two clients that insert and commit, while another program dirties the page
-cache. What is compared is not the same thing: libvirt's snapshot freezes filesystems only, so its database has to recover.
+Both are taken in turn on one VM under one load: two clients insert and commit, and another program dirties the page cache. The
+two do not do the same: libvirt's snapshot freezes the filesystems only, so a database in it has to recover.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ DIRTY = "while :; do dd if=/dev/zero of=/root/dirty bs=1M count=100 conv=notrunc
 
 
 def measure(ledger: Ledger, act: Callable[[], None]) -> float:
-    """Milliseconds that the longest commit took which was under way while `act` ran."""
+    """The duration of the longest commit that ran, at least in part, during `act`; in milliseconds."""
     entries = ledger.acknowledged()
     started_ns = entries[-1].acknowledged_ns
     act()
@@ -62,7 +63,7 @@ def main() -> int:
 
         for _ in range(rounds):
             waits["quiesce"].append(measure(ledger, ours))
-            # Ours is deleted again, so that both work on a chain of the same depth, and theirs is merged away.
+            # Delete our checkpoint and merge libvirt's overlay, so that both always work on chains of the same length.
             newest = quiesce("tree", machine.name, catalog=catalog, say=say)["checkpoints"][-1]["name"]
             quiesce("delete", f"{machine.name}@{newest}", catalog=catalog, say=say)
             waits["virsh --quiesce"].append(measure(ledger, theirs))
@@ -75,7 +76,7 @@ def main() -> int:
                     "blockcommit",
                     machine.name,
                     target,
-                    "--shallow",  # without it virsh merges all the way down, into the lab's cached image
+                    "--shallow",  # without it virsh commits into the base of the chain, the lab's cached image
                     "--active",
                     "--pivot",
                     "--wait",

@@ -1,4 +1,4 @@
-"""Domains that run no guest at all: for whatever needs real disks and a real QEMU, and nothing in it."""
+"""VMs without a guest: for tests that need real disks and a real QEMU only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lab.machine import URI, kvm_works, new_name, owned
 
 
 class Bare:
-    """A domain that runs no guest at all, for whatever comes before any guest is asked."""
+    """A VM without a guest operating system: its disks are empty."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Bare:
             <memballoon model='none'/></devices></domain>""")
 
     def reconnect(self) -> None:
-        """After libvirtd was restarted."""
+        """Connects again after libvirtd was restarted."""
         self.connection = libvirt.open(URI)
         self.domain = self.connection.lookupByName(self.name)
 
@@ -74,7 +74,7 @@ class Bare:
 
 @contextmanager
 def pool(path: Path) -> Iterator[None]:
-    """The directory as the storage pool of an administrator, as most images are in one."""
+    """Makes the directory a storage pool during the block, as an administrator would: most images are in a pool."""
     connection = libvirt.open(URI)
     try:
         xml = f"<pool type='dir'><name>{path.name}</name><target><path>{path}</path></target></pool>"
@@ -89,7 +89,7 @@ def pool(path: Path) -> Iterator[None]:
 
 @contextmanager
 def directory() -> Iterator[Path]:
-    """Named like a machine and below its directory, so that what a killed run leaves is found and removed."""
+    """A directory among those of the machines, and named like them, so that the next run removes it if this one is killed."""
     path = cache.root() / "machines" / new_name()
     path.mkdir(parents=True)
     with owned(path):

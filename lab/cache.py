@@ -1,4 +1,4 @@
-"""Where the lab keeps what is expensive to make. Every entry is named by a hash of what it was made from."""
+"""The cache of things that take long to make. The name of an entry contains a hash of what the entry was made from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 STAMP = "stamp"
-"""Sizes and times of an entry's disks when it was made."""
+"""Name of the file with the sizes and times that an entry's disks had when it was made."""
 
 
 def root() -> Path:
@@ -23,7 +23,7 @@ def root() -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock file; a dead holder's lock is free."""
+    """Holds an exclusive lock file during the block; the kernel frees the lock of a dead holder."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -31,10 +31,11 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def entry(path: Path) -> Iterator[Path | None]:
-    """Yields a directory to fill if the entry `path` does not exist yet, else None.
+    """Yields a directory to fill if the entry `path` does not exist yet; None if it exists.
 
-    The entry appears whole or not at all: it is filled under another name and renamed. One whose disks were written to since,
-    as by a merge that went a layer too far, is made anew, and so is whatever was made from it.
+    The entry appears complete or not at all: it is filled under another name and renamed. If somebody has written to an entry's
+    disks since, for example by a block commit into one image too many, the entry is made anew, and so are the entries that were
+    made from it.
     """
     with locked(path.parent / f".{path.name}.lock"):
         if path.is_dir():
@@ -61,7 +62,7 @@ def _stamp(directory: Path) -> str:
 
 
 def _remove_with_what_was_made_from_it(path: Path) -> None:
-    """What was made from an entry is younger."""
+    """Removes an entry, and all saved machines that are younger: they may have been made from it."""
     born = path.stat().st_ctime_ns
     shutil.rmtree(path)
     for made in path.parent.glob("saved-*"):
@@ -70,7 +71,7 @@ def _remove_with_what_was_made_from_it(path: Path) -> None:
 
 
 def prune(pattern: Path, keep: int) -> None:
-    """Removes all but the newest entries of a kind."""
+    """Removes the entries that match the pattern, except the `keep` newest ones."""
     entries = sorted(
         (path for path in pattern.parent.glob(pattern.name) if path.is_dir()), key=lambda path: path.stat().st_mtime
     )

@@ -1,4 +1,4 @@
-"""Kills quiesce, libvirt and QEMU in the middle of everything, has `quiesce doctor --repair` mend it, and counts losses."""
+"""Kills quiesce, libvirt and QEMU at every step of every verb, runs `quiesce doctor --repair`, and counts what is lost."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ FREEZES = 3
 
 
 def in_the_middle_of_a_merge(tally: Tally, narrate: Callable[[str], None]) -> None:
-    """libvirtd is restarted, and QEMU is killed, while some 200 MiB are merged: once in the active layer, once below it."""
+    """Restarts libvirtd, and kills QEMU, while about 200 MiB are merged: once by an active commit, once in the middle of the
+    chain."""
     with directory() as path:
         forest = Forest(path, size=512 * 1024 * 1024)
         try:
@@ -87,7 +88,7 @@ def _large_merge(forest: Forest, tally: Tally, narrate: Callable[[str], None]) -
 
 
 def _wait_for_job(forest: Forest) -> bool:
-    """Until a merge is under way; False if none was seen."""
+    """Waits until a merge runs. Returns False if none was seen within 30 s."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         for target in ("vda", "vdb"):
@@ -112,7 +113,7 @@ def _kill_qemu(forest: Forest) -> None:
 
 
 def freezing(tally: Tally, times: int, narrate: Callable[[str], None], dice: random.Random) -> None:
-    """Kills the host's process at random moments of a checkpoint of a real guest, which must write again in time."""
+    """Kills the host's process at random moments of a checkpoint of a real guest. The guest must write again in time."""
     image = build()
     with tempfile.TemporaryDirectory() as scratch, Machine(image, start_from=ready(image)) as machine:
         ticker.start(machine)
@@ -167,7 +168,7 @@ def run(*, only: str | None, quick: bool, seed: int, narrate: Callable[[str], No
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="script/chaos", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print the result alone")
+    parser.add_argument("--json", action="store_true", help="print only the result, as JSON")
     parser.add_argument(
         "--quick", action="store_true", help="each verb with the VM in one power state only, and few random moments"
     )

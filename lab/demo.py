@@ -35,7 +35,7 @@ class Narrator:
 
 
 def quiesce(*arguments: str, catalog: Path, say: Narrator, code: int = 0) -> Any:
-    """Runs the command line as a user would and returns its JSON. Raises SystemExit with its message if it ends otherwise."""
+    """Runs the command line as a user would, and returns its JSON. Raises SystemExit if the exit code is not `code`."""
     say.say(f"$ quiesce {' '.join(arguments)}")
     program = Path(sys.executable).with_name("quiesce")
     finished = subprocess.run(
@@ -56,7 +56,7 @@ def run_demo(machine: Machine, catalog: Path, say: Narrator) -> dict[str, Any]:
     say.say("installing the agent: through qemu-guest-agent, no network, no SSH, no reboot")
     quiesce("guest", "install", vm, catalog=catalog, say=say)
 
-    say.say("starting pgbench (4 clients) and two clients that note every commit acknowledged to them")
+    say.say("starting pgbench (4 clients) and two clients that note every commit that the database acknowledges")
     machine.sql("CREATE DATABASE bench")
     machine.run("runuser -u postgres -- pgbench -i -q -s 2 bench", timeout=300)
     ledger = Ledger(machine)
@@ -128,12 +128,13 @@ def run_demo(machine: Machine, catalog: Path, say: Narrator) -> dict[str, Any]:
 
 
 def _in_bookkeeping(redo_done: str | None, position: dict[str, str]) -> bool:
-    """Whether the last record replayed is the checkpoint's, or one of the server's own after it that the writer recorded."""
+    """Whether the last record that was replayed is the checkpoint's, or one of the server's own records that the writer
+    recorded after it."""
     return redo_done is not None and lsn(position["checkpoint_lsn"]) <= lsn(redo_done) < lsn(position["insert_lsn"])
 
 
 def holds(result: dict[str, Any]) -> bool:
-    """Whether the demo showed what it is there to show."""
+    """Whether the demo proved what it should."""
     proof = result["proof"]
     return (
         result["consistency"] == "application"
@@ -152,12 +153,12 @@ def holds(result: dict[str, Any]) -> bool:
 
 
 def window_ms(node: dict[str, Any]) -> float:
-    """Of a checkpoint: from the first hold to the last release, as this host saw it."""
+    """Time from the first hold to the last release of a checkpoint, by this host's clock, in milliseconds."""
     return float(sum(node["phases_us"].values())) / 1000
 
 
 def conclude(result: dict[str, Any], left: list[str], say: Narrator, *, good: bool) -> int:
-    """Prints the result and whether it is good; the exit code."""
+    """Prints the result and whether it is good. Returns the exit code."""
     result["left_behind"] = left
     print(json.dumps(result, indent=2))
     if not good or left:

@@ -1,4 +1,4 @@
-"""A VM with two small disks and no guest, what its disks hold, and what they ought to hold."""
+"""A VM with two small disks and no guest; compares the content of its disks and checkpoints with what it should be."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from quiesce.model.tree import Tree
 from quiesce.operations.tree import tree
 
 SIZE = 1024 * 1024
-"""Of each disk, in bytes: eight clusters of an overlay."""
+"""Size of each disk, in bytes: eight clusters of an overlay."""
 UNIT = 4096
 TARGETS = ("vda", "vdb")
 SAVED = ".saved"
 
 Disks = dict[str, bytes]
-"""What a guest would read, by disk."""
+"""The content that a guest would read, by disk."""
 
 
 class Forest:
-    """Below a directory of its own, with a catalog of its own. The VM is off or, where it runs, paused."""
+    """A VM with a directory and a catalog of its own. The VM is off or paused, unless a test starts it unpaused."""
 
     def __init__(self, directory: Path, *, size: int = SIZE, name: str = "") -> None:
         self.bare = Bare(directory, disks=2, start=False, size=size, name=name)
         self.url = f"sqlite:///{directory}/catalog/catalog.db"
         self.reopen()
         self._right: dict[str, tuple[bytes, tuple[object, ...]]] = {}
-        """By image: the content it was found to have, and its files as they were."""
+        """By image: the content that was found right, and the state of the chain's files at that time."""
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class Forest:
         self.bare.domain.destroy()
 
     def write(self, target: str, offset: int, length: int, pattern: int) -> None:
-        """What a guest would do."""
+        """Writes to a disk, as a guest would."""
         command = f"write -q -P {pattern} {offset} {length}"
         if self.running:
             self._qemu_io(target, command)
@@ -91,14 +91,14 @@ class Forest:
             return survey(self.context, vm)
 
     def flush(self) -> None:
-        """Has QEMU write what it keeps in its own caches, so that the files can be read."""
+        """Has QEMU write its own caches to the files, so that the files can be read."""
         if self.running:
             for target in self.sources():
                 self._qemu_io(target, "flush")
 
     def differing(self, wanted: Mapping[str, bytes], found: Survey) -> set[str]:
-        """Which of these images do not say to a guest what they ought to. An image that did is read anew only if a file of its
-        chain has changed since."""
+        """The images whose content, as a guest reads it, differs from `wanted`. An image that was right is read again only if a
+        file of its chain has changed since."""
         keys = {path: (content, self._stamp(path, found)) for path, content in wanted.items()}
         unknown = {path: content for path, content in wanted.items() if self._right.get(path) != keys[path]}
         wrong = set() if all_read_as(unknown) else {path for path, content in unknown.items() if read(path) != content}
@@ -113,7 +113,7 @@ class Forest:
         return {str(path) for path in self.bare.directory.iterdir() if path.is_file() and path.suffix not in (".lock", ".raw")}
 
     def reset(self) -> None:
-        """As if nothing had ever been."""
+        """Returns to the beginning: empty disks, no checkpoints, an empty catalog."""
         if self.running:
             self.stop()
         self.catalog.close()
@@ -127,7 +127,7 @@ class Forest:
         self.reopen()
 
     def save(self, name: str) -> None:
-        """Keeps files, catalog and definition, of the VM that is off, for `put_back`."""
+        """Saves files, catalog and definition for `put_back`. The VM must be off."""
         self.catalog.close()
         place = self.bare.directory / SAVED / name
         shutil.copytree(self.bare.directory, place, ignore=shutil.ignore_patterns("owner.lock", SAVED))
@@ -135,7 +135,7 @@ class Forest:
         self.reopen()
 
     def put_back(self, name: str) -> None:
-        """All as it was saved; the VM is off."""
+        """Brings files, catalog and definition back as they were saved. The VM is off afterwards."""
         with contextlib.suppress(libvirt.libvirtError):  # off, or not even defined
             self.stop()
         self.catalog.close()
@@ -157,14 +157,15 @@ class Forest:
 
 
 def read(path: str) -> bytes:
-    """What a guest would read from this image."""
+    """The content that a guest would read from this image."""
     with tempfile.NamedTemporaryFile() as raw:
         subprocess.run(["qemu-img", "convert", "-U", "-O", "raw", path, raw.name], check=True)
         return Path(raw.name).read_bytes()
 
 
 def all_read_as(wanted: Mapping[str, bytes]) -> bool:
-    """Whether a guest would read this from each of these images, up to its length. One process for all: they are many."""
+    """Whether a guest would read this content from each of these images, up to its length. One process reads all images,
+    because there are many."""
     lines = []
     for path, content in wanted.items():
         lines.append(f"open -r -U -o driver=qcow2 {path}")
@@ -176,7 +177,7 @@ def all_read_as(wanted: Mapping[str, bytes]) -> bool:
 
 
 def _runs(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """(offset, length, byte) of each stretch of whole units that are all of one byte; what a test writes is."""
+    """(offset, length, byte) of each stretch of whole units with one byte value. Tests write only such stretches."""
     start = 0
     for end in range(UNIT, len(content) + 1, UNIT):
         if end == len(content) or content[end] != content[start]:
@@ -188,16 +189,16 @@ def _runs(content: bytes) -> Iterator[tuple[int, int, int]]:
 @dataclass(frozen=True)
 class Faults:
     lost: tuple[str, ...]
-    """Checkpoints, and the VM itself, that do not hold what they ought to."""
+    """Names of the checkpoints with wrong content, or missing, or too many; `now` for the VM itself."""
     orphans: tuple[str, ...]
-    """Files that nothing needs, or that should be there and are not."""
+    """Files that nothing needs, and files that are missing."""
 
     def __bool__(self) -> bool:
         return bool(self.lost or self.orphans)
 
 
 def faults(forest: Forest, nodes: dict[str, Disks], head: Disks) -> Faults:
-    """What differs from what there ought to be."""
+    """How the checkpoints, the VM and the files differ from what they should be."""
     forest.flush()
     found = forest.survey()
     lost = set(nodes) ^ {node.name for node in found.tree.checkpoints}
@@ -212,12 +213,12 @@ def faults(forest: Forest, nodes: dict[str, Disks], head: Disks) -> Faults:
     wrong = forest.differing(images, found)
     lost |= {name for name, path, _ in wanted if path in wrong}
     manifests = {str(forest.bare.directory / manifest.name(node.id)) for node in found.tree.nodes}
-    # By the images' own headers: what is only written down somewhere is needed by nobody.
+    # By the images' headers: a record alone does not make a file needed.
     needed = found.chains.needed({*found.head.values(), *(path for node in found.tree.nodes for path in node.paths())})
     orphans = set(found.orphans()) | forest.files() ^ (needed | manifests)
     return Faults(tuple(sorted(lost)), tuple(sorted(orphans)))
 
 
 def check(forest: Forest, nodes: dict[str, Disks], head: Disks) -> None:
-    """Every checkpoint and the VM hold what they ought to, and no file is there that nothing needs."""
+    """Asserts that every checkpoint and the VM have the right content, and that no file exists that nothing needs."""
     assert faults(forest, nodes, head) == Faults((), ())

@@ -1,5 +1,5 @@
-"""Builds guest images: Debian 13 with PostgreSQL 17, qemu-guest-agent and python3, a root disk and a data disk; and the same
-with every other application that quiesce has a writer for, none of them running."""
+"""Builds two guest images: Debian 13 with PostgreSQL 17, qemu-guest-agent and python3, with a root disk and a data disk; and
+the same with all other applications that quiesce has a writer for, none of them running."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ DATA_MIB = 1200
 
 @dataclass(frozen=True)
 class Image:
-    """The cached guest image. Its files are never written again; machines run on overlays of them."""
+    """A cached guest image. Nobody writes its files again; machines run on overlays of them."""
 
     directory: Path
 
@@ -175,7 +175,7 @@ def _mmdebstrap(tree: Path, customize: Path, packages: tuple[str, ...]) -> None:
 
 
 def _mirror() -> str:
-    """The Debian mirror this machine's apt already uses."""
+    """The Debian mirror that this machine's apt uses."""
     listing = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(LABEL) $(RELEASE)", "Created-By: Packages"],
         capture_output=True, text=True, check=True,
@@ -188,7 +188,7 @@ def _mirror() -> str:
 
 
 def _apt_acquire_options() -> list[str]:
-    """This machine's own Acquire settings (proxies, validity checks), which mmdebstrap does not read by itself."""
+    """The Acquire settings of this machine's apt (proxies, validity checks); mmdebstrap does not read them by itself."""
     dump = subprocess.run(["apt-config", "dump", "Acquire"], capture_output=True, text=True, check=True).stdout
     return [line for line in dump.splitlines() if not line.endswith('"";')]
 

@@ -1,6 +1,6 @@
-"""A database client that remembers, outside the disks, what was acknowledged to it and how long each commit took.
+"""A database client that notes, outside the disks, which commits were acknowledged and how long each took.
 
-`client.py` below runs in the guest. Its notes are in memory (/run), so a restore of the disks does not touch them; they are
+`client.py` below runs in the guest. Its notes are in memory (/run), so a restore of the disks does not change them. They are
 read before the VM is ruined.
 """
 
@@ -46,7 +46,7 @@ class Entry:
 
 
 class Ledger:
-    """Clients committing as fast as they are answered."""
+    """Clients that commit one row after the other, as fast as the database answers."""
 
     def __init__(self, machine: Machine, clients: int = 2) -> None:
         self._machine = machine
@@ -67,19 +67,19 @@ class Ledger:
         self._machine.run(f"touch {DIRECTORY}/stop; sleep 0.5")
 
     def acknowledged(self) -> list[Entry]:
-        """Every commit acknowledged so far, in order of time."""
+        """Every commit that was acknowledged so far, in order of time."""
         text = self._machine.run(f"cat {DIRECTORY}/client-*").stdout
         entries = [Entry(*map(int, line.split())) for line in text.splitlines() if line.count(" ") == 3]
         return sorted(entries, key=lambda entry: entry.acknowledged_ns)
 
     def forget(self) -> None:
-        """What was acknowledged so far is told no more."""
+        """Forgets the commits that were acknowledged so far."""
         self._machine.run(f"truncate -s 0 {DIRECTORY}/client-[0-9]*")
 
     def errors(self) -> str:
         return self._machine.run(f"cat {DIRECTORY}/errors-*").stdout
 
     def stored(self) -> set[tuple[int, int]]:
-        """What the database holds."""
+        """The keys in the database."""
         rows = self._machine.sql("SELECT client || ' ' || sequence FROM entries", database=DATABASE)
         return {(int(client), int(sequence)) for client, sequence in (row.split() for row in rows.splitlines())}

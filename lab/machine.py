@@ -5,7 +5,8 @@
     with Machine(image, start_from=saved_machine) as machine:   # resumes a saved RAM image: about 2 s
     with Machine(image, firmware=True) as machine:   # boots through UEFI, with variables of its own, and has a TPM 2.0
 
-A machine's directory carries a lock held by its owner, so that whatever a killed owner left is removed by the next one.
+The process that owns a machine holds a lock in the machine's directory. If it is killed, the next process that makes a machine
+removes what it left.
 """
 
 from __future__ import annotations
@@ -56,25 +57,27 @@ used_names: set[str] = set()
 entered: dict[str, Machine] = {}
 """Those that are entered now, by name."""
 POOLS_GONE_S = 60.0
+"""Longest wait until no pool of ours is left, in seconds."""
 
 TPM_STATES = Path("/var/lib/libvirt/swtpm")
-"""Where libvirt keeps what TPMs remember, in directories named by their machines' UUIDs."""
+"""libvirt's directory of TPM states. Each machine has a directory in it, named by its UUID."""
 
 tpm_states_before = set(TPM_STATES.glob("*"))
-"""Those that were there when this process started."""
+"""The TPM states that existed when this process started."""
 
-libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised; they need not be printed as well
+libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised; libvirt need not print them, too
 
 
 def kvm_works() -> bool:
-    """/dev/kvm may open and still be unable to run an ordinary kernel; the processor's own flags tell."""
+    """Whether KVM can run a guest. /dev/kvm alone does not tell: it may open and still not run an ordinary kernel; so the
+    processor's flags are checked, too."""
     flags = Path("/proc/cpuinfo").read_text()
     return os.access("/dev/kvm", os.W_OK) and (" vmx" in flags or " svm" in flags)
 
 
 @dataclass(frozen=True)
 class Finished:
-    """How a command in the guest ended."""
+    """The result of a command in the guest."""
 
     returncode: int
     stdout: str
@@ -88,8 +91,9 @@ class GuestCommandError(Exception):
 
 
 def saved(name: str, image: Image, prepare: Callable[[Machine], None], start_from: SavedMachine | None = None) -> SavedMachine:
-    """The machine `prepare` makes, from the cache or booted, prepared and saved now. `name` must tell what went into it."""
-    this_file = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]  # the machine's definition is part of what it is
+    """The machine that `prepare` makes: from the cache or, if it is not there, booted, prepared and saved now. `name` must be
+    another one if `prepare` makes another machine."""
+    this_file = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]  # it has the machine's definition
     path = cache.root() / f"saved-{image.key.removeprefix('image-')}-{this_file}-{name}"
     with cache.entry(path) as directory:
         if directory is not None:
@@ -97,7 +101,7 @@ def saved(name: str, image: Image, prepare: Callable[[Machine], None], start_fro
             with Machine(image, start_from=start_from) as machine:
                 prepare(machine)
                 machine.save_to(directory)
-            if "-" in name:  # a stage that is made anew with every change of what is in it
+            if "-" in name:  # a name with a hash: every change of the content makes a new entry
                 cache.prune(path.with_name(path.name.rpartition("-")[0] + "-*"), keep=2)
     return SavedMachine(path)
 
@@ -155,7 +159,7 @@ class Machine:
         self._stack.close()
 
     def reconnect(self) -> None:
-        """After the daemon was restarted."""
+        """Connects again after libvirtd was restarted."""
         self._disconnect()
         self.connection = libvirt.open(URI)
         self.domain = self.connection.lookupByName(self.name)
@@ -173,7 +177,7 @@ class Machine:
         return self.directory / "nvram.fd"
 
     def explanation(self) -> str:
-        """What the guest has to say when a test failed."""
+        """The guest's console and the agent's log, for a test that failed."""
         said = f"--- console of {self.name} ---\n{self.console()[-3000:]}"
         with contextlib.suppress(Exception):
             log = self.run("journalctl -b -u quiesce-agent --no-pager | tail -50").stdout
@@ -189,7 +193,7 @@ class Machine:
     # -- the guest, through qemu-guest-agent
 
     def wait_for_guest(self, timeout: float = 240) -> None:
-        """Until qemu-guest-agent answers. Raises TimeoutError."""
+        """Waits until qemu-guest-agent answers. Raises TimeoutError."""
         deadline = time.monotonic() + timeout
         while True:
             try:
@@ -298,7 +302,7 @@ class Machine:
         kind, processors = ("kvm", "<vcpu>2</vcpu><cpu mode='maximum'/>") if kvm_works() else ("qemu", EMULATED)
         system, tpm = "<os>", ""
         if self._firmware:
-            insecure = "<firmware><feature enabled='no' name='secure-boot'/></firmware>"  # or libvirt takes the first there is
+            insecure = "<firmware><feature enabled='no' name='secure-boot'/></firmware>"  # else libvirt takes any firmware
             system = f"<os firmware='efi'>{insecure}<nvram>{self.nvram}</nvram>"
             tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
         return f"""
@@ -321,7 +325,7 @@ class Machine:
 
 
 def new_name() -> str:
-    """A name no other machine has; what is still called so at the end was left behind."""
+    """A name that no other machine has. Anything that still has it at the end of the process was left behind."""
     name = PREFIX + secrets.token_hex(4)
     used_names.add(name)
     return name
@@ -347,10 +351,10 @@ def remove_abandoned() -> None:
 
 
 def left_behind() -> list[str]:
-    """Domains, pools and files that machines of this process left; a test suite asserts that there are none."""
+    """Domains, pools and files that machines of this process left. The test suite asserts that there are none."""
     connection = libvirt.open(URI)
     try:
-        tpm_states = set(TPM_STATES.glob("*")) - tpm_states_before  # before the domains: one without a domain was left
+        tpm_states = set(TPM_STATES.glob("*")) - tpm_states_before  # listed before the domains, which may be removed meanwhile
         domains = {domain.UUIDString(): domain.name() for domain in connection.listAllDomains()}
         left = [name for name in domains.values() if name in used_names]
         left += _pools_left(connection)
@@ -361,7 +365,8 @@ def left_behind() -> list[str]:
 
 
 def _pools_left(connection: libvirt.virConnect) -> list[str]:
-    """After a while: pools go when nobody uses any (quiesce.storage.pools), and other processes' tests may just do."""
+    """The pools that are still there after at most POOLS_GONE_S. Pools are removed when no process uses any
+    (quiesce.storage.pools), and tests in other processes may be using one."""
     deadline = time.monotonic() + POOLS_GONE_S
     while True:
         left = []
@@ -375,7 +380,7 @@ def _pools_left(connection: libvirt.virConnect) -> list[str]:
 
 
 def _remove_domain(name: str) -> None:
-    """On a connection of its own: a test may have killed the daemon the machine's own connection led to."""
+    """Removes a domain, on a connection of its own: a test may have killed the daemon of the machine's connection."""
     with contextlib.suppress(libvirt.libvirtError):
         connection = libvirt.open(URI)
         try:

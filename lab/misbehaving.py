@@ -1,4 +1,4 @@
-"""A guest's application that does as it is told, well or badly: `quiesce.testing.writer`."""
+"""Runs `quiesce.testing.writer` in a guest: an application that behaves well or badly, as its options say."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ KNOWN_S = 60.0
 
 
 def start(machine: Machine, *options: str) -> None:
-    """Returns when the agent knows it. Raises TimeoutError."""
+    """Starts the application, and returns when the agent knows it. Raises TimeoutError."""
     machine.spawn(f"{PROGRAM} {' '.join(options)}")
     _wait(machine, known=True)
 
 
 def stop(machine: Machine) -> None:
-    """It takes leave of the agent, whatever it was doing. Raises TimeoutError."""
+    """Ends the application, and returns when the agent no longer knows it. Raises TimeoutError."""
     machine.run("pkill -TERM -f '[q]uiesce.testing.writer'")
     _wait(machine, known=False)
 

@@ -1,7 +1,7 @@
-"""Breaks the host side one line at a time and sees whether the fast tests notice.
+"""Breaks the host side one line at a time, and checks that the fast tests fail.
 
-tests/mutants.toml lists the mutants: a file, a piece of it, what the piece becomes, and the tests that are to go red. Each
-mutant is made in a copy of src/, so that the checkout stays as it is."""
+tests/mutants.toml lists the mutants: a file, a piece of the file, its replacement, and the tests that must fail. Each mutant is
+made in a copy of src/, so the checkout does not change."""
 
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ class Mutant:
     says: str
     """What is broken, as in: "a disk plugged in during the window is ignored"."""
     file: str
-    """Below src/quiesce/."""
+    """Path below src/quiesce/."""
     old: str
     new: str
     tests: str
-    """The tests that go red, separated by spaces."""
+    """The tests that must fail, separated by spaces."""
 
     def made_in(self, source: str) -> str:
-        """The file's text with the mutant in it. Raises ValueError unless the piece is there exactly once."""
+        """The file's text with the mutant in it. Raises ValueError unless the file has the piece exactly once."""
         if source.count(self.old) != 1:
-            raise ValueError(f"{self.file} has {source.count(self.old)} times what {self.says!r} replaces")
+            raise ValueError(
+                f"{self.file} has {source.count(self.old)} times the piece that {self.says!r} replaces; it must have it once"
+            )
         return source.replace(self.old, self.new)
 
 
@@ -45,7 +47,7 @@ def mutants() -> list[Mutant]:
 
 
 def survives(mutant: Mutant, tests: list[str]) -> bool:
-    """Whether these tests stay green."""
+    """Whether these tests pass with the mutant."""
     with tempfile.TemporaryDirectory(prefix="quiesce-mutant-") as directory:
         copy = Path(directory) / "src"
         shutil.copytree(ROOT / "src", copy, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,4 @@
-"""A network for machines of the lab: a bridge of this host's, and this host itself on it."""
+"""A network for machines of the lab: a bridge of this host, on which the host has an address, too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lab.bare import directory
 from lab.machine import PREFIX, Machine, used_names
 
 BRIDGE = "ql"
-"""All bridges' names begin so, and end as their directory's among the machines does."""
+"""Prefix of the names of bridges. The rest is the end of the name of the bridge's directory among the machines."""
 
 
 UNIT = "lab-network.service"
@@ -32,14 +32,14 @@ ExecStart=/bin/sh -ec 'ip link set lo up; until card=$$(ls /sys/class/net | grep
 [Install]
 WantedBy=sysinit.target
 """
-"""Again and again, as udev may give the card another name meanwhile. Systemd takes two dollars for one."""
+"""It tries again and again, because udev may rename the card meanwhile. In a unit, `$$` means `$`."""
 
 
 @dataclass(frozen=True)
 class Network:
     bridge: str
     subnet: str
-    """Its first three bytes; of 198.18.0.0/15, which is set aside for tests (RFC 2544)."""
+    """The first three bytes of the addresses, from 198.18.0.0/15, which is reserved for tests (RFC 2544)."""
 
     def address(self, number: int) -> str:
         return f"{self.subnet}.{number}"
@@ -58,7 +58,7 @@ class Network:
 @contextlib.contextmanager
 def network() -> Iterator[Network]:
     remove_abandoned()
-    with directory() as path:  # what a killed run leaves is found by it
+    with directory() as path:  # by it, a later run finds what a killed run left
         found = Network(_bridge(path.name), f"198.18.{int(path.name[-2:], 16)}")
         _ip("link", "add", found.bridge, "type", "bridge")
         try:
@@ -74,7 +74,7 @@ def remove_abandoned() -> None:
     machine.remove_abandoned()
     known = {_bridge(path.name) for path in (cache.root() / "machines").glob(f"{PREFIX}*")}
     for bridge in set(_bridges()) - known:
-        with contextlib.suppress(subprocess.CalledProcessError):  # another one does so just now
+        with contextlib.suppress(subprocess.CalledProcessError):  # another process may be deleting it
             _ip("link", "delete", bridge)
 
 

@@ -1,4 +1,4 @@
-"""What a restored PostgreSQL says of itself: its own log, its own checks."""
+"""Proof from a restored PostgreSQL itself: its log, and its own checks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ LOG = "/var/log/postgresql/postgresql-17-main.log"
 
 @dataclass(frozen=True)
 class Recovery:
-    """The last start of the server, by its own log. LSNs as PostgreSQL prints them."""
+    """The last start of the server, from its log. LSNs are written as PostgreSQL prints them."""
 
     redo_starts: str | None
     redo_done: str | None
     log_ends: str | None
-    """Where the server found that the log ends."""
+    """The position at which the server found the end of the log."""
     lines: tuple[str, ...]
 
     def redo_bytes(self) -> int:
-        """How much log was replayed, in bytes."""
+        """The length of the log that was replayed, in bytes."""
         if self.redo_starts is None:
             return 0
         assert self.log_ends is not None
@@ -42,7 +42,7 @@ def recovery(machine: Machine) -> Recovery:
 
 
 def amcheck_errors(machine: Machine, timeout: float = 300) -> int:
-    """How many complaints pg_amcheck has about every table and index of every database."""
+    """The number of complaints of pg_amcheck about all tables and indexes of all databases."""
     command = "runuser -u postgres -- /usr/lib/postgresql/17/bin/pg_amcheck --all --install-missing --heapallindexed"
     finished = machine.run(command, check=False, timeout=timeout)
     if finished.returncode not in (0, 2):  # 2: it found corruption
@@ -56,6 +56,6 @@ def _find(pattern: str, text: str) -> str | None:
 
 
 def lsn(text: str) -> int:
-    """A position in the log, as PostgreSQL prints it, as a number."""
+    """The number of a log position that is written as PostgreSQL prints it."""
     high, low = text.split("/")
     return (int(high, 16) << 32) + int(low, 16)

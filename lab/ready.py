@@ -1,4 +1,4 @@
-"""A guest that is booted and has this very agent installed: kept as a RAM image, for all that need one."""
+"""Guests that are booted and prepared, saved with their memory, so that tests can resume them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from quiesce.operations.guest_install import guest_install
 
 
 def booted(image: Image) -> SavedMachine:
-    """A guest just booted, PostgreSQL up, without our agent."""
+    """A booted guest with PostgreSQL running, without our agent."""
     return saved("booted", image, Machine.wait_for_postgresql)
 
 
 def ready(image: Image) -> SavedMachine:
-    """The same with the agent."""
+    """A booted guest with PostgreSQL running and the present agent installed."""
     key = hashlib.sha256(archive.build()).hexdigest()[:16]
     return saved(f"agent-{key}", image, _install, start_from=booted(image))
 
@@ -37,7 +37,8 @@ def _install(machine: Machine) -> None:
 
 
 def running(image: Image) -> SavedMachine:
-    """A guest with the agent and every application running, but for RabbitMQ: with stores of their own and no clients yet."""
+    """A guest with the agent and all applications running except RabbitMQ. They have stores of their own, and no clients
+    yet."""
     recipe = b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in ("load", "workloads"))
     key = hashlib.sha256(archive.build() + recipe).hexdigest()[:16]
     return saved(f"running-{key}", image, _start_all, start_from=ready(image))
@@ -48,7 +49,8 @@ def _start_all(machine: Machine) -> None:
 
 
 def main() -> None:
-    """Makes all of these beforehand, so that no test's time goes into it: those of either guest image after one another."""
+    """Makes all these guests before the tests, so that no test has to wait for it. The two guest images are prepared at the
+    same time."""
     from lab.shop.servers import prepared  # which needs this module
 
     def plain() -> None:

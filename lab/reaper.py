@@ -1,7 +1,7 @@
-"""Runs a command, and reaps whatever it and its daemons leave behind: `python3 reaper.py COMMAND...`.
+"""Runs a command, and reaps its orphaned child processes: `python3 reaper.py COMMAND...`.
 
-libvirt waits for a stopped QEMU until it has been reaped. Where no systemd runs, the first process may do that only every other
-second, and each stop of a VM takes as long. Ends when the last of its descendants has.
+libvirt waits until a stopped QEMU has been reaped. Without systemd, the machine's first process may reap only every other
+second, and each stop of a VM would take as long. This program ends when its last descendant has ended.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""A program in a guest that writes to both filesystems all the time, and notes how long each write had to wait."""
+"""A program in a guest. It writes to both filesystems all the time, and notes how long each write took."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def start(machine: Machine) -> None:
 
 
 def forget(machine: Machine) -> None:
-    """How often it has written, and how long it had to wait, is told from now on."""
+    """Forgets the writes so far: `ticks` and `longest_ms` begin anew."""
     machine.run("truncate -s 0 /run/ticks")
 
 
 def ticks(machine: Machine) -> int:
-    """How often it has written."""
+    """The number of writes."""
     return int(machine.run("wc -l </run/ticks").stdout)
 
 
 def waits(machine: Machine) -> list[Entry]:
-    """Every time it wrote: from when it began until both filesystems had taken it."""
+    """The duration of the longest write, in milliseconds."""
     times = (line.split() for line in machine.run("cat /run/ticks").stdout.splitlines())
     return [Entry(str(number), int(started), int(ended)) for number, (started, ended) in enumerate(times)]

@@ -1,6 +1,6 @@
 """The real program in a process of its own, to its end; or killed at a journal write, or whenever its parent likes.
 
-Processes are forked from a server that has imported everything and done nothing, so that killing one costs no start-up.
+Processes are forked from a server that has imported everything and done nothing else, so each starts at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NEVER = -1
 
 
 def start(arguments: list[str], catalog: str, output: Path, kill_at: int = NEVER) -> ForkServerProcess:
-    """Runs `quiesce ARGUMENTS`, killed by SIGKILL before it writes to the journal for the `kill_at`th time."""
+    """Starts `quiesce ARGUMENTS`. It kills itself with SIGKILL after `kill_at` writes to the journal, before the next one."""
     process = _FORKSERVER.Process(target=_run, args=(arguments, catalog, output, kill_at))
     process.start()
     return process

@@ -1,4 +1,4 @@
-"""What clients were told, and how long they waited for it."""
+"""Acknowledged writes, and how long clients waited for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Acknowledged(Protocol):
-    """Times are CLOCK_MONOTONIC of wherever the client runs, in nanoseconds."""
+    """An acknowledged write. Times are CLOCK_MONOTONIC of the machine where the client runs, in nanoseconds."""
 
     @property
     def started_ns(self) -> int: ...
@@ -27,7 +27,7 @@ class Entry:
 
 
 def longest_wait_ms(entries: Iterable[Acknowledged], from_ns: int = 0, to_ns: int = 2**63) -> float:
-    """The longest that any write took which was under way in the given time."""
+    """The duration of the longest write that ran, at least in part, between the two times; in milliseconds."""
     waits = [
         entry.acknowledged_ns - entry.started_ns
         for entry in entries

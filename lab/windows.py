@@ -1,10 +1,10 @@
-"""A Linux guest that, to the host, is a Windows guest: what answers on the port of its qemu-guest-agent follows a script.
+"""A Linux guest that looks like a Windows guest to the host: a script answers on the port of qemu-guest-agent.
 
     with windows(machine, "ok") as guest:
         quiesce("checkpoint", machine.name)     # through "VSS"
     guest.events                                # what it did, and when
 
-In the block nothing can be run in the guest: the lab itself goes through qemu-guest-agent.
+Inside the block, the lab cannot run commands in the guest, because it needs qemu-guest-agent for that.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ TAKEOVER_TIMEOUT_S = 60.0
 @dataclass
 class WindowsGuest:
     events: list[tuple[int, str]] = field(default_factory=list)
-    """Afterwards: times of the guest's CLOCK_MONOTONIC in ns, and what it did then."""
+    """Filled at the end of the block: the guest's CLOCK_MONOTONIC in ns, and what the guest did at that time."""
 
     def names(self) -> list[str]:
         return [name for _, name in self.events if name != "ready"]
 
     def when(self, name: str) -> int:
-        """The last time it did this."""
+        """The time of the last event of this name, in ns."""
         return max(at for at, event in self.events if event == name)
 
 
 @contextlib.contextmanager
 def windows(machine: Machine, scenario: str, seconds: float = 150) -> Iterator[WindowsGuest]:
-    """A Windows guest that behaves as in this scenario of `windows_guest`. It is Linux again after `seconds` at the latest."""
+    """Makes the guest a Windows guest that follows a scenario of `windows_guest`. After at most `seconds` it is Linux again."""
     guest = WindowsGuest()
     machine.write_file(PROGRAM, Path(windows_guest.__file__).read_bytes())
     machine.spawn(f"exec setsid python3 -I {PROGRAM} {scenario} {seconds}")
@@ -58,7 +58,7 @@ def windows(machine: Machine, scenario: str, seconds: float = 150) -> Iterator[W
 
 
 def _os_id(machine: Machine) -> str:
-    """Empty where there is no answer."""
+    """The guest's operating system; empty if qemu-guest-agent does not answer."""
     with contextlib.suppress(libvirt.libvirtError):
         return str(_ask(machine, "guest-get-osinfo")["id"])
     return ""

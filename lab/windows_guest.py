@@ -1,9 +1,9 @@
-"""The qemu-guest-agent of a Windows guest, played in a Linux guest on the real port.
+"""Plays the qemu-guest-agent of a Windows guest, in a Linux guest, on the real port.
 
     python3 windows_guest.py SCENARIO SECONDS
 
-It takes the place of the real one for at most SECONDS, or until it is told END. What it holds, it really holds: it freezes the
-filesystem HELD, and thaws it by itself when VSS would. Needs only the standard library; `lab.windows` puts it into a guest.
+It replaces the real agent until it receives END, at most for SECONDS. It really holds writes: it freezes the filesystem HELD,
+and thaws it by itself when VSS would. It needs only the standard library; `lab.windows` puts it into a guest.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ ALLOWED_ELSE = ("guest-get-osinfo", "guest-get-fsinfo", "guest-fsfreeze-freeze")
 @dataclass(frozen=True)
 class Scenario:
     refusal: str = ""
-    """What the freeze fails with."""
+    """The error of the freeze; empty: it succeeds."""
     prepare_s: float = 0.2
-    """How long it takes until all stands still."""
+    """Seconds from the command until the filesystem is frozen."""
     late_s: float = 0
-    """How much later it says so."""
+    """Seconds from then until the answer."""
     hold_s: float = 10
-    """How long VSS holds."""
+    """Longest time that VSS holds, in seconds."""
     frozen: int = 3
     thawed: int = 3
 
@@ -65,7 +65,7 @@ SCENARIOS = {
 
 
 class RefusedError(Exception):
-    """What the guest answers with."""
+    """An error that the guest answers."""
 
     def __init__(self, text: str, kind: str = "GenericError") -> None:
         super().__init__(text)
@@ -73,7 +73,7 @@ class RefusedError(Exception):
 
 
 class Log:
-    """In memory (/run is a tmpfs), so that it can be written while all is frozen."""
+    """A log in memory (/run is a tmpfs), so that it can be written while the filesystems are frozen."""
 
     def __init__(self) -> None:
         self._file = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
@@ -83,7 +83,7 @@ class Log:
 
 
 class Vss:
-    """As qemu-ga shows it: errors in the words of qga/vss-win32/requester.cpp."""
+    """VSS behind qemu-ga. The errors have the texts of qga/vss-win32/requester.cpp."""
 
     def __init__(self, scenario: Scenario, log: Log) -> None:
         self._scenario = scenario
@@ -92,7 +92,7 @@ class Vss:
         self._held: int | None = None
         self._timer: threading.Timer | None = None
         self.counts_as_frozen = False
-        """Until it is told to thaw, whatever VSS does."""
+        """Whether qemu-ga reports `frozen`: from the freeze until it is told to thaw, even if VSS has released before."""
 
     def freeze(self) -> int:
         self._log.note("preparing")
@@ -120,12 +120,12 @@ class Vss:
         return self._scenario.thawed
 
     def let_go(self, event: str) -> bool:
-        """Whether something was held."""
+        """Thaws. Returns whether the filesystem was frozen."""
         with self._lock:
             if self._held is None or self._timer is None:
                 return False
             self._timer.cancel()
-            self._log.note(event)  # before any write that has waited can end
+            self._log.note(event)  # before the thaw, so before the waiting writes end
             fcntl.ioctl(self._held, FITHAW, 0)
             os.close(self._held)
             self._held = None
@@ -133,7 +133,7 @@ class Vss:
 
 
 class Agent:
-    """One command at a time, in order, as qemu-ga."""
+    """Runs one command at a time, in order, as qemu-ga does."""
 
     def __init__(self, vss: Vss) -> None:
         self._vss = vss
@@ -200,7 +200,7 @@ class Agent:
 
 
 def serve(port: int, agent: Agent, deadline: float) -> None:
-    """Answers until the deadline, or until it is told to end."""
+    """Answers until the deadline, or until the command END."""
     poller = select.poll()
     poller.register(port, select.POLLIN)
     unread = b""
@@ -225,12 +225,12 @@ def send(port: int, data: bytes) -> None:
             data = data[os.write(port, data) :]
         except BlockingIOError:
             time.sleep(0.005)
-        except OSError:  # the host has hung up
+        except OSError:  # the host has closed its end
             return
 
 
 def take_port() -> int:
-    """Opens the port as soon as the real agent has let go of it."""
+    """Opens the port as soon as the real agent has closed it."""
     deadline = time.monotonic() + 20
     while True:
         try:
@@ -245,8 +245,8 @@ def main(scenario: str, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     log = Log()
     vss = Vss(SCENARIOS[scenario], log)
-    time.sleep(0.5)  # the real agent has yet to answer for having started this
-    # Whatever it has started, this included, must outlive it.
+    time.sleep(0.5)  # the real agent must first answer the command that started this program
+    # The programs that the real agent started, this one included, must outlive it.
     extra = Path("/run/systemd/system/qemu-guest-agent.service.d")
     extra.mkdir(parents=True, exist_ok=True)
     (extra / "lab.conf").write_text("[Service]\nKillMode=process\n")

@@ -110,7 +110,7 @@ END
     start="systemctl start mariadb lab-shop",
     unclean=MARIADB.unclean,
 )
-"""A front end in a container, with the guest's own programs in it, so that no registry is needed."""
+"""A front end in a container. The container has the guest's own programs, so no image registry is needed."""
 
 _RESP = """
     import socket
@@ -280,11 +280,11 @@ while True:
 '""",
     start="ip link set lo up; systemctl start rabbitmq-server",
     pause_s=0.05,
-    # A node that is new says so, too: what counts is its last start.
+    # A new node prints this line, too, so only the last start counts.
     unclean="awk '/Starting RabbitMQ/ { said = \"\" } /rebuilding indices from scratch/ { said = $0 } END { print said }'"
     " /var/log/rabbitmq/rabbit@localhost.log",
     timeout_s=400,
 )
 
 ALL_BUT_RABBITMQ = (MARIADB, WEB, REDIS, VALKEY, SQLITE, SLAPD, PGBOUNCER)
-"""Those that one small guest can run together."""
+"""The applications that one small guest can run at the same time."""

@@ -1,4 +1,4 @@
-"""What the two databases have, and whether they agree: asked of running servers, or of images that a checkpoint left."""
+"""Reads the two databases, from running servers or from a checkpoint's images, and checks whether they agree."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ class Books:
     orders: frozenset[str]
     """Each as `KEY ITEM QUANTITY`."""
     movements: frozenset[str]
+    """Each as `KEY ITEM QUANTITY`."""
     levels: dict[int, int]
+    """The stock of each item."""
 
     def violations(self) -> list[str]:
-        """Whatever is not as it must be, one sentence each."""
+        """The violated invariants, a sentence for each."""
         found = [f"order without movement of stock: {line}" for line in sorted(self.orders - self.movements)]
         found += [f"movement of stock without order: {line}" for line in sorted(self.movements - self.orders)]
         gone = dict.fromkeys(self.levels, 0)
@@ -57,7 +59,8 @@ def _read(db: Machine, stock: Machine) -> Books:
 
 
 class Auditor:
-    """A machine of its own, which starts both databases on copies of images and reads them: much sooner than booting all."""
+    """A machine that starts both databases on overlays of images and reads them. That is much faster than booting all
+    servers."""
 
     def __enter__(self) -> Self:
         self._stack = contextlib.ExitStack()
@@ -72,7 +75,8 @@ class Auditor:
         self._stack.close()
 
     def books(self, db: Path, stock: Path) -> Books:
-        """`db`: the image of its data disk; `stock`: of its system disk. Neither is written."""
+        """The books in two images. `db`: the image of the data disk of `db`. `stock`: the image of the system disk of `stock`.
+        Neither image is written."""
         with self._attached("sda", db), self._attached("sdb", stock):
             self._machine.run(MOUNT, timeout=60)
             try:

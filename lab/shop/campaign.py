@@ -1,6 +1,8 @@
-"""Many checkpoints of the shop under load: all three servers at one instant by quiesce, and one after another by virsh.
+"""Many checkpoints of the shop under load: of all three servers at one instant by quiesce, and one server after the other by
+virsh.
 
-The databases' images of each are started and read in a machine of their own; of some of quiesce's, all servers are restored.
+A separate machine starts the databases of each checkpoint from its images and reads them. Some of quiesce's checkpoints are
+also restored, with all servers.
 """
 
 from __future__ import annotations
@@ -25,24 +27,24 @@ from lab.shop.demo import WINDOW_S
 from lab.shop.servers import Servers
 
 IN_TURN = 4
-"""Checkpoints by quiesce to one by virsh: fewer are enough to tell whether they agree, and they take longer."""
+"""One checkpoint by virsh for so many by quiesce: a few are enough to show whether they agree, and they take longer."""
 BETWEEN = 8
-"""Orders between two checkpoints."""
+"""Number of orders between two checkpoints."""
 RESTORES = 10
-"""One in so many checkpoints is restored; the last always."""
+"""One of so many checkpoints is restored, the last one always."""
 
 
 @dataclass
 class Tally:
-    """Of the checkpoints taken in one way."""
+    """The counts of the checkpoints that were taken in one way."""
 
     checkpoints: int = 0
     with_violations: int = 0
     violations: int = 0
     acknowledged_missing: int = 0
-    """Orders that were acknowledged before the checkpoint began."""
+    """Orders that were acknowledged before the checkpoint began, and that it lacks."""
     after_present: int = 0
-    """Orders that began when it had ended."""
+    """Orders that began after the checkpoint had ended, and that it has."""
     example: str | None = None
 
     def add(self, found: Books, customers: Customers, begun_ns: int, ended_ns: int) -> None:
@@ -64,10 +66,10 @@ class Report:
     rounds: int
     quiesce: Tally = field(default_factory=Tally)
     in_turn: Tally = field(default_factory=Tally)
-    """By `virsh snapshot-create-as --quiesce`, one server after another."""
+    """By `virsh snapshot-create-as --quiesce`, one server after the other."""
     restored: int = 0
     restored_otherwise: int = 0
-    """Where the servers, when they were restored, had other books than the checkpoint's images."""
+    """Restores after which the servers had other books than the checkpoint's images."""
     client_errors: int = 0
     windows_ms: list[float] = field(default_factory=list)
     skews_ms: list[float] = field(default_factory=list)
@@ -79,7 +81,7 @@ class Report:
 
 class Campaign:
     def __init__(self, servers: Servers, auditor: Auditor, catalog: Path, say: Narrator, rounds: int) -> None:
-        """The group is made already, as `shop`."""
+        """The group `shop` must exist."""
         self._servers = servers
         self._auditor = auditor
         self._catalog = catalog
@@ -126,7 +128,7 @@ class Campaign:
         self.report.in_turn.add(self._audit(images["db", "vdb"], images["stock", "vda"]), customers, begun, ended)
 
     def _images(self, name: str) -> dict[str, str]:
-        """What the server writes to now."""
+        """The images that the server writes now, by target."""
         listing = _virsh("domblklist", self._servers[name].name).splitlines()
         return dict(line.split(None, 1) for line in listing if line.strip())
 
@@ -147,7 +149,7 @@ class Campaign:
 
 
 def _virsh(*words: str) -> str:
-    """Raises SystemExit with what virsh says."""
+    """Runs virsh and returns its output. Raises SystemExit, with virsh's message, if it fails."""
     command = ["virsh", "-q", "-c", "qemu:///system", *words]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     if finished.returncode:

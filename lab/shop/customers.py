@@ -1,4 +1,4 @@
-"""Customers: they are no part of any server, so they remember what they were told whatever becomes of those."""
+"""Customers. They run outside the servers, so they remember what was acknowledged to them even if the servers are restored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATIENCE_S = 300.0
 
 
 class Customers:
-    """Each orders one thing after another, as long as this is open."""
+    """Customers who each place one order after the other, during the `with` block."""
 
     def __init__(self, address: str, count: int = 4, pause_s: float = 0.02) -> None:
         self.errors: list[str] = []
@@ -33,18 +33,18 @@ class Customers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Lets each have the answer it waits for."""
+        """Waits until each customer has its last answer."""
         self._stopping.set()
         for thread in self._threads:
             thread.join(PATIENCE_S)
 
     @property
     def orders(self) -> list[Entry]:
-        """All that were acknowledged so far; times are of this host."""
+        """All orders that were acknowledged so far. Times are from this host's clock."""
         return list(self._orders)
 
     def wait_for(self, count: int, timeout_s: float = 120) -> None:
-        """Until so many more are acknowledged. Raises TimeoutError."""
+        """Waits until `count` more orders are acknowledged. Raises TimeoutError."""
         wanted, deadline = len(self._orders) + count, time.monotonic() + timeout_s
         while len(self._orders) < wanted:
             if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""A group checkpoint of the shop under load, a disaster on two of its servers, a group restore, and proof that they agree."""
+"""A group checkpoint of the shop under load, a disaster on two servers, a group restore, and proof that the servers agree."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lab.standstill import clock_offset_ns
 from lab.waits import longest_wait_ms
 
 WINDOW_S = "40"
-"""Without KVM a window takes ten times as long."""
+"""In seconds. Without KVM a window takes ten times as long."""
 BEFORE, AFTER = 40, 25
-"""Orders to wait for."""
+"""Numbers of orders to wait for, before and after the checkpoint."""
 
 
 def members(taken: dict[str, Any], servers: Servers) -> dict[str, Any]:
-    """What a group checkpoint says of each server."""
+    """The results of a group checkpoint for each server."""
     names = {machine.name: name for name, machine in servers.machines.items()}
     return {
         names[node["vm_name"]]: {
@@ -56,7 +56,7 @@ def run_demo(servers: Servers, catalog: Path, say: Narrator) -> dict[str, Any]:
     stall_ms = longest_wait_ms(customers.orders, held, released)
     say.say(f"{len(before)} orders acknowledged before it, {len(after)} after; the longest wait was {stall_ms:.0f} ms")
 
-    say.say("what if only the orders' database were put back?")
+    say.say("what if only the orders' database were restored?")
     db = f"{servers['db'].name}@before-disaster"
     diverged = run("divergence", db)
     for server in diverged["servers"]:
@@ -99,7 +99,7 @@ def run_demo(servers: Servers, catalog: Path, say: Narrator) -> dict[str, Any]:
 
 
 def holds(result: dict[str, Any]) -> bool:
-    """Whether the demo showed what it is there to show."""
+    """Whether the demo proved what it should."""
     return (
         all(member["consistency"] == "application" for member in result["members"].values())
         and len(result["restored"]) == len(result["members"]) == 3

@@ -1,4 +1,4 @@
-"""The three servers: resumed from one RAM image, on a network of their own."""
+"""The three servers. They resume from one saved machine, on a network of their own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lab.ram import SavedMachine
 from quiesce.guests import archive
 
 ITEMS, LEVEL = 20, 1_000_000
-"""Of each of so many items there are so many at first."""
+"""Number of items, and the stock of each at the beginning."""
 SERVICE = Path(__file__).with_name("service.py")
 PREPARE = r"""
 set -e
@@ -60,7 +60,7 @@ TIERS = {"web": "front", "db": "back", "stock": "back"}
 
 
 def prepared() -> SavedMachine:
-    """A guest that can be any of the servers: everything installed and empty, nothing running."""
+    """A guest that can become any of the servers: all applications are installed and empty, and none runs."""
     image = build(applications=True)
     parts = (archive.build(), Path(__file__).read_bytes(), SERVICE.read_bytes())
     key = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
@@ -74,7 +74,7 @@ def _prepare(machine: Machine) -> None:
 
 
 class Servers:
-    """Entering it starts all three; leaving it removes them."""
+    """The `with` block starts all three servers, and removes them at its end."""
 
     def __init__(self) -> None:
         self.machines: dict[str, Machine] = {}
@@ -100,7 +100,7 @@ class Servers:
 
     @property
     def members(self) -> list[str]:
-        """As `quiesce group create` takes them."""
+        """The members in the form for `quiesce group create`."""
         return [f"{machine.name}:{TIERS[name]}" for name, machine in self.machines.items()]
 
     @property
@@ -108,7 +108,7 @@ class Servers:
         return self.network.address(NUMBERS["web"])
 
     def start_services(self) -> None:
-        """Back ends first; they will start by themselves from now on."""
+        """Starts the services, back ends first, and enables them, so that they start at every boot."""
         addresses = "\n".join(f"{name.upper()}={self.network.address(number)}" for name, number in NUMBERS.items())
         self["web"].write_file("/etc/shop", f"{addresses}\n".encode())
         for name in ("db", "stock", "web"):

@@ -1,4 +1,4 @@
-"""The order service: runs on `web`, and is a writer of quiesce, as it alone knows when it is between two orders.
+"""The order service. It runs on `web`, and is a writer of quiesce, because only the service knows when no order is in progress.
 
 usage: service.py DB_ADDRESS STOCK_ADDRESS
 """
@@ -20,7 +20,7 @@ PORT = 8000
 
 
 class Gate:
-    """Lets orders through one beside another; closed, none begins, and those that have begun end."""
+    """Lets orders through, several at a time. While it is closed, no order begins; orders that have begun continue."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -38,7 +38,7 @@ class Gate:
             self._changed.notify_all()
 
     def close(self, timeout_s: float) -> bool:
-        """Whether nobody is inside any more."""
+        """Closes the gate. Returns whether all orders that had begun ended within the time."""
         with self._changed:
             self._closed = True
             return self._changed.wait_for(lambda: not self._inside, timeout_s)
@@ -52,28 +52,28 @@ class Gate:
 class ShopWriter(Writer):
     name = "shop"
     level = "front-end"
-    stateless = True  # all it knows is in the two databases
+    stateless = True  # all its data are in the two databases
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
 
     def hold(self, timeout_ms: int) -> None:
         if not self._gate.close(timeout_ms / 1000):
-            raise Failed("timeout", "an order takes longer")
+            raise Failed("timeout", "an order did not end in time")
 
     def release(self) -> None:
         self._gate.open()
 
 
 class Shop:
-    """Two connections a thread."""
+    """Writes orders to the two databases. Each thread has a connection to each."""
 
     def __init__(self, db: str, stock: str) -> None:
         self._addresses = (db, stock)
         self._own = threading.local()
 
     def order(self, key: str, item: int, quantity: int) -> None:
-        """Raises whatever the databases say; then it may be in one of them."""
+        """Writes one order. Raises the error of a database; the order may then be in one of the two."""
         own: Any = self._own
         try:
             if not hasattr(own, "orders"):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quiesce.disks.head import standing_of, stands_at
+from quiesce.disks.head import has_content_of, standing_of
 from quiesce.model.errors import ConsistencyError, RefusedError
 from quiesce.model.grades import Consistency, Grade, Level
 from quiesce.model.reports import WriterReport
@@ -182,13 +182,13 @@ def test_a_checkpoint_that_is_no_longer_there_vouches_for_nothing(clean, fake):
 def test_a_vm_stands_at_the_checkpoint_it_was_put_back_to_until_somebody_writes(fake):
     """Broken: a restore of what is there already would be done again, or one that is needed be left out."""
     node = restored(fake, APPLICATION)
-    assert stands_at(fake.context, fake.vm, node)
-    assert not stands_at(fake.context, fake.vm, at("b", "/i/vda.qcow2"))
+    assert has_content_of(fake.context, fake.vm, node)
+    assert not has_content_of(fake.context, fake.vm, at("b", "/i/vda.qcow2"))
     fake.vm.start()
-    assert not stands_at(fake.context, fake.vm, node)
+    assert not has_content_of(fake.context, fake.vm, node)
     fake.vm.write("vda", 0, "x")
     fake.vm.power_off(clean=True)
-    assert not stands_at(fake.context, fake.vm, node)
+    assert not has_content_of(fake.context, fake.vm, node)
 
 
 @pytest.mark.parametrize("how", ["no record", "an empty record", "another disk", "its image is gone"])
@@ -203,7 +203,7 @@ def test_what_is_not_known_is_not_where_a_vm_stands(how, fake):
         fake.vm.xml = fake.vm.xml.replace("/i/now", fake.host.storage.make("/i/other"))
     else:
         del fake.host.storage.files["/i/now"]
-    assert not stands_at(fake.context, fake.vm, node)
+    assert not has_content_of(fake.context, fake.vm, node)
 
 
 @pytest.mark.parametrize(

@@ -140,14 +140,14 @@ def test_what_of_a_checkpoint_is_gone_is_told():
 
 def test_nothing_is_concluded_from_chains_that_are_not_whole():
     """Broken: images would be merged or removed although nobody can tell what lies on them."""
-    surveyed(BELOW, NODES, {"vda": "/i/now"}).require_whole()
-    surveyed({"/i/now": "/dev/vg/base"}, [], {"vda": "/i/now"}).require_whole()
+    surveyed(BELOW, NODES, {"vda": "/i/now"}).require_complete_chains()
+    surveyed({"/i/now": "/dev/vg/base"}, [], {"vda": "/i/now"}).require_complete_chains()
     for gone in ("/i/base", "/i/b"):
         below = {path: lower for path, lower in BELOW.items() if path != gone}
         with pytest.raises(NotFoundError, match=f"{gone} does not exist"):
-            surveyed(below, NODES, {"vda": "/i/now"}).require_whole()
+            surveyed(below, NODES, {"vda": "/i/now"}).require_complete_chains()
     with pytest.raises(NotFoundError, match="/i/now does not exist"):
-        surveyed({"/i/base": None}, [NODES[0]], {"vda": "/i/now"}).require_whole()
+        surveyed({"/i/base": None}, [NODES[0]], {"vda": "/i/now"}).require_complete_chains()
 
 
 # -- where disks stand
@@ -298,4 +298,4 @@ def test_what_is_no_file_at_the_bottom_is_not_looked_for(bottom, fake: Fake):
     assert found.chains.chain("/i/vda.qcow2") == ("/i/vda.qcow2", bottom)
     assert found.elsewhere == {bottom}
     assert found.missing(at("a", "/i/vda.qcow2")) == []
-    found.require_whole()
+    found.require_complete_chains()

@@ -312,7 +312,7 @@ def test_a_merge_is_left_when_the_service_ends(service: Service, monkeypatch: py
     service.domain.shutdown()
     assert merging.wait(10)
     service.end()
-    assert service.log.said[-1] == Said(Severity.INFO, "test: interrupted; the next deletion goes on with it")
+    assert service.log.said[-1] == Said(Severity.INFO, "test: the merge was interrupted; the next deletion goes on with it")
 
 
 def test_work_that_does_not_end_does_not_keep_the_service(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +329,7 @@ def test_work_that_does_not_end_does_not_keep_the_service(service: Service, monk
     service.start()
     assert begun.wait(10)
     service.end()
-    assert service.log.said[-1].text == "test: left in the middle; its next operation mends it"
+    assert service.log.said[-1].text == "test: its checkpoint was interrupted; the VM's next operation recovers it"
     release.set()
     service.log.wait_for("too late")
 

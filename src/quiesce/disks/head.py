@@ -18,7 +18,7 @@ def head(context: Context, vm: Vm) -> str | None:
     return context.catalog.checkpoints.tree(vm.key).head_parent
 
 
-def stands_at(context: Context, vm: Vm, node: Checkpoint) -> bool:
+def has_content_of(context: Context, vm: Vm, node: Checkpoint) -> bool:
     """Whether the VM is off and its disks have exactly the content of the checkpoint: the VM was restored to it, or was not
     started after it."""
     if vm.facts().power is not PowerState.OFF or head(context, vm) != node.id:

@@ -90,7 +90,7 @@ def discard(context: Context, vm: Vm, path: str, found: Survey | None = None) ->
     if users:
         raise RefusedError(f"{path} belongs to checkpoint {users[0]!r}, so it is not removed")
     found = found or survey(context, vm)
-    found.require_whole()
+    found.require_complete_chains()
     if path in found.chains.needed(found.named):
         raise RefusedError(f"{path} is in the backing chain of {vm.name}, so it is not removed")
     readers = found.chains.readers(path) - set(found.orphans())
@@ -124,7 +124,7 @@ def discard_orphans(context: Context, vm: Vm) -> list[str]:
     return removed
 
 
-def put_back(context: Context, vm: Vm, overlays: Mapping[str, tuple[str, str]]) -> None:
+def undo_switch(context: Context, vm: Vm, overlays: Mapping[str, tuple[str, str]]) -> None:
     """Undoes a switch, of a VM that runs or is off: commits each overlay into its backing file, which the VM writes then, and
     removes the overlay. Nothing that the VM wrote is lost. `overlays`: (overlay, backing file) by target.
 

@@ -129,7 +129,7 @@ def _merge_hidden(context: Context, vm: Vm, journal: Journal, merger: Merger) ->
     waiting: dict[tuple[str, str], Waiting] = {}
     while True:
         found = survey(context, vm)
-        found.require_whole()
+        found.require_complete_chains()
         if orphans := found.orphans():
             for path in orphans:
                 images.discard_or_warn(context, vm, journal, path, found)

@@ -74,7 +74,7 @@ class Survey:
         """Files of the checkpoint, and backing files of these, that do not exist although their places can be read."""
         return sorted(path for path in self.chains.needed(node.paths()) if self._gone(path) and not self._unreadable(path))
 
-    def require_whole(self) -> None:
+    def require_complete_chains(self) -> None:
         """Raises NotFoundError if an image in a chain does not exist: it is then unknown which images may be merged."""
         images = self.chains.needed({*self.head.values(), *(disk.path for node in self.tree.nodes for disk in node.disks)})
         missing = [path for path in sorted(images) if self._gone(path)]

@@ -1,1 +1,1 @@
-"""Guests, asked to bring their applications to rest: by our agent, by VSS, or by a script in memory."""
+"""Guests behind one port. Our agent, VSS, or a script in memory holds the applications."""

@@ -1,4 +1,4 @@
-"""The guest agent as one file: a zipapp of our own code and the pure-Python database clients it needs."""
+"""Builds the guest agent: one file, a zipapp with our own code and the pure-Python database clients that it needs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TIME = (2000, 1, 1, 0, 0, 0)
 
 
 def build() -> bytes:
-    """The agent, byte for byte the same for the same sources."""
+    """The agent's file. The same sources give the same bytes."""
     content = io.BytesIO()
     content.write(f"#!{INTERPRETER}\n".encode())
     with zipfile.ZipFile(content, "a", zipfile.ZIP_DEFLATED) as archive:
@@ -42,7 +42,7 @@ def build() -> bytes:
 
 
 def write_archive(path: Path) -> int:
-    """Writes the agent to a file, whole or not at all; returns its size in bytes. Raises QuiesceError."""
+    """Writes the agent to a file, completely or not at all. Returns its size in bytes. Raises QuiesceError."""
     content = build()
     new = path.with_name(path.name + ".new")
     try:
@@ -50,7 +50,9 @@ def write_archive(path: Path) -> int:
         new.chmod(0o755)
         new.replace(path)
     except OSError as error:
-        raise QuiesceError(f"{path} cannot be written: {error.strerror}") from error
+        raise QuiesceError(
+            f"the agent cannot be written to {path}: {error.strerror}", hint="name a file in a directory that you may write"
+        ) from error
     return len(content)
 
 
@@ -63,7 +65,7 @@ def _files() -> Iterator[tuple[str, bytes]]:
             yield f"quiesce/{file.relative_to(root)}", file.read_bytes()
     for name in CARRIED:
         spec = importlib.util.find_spec(name)
-        assert spec is not None  # they are dependencies of ours
+        assert spec is not None  # quiesce depends on these packages
         assert spec.origin is not None
         origin = Path(spec.origin)
         for file in sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]:

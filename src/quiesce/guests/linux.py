@@ -21,10 +21,10 @@ NEEDED = frozenset({"freeze", "dead-man", "post-checkpoint"})
 
 
 def require_agent_port(facts: Facts) -> None:
-    """Raises AgentError if nothing in the guest listens on the agent's port."""
+    """Raises AgentError if the VM has no port for the agent, or if nothing in the guest listens on it."""
     port = facts.channels.get(PORT_NAME)
     if port is None:
-        raise AgentError(f"{facts.name} has no quiesce agent", hint=f"quiesce guest install {facts.name}")
+        raise AgentError(f"{facts.name} has no quiesce agent", hint=f"install it: quiesce guest install {facts.name}")
     if not port.connected:
         raise AgentError(
             f"the quiesce agent of {facts.name} is not running",
@@ -34,9 +34,9 @@ def require_agent_port(facts: Facts) -> None:
 
 @contextmanager
 def linux_guest(vm: Vm) -> Iterator[LinuxGuest]:
-    """A conversation with the VM's agent. Closing it releases whatever is held.
+    """A conversation with the VM's agent. The end of the block closes it, and the agent releases all that is held.
 
-    Raises AgentError if there is none, if it is too old, or if it answers with what no agent of ours says.
+    Raises AgentError if there is no agent, if it is too old, or if its answers are not valid.
     """
     guest = LinuxGuest(vm.name, ChannelTransport(vm))
     try:
@@ -74,7 +74,7 @@ class LinuxGuest:
             lacks = ", ".join(sorted(missing))
             raise AgentError(
                 f"the agent of {self._vm_name} (version {greeting.software}) is too old: it lacks {lacks}",
-                hint=f"quiesce guest install {self._vm_name}",
+                hint=f"bring it up to date: quiesce guest install {self._vm_name}",
             )
         self._greeting = greeting
 
@@ -122,7 +122,7 @@ class LinuxGuest:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turns what goes wrong in a conversation into an AgentError."""
+        """Turns the errors of a conversation into AgentError or GuestRefusedError."""
         try:
             yield
         except TimeoutError as error:
@@ -130,8 +130,14 @@ class LinuxGuest:
                 f"the agent of {self._vm_name} does not answer", hint="is the guest overloaded or frozen?"
             ) from error
         except ConnectionError as error:
-            raise AgentError(f"the agent of {self._vm_name} hung up: {error}") from error
+            raise AgentError(
+                f"the connection to the agent of {self._vm_name} was lost: {error}",
+                hint="does the VM still run? in the guest: systemctl status quiesce-agent",
+            ) from error
         except ProtocolError as error:
-            raise AgentError(f"the agent of {self._vm_name} sent what no agent should: {error}") from error
+            raise AgentError(
+                f"the agent of {self._vm_name} sent a message that is not valid: {error}",
+                hint=f"if it comes again, install the agent again: quiesce guest install {self._vm_name}",
+            ) from error
         except AgentRefusedError as error:
             raise GuestRefusedError(self._vm_name, error.error.message, error.error.writers) from error

@@ -1,8 +1,7 @@
-"""A guest as the requester sees it, whoever answers in it: our agent, VSS, or a script in memory.
+"""The interface of a guest: our agent, VSS, or a script in memory answers.
 
-Errors come translated: GuestRefusedError if the guest says no, AgentError for everything else that goes wrong in a
-conversation. After an AgentError that is no refusal the conversation's state is unknown: close it, and the guest releases by
-itself."""
+Errors: GuestRefusedError if the guest refuses a step, AgentError for all other failures of a conversation. After an AgentError
+that is not a GuestRefusedError the state of the conversation is unknown: close it, and the guest releases by itself."""
 
 from __future__ import annotations
 
@@ -15,13 +14,13 @@ from quiesce.model.reports import WriterReport
 from quiesce.wire.messages import Frozen, Held, Inventory, Released, Status, Thawed
 
 PREPARE_TIMEOUT_S = 600.0
-"""Longest preparation, in seconds; applications run meanwhile."""
+"""Longest preparation, in seconds. Applications run meanwhile."""
 POST_CHECKPOINT_TIMEOUT_S = 60.0
 IDENTIFY_TIMEOUT_S = 60.0
 
 
 class GuestRefusedError(AgentError):
-    """The guest refused a step. `reason`: in its own words; `writers`: those that refused, where it was a writer."""
+    """The guest refused a step. `reason`: the guest's message. `writers`: the writers that refused, if writers did."""
 
     def __init__(self, vm_name: str, reason: str, writers: Sequence[WriterReport] = ()) -> None:
         super().__init__(f"the agent of {vm_name} refused: {reason}")
@@ -34,30 +33,31 @@ class GuestRefusedError(AgentError):
 
 
 class Guest(Protocol):
-    """One attempt at a time: prepare, hold level by level, freeze, thaw, release in reverse, post_checkpoint; abort from
-    anywhere.
+    """One attempt at a time, in this order: prepare, hold level by level, freeze, thaw, release in reverse, post_checkpoint.
+    `abort` is allowed at any time.
 
-    Times are in seconds. A step that has no answer within `timeout` raises AgentError.
+    Times are in seconds. A step without an answer within `timeout` raises AgentError.
     """
 
     freezes_first: bool
-    """Its freeze includes its preparation, for which nobody else's writes may wait: it freezes before any member is held."""
+    """Whether the guest freezes before any member holds. The freeze of such a guest includes its preparation, and the writes of
+    other members must not wait for that."""
     extra_window_s: float
-    """How much longer than the window its freeze and its thaw may take, because they do more than to freeze and to thaw."""
+    """How much longer than the window freeze and thaw may take, because they include other work."""
     hold_s: float
-    """Longest time from the end of its freeze to the end of the switch."""
+    """Longest time from the end of the freeze to the end of the switch."""
     has_clock: bool
-    """Whether `monotonic_ns` of its answers is the guest's own clock."""
+    """Whether `monotonic_ns` in the answers is from the guest's own clock."""
 
     def software(self) -> str:
-        """Name and version of who answers."""
+        """Name and version of the software that answers."""
 
     def identify(self, timeout: float, /) -> Inventory:
-        """Its writers and filesystems, touching nothing."""
+        """The guest's writers and filesystems. Changes nothing in the guest."""
 
     def prepare(self, window_ms: int, insist: bool, timeout: float, /) -> Inventory:
-        """Does what takes long. `window_ms`: the guest's own deadline for the window. `insist`: a required writer that cannot
-        be held is a refusal; otherwise it is graded as what it is then."""
+        """Does the long work before the window. `window_ms`: the guest's own deadline for the window. `insist`: the guest
+        refuses if a required writer cannot hold; otherwise that writer gets the grade *crash*."""
 
     def hold(self, level: Level, timeout: float, /) -> Held: ...
 
@@ -68,10 +68,10 @@ class Guest(Protocol):
     def release(self, level: Level, timeout: float, /) -> Released: ...
 
     def post_checkpoint(self, kept: bool, timeout: float, /) -> Status:
-        """Tells the writers whether there is a checkpoint now."""
+        """Tells the writers whether the checkpoint was kept."""
 
     def abort(self, timeout: float, /) -> Status:
-        """Thaws and releases whatever is frozen or held. Can be called again."""
+        """Thaws and releases all that is frozen or held. Can be repeated."""
 
     def close(self) -> None:
-        """Ends the conversation; the guest releases whatever is held. Never raises."""
+        """Ends the conversation; the guest releases all that is held. Never raises."""

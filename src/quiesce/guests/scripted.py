@@ -1,4 +1,4 @@
-"""A guest in memory that answers as a test tells it."""
+"""A guest in memory. A test sets its answers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ROOT = Filesystem("/", "ext4", "/dev/vda1", FreezeState.FREEZABLE)
 class ScriptedGuest:
     """A quiesce.guests.port.Guest.
 
-    `on_step` is called with the name of each step, before the step takes effect: it may raise, or change the machine around the
-    guest. `story` is every step that was asked for.
+    Calls `on_step` with the name of each step, before the step takes effect: `on_step` may raise, or change the VM of the
+    guest. `story` has the names of all steps that were asked for.
     """
 
     has_clock = True
@@ -31,14 +31,14 @@ class ScriptedGuest:
         self.on_step: Callable[[str], None] = lambda _: None
         self.story: list[str] = []
         self.refuses = ""
-        """Why it refuses to prepare an attempt that insists."""
+        """If not empty, the guest refuses `prepare` with `insist`, for this reason."""
         self.token_at_thaw: str | None = None
-        """The freeze it finds at the thaw; None: its own, unbroken."""
+        """The freeze token in the answer to `thaw`; None: that of its own freeze."""
         self.unbroken = True
         self.frozen = False
         self.held: set[Level] = set()
         self.told: list[bool] = []
-        """What it heard of how attempts ended."""
+        """For each `post_checkpoint`: whether the checkpoint was kept."""
         self.closed = False
         self._clock = 0
 

@@ -1,8 +1,8 @@
-"""Windows guests: VSS, asked through qemu-guest-agent, in the place of an agent of our own.
+"""Windows guests: VSS, through qemu-guest-agent, instead of an agent of our own.
 
 qemu-ga is a VSS requester: in `guest-fsfreeze-freeze` it gathers the writers, has them prepare and freeze, and has VSS flush
-and hold all fixed volumes; in `guest-fsfreeze-thaw` it learns how that ended (qga/vss-win32/requester.cpp). It names no
-writer and keeps no deadline. VSS does: it lets go of the volumes after 10 s, and the thaw then fails.
+and hold all fixed volumes; in `guest-fsfreeze-thaw` it learns how that ended (qga/vss-win32/requester.cpp). It does not name
+the writers, and it has no deadline. VSS has one: it releases the volumes after 10 s, and the thaw then fails.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ from quiesce.wire.messages import (
 )
 
 VSS_PREPARE_S = 120.0
-"""Longest freeze. Applications run for most of it: qemu-ga gathers the writers and has them prepare, for which it knows no
-limit, and then waits up to 60 s for all to stand still."""
+"""Longest freeze, in seconds. Applications run for most of it: qemu-ga gathers the writers and has them prepare, without a
+limit, and then waits up to 60 s until VSS holds all volumes."""
 VSS_HOLD_S = 10.0
-"""VSS's own bound on holding volumes; nobody can change it."""
+"""VSS's own limit for holding volumes, in seconds. It cannot be changed."""
 VSS_COMPLETE_S = 60.0
-"""Longest thaw. VSS lets go at its beginning; then it completes its backup."""
+"""Longest thaw, in seconds. VSS releases the volumes at its beginning, and then completes its backup."""
 LET_GO_S = 60.0
-"""How long an agent that does not answer is asked to thaw."""
+"""How long we ask an agent to thaw that does not answer, in seconds."""
 ANSWER_S = 5.0
 PAUSE_S = 0.2
 MAX_VOLUMES = 64
-"""VSS takes no more in one set."""
+"""Most volumes in one of VSS's snapshot sets."""
 
 _NEEDED = frozenset({"guest-fsfreeze-freeze", "guest-fsfreeze-thaw", "guest-fsfreeze-status"})
 _NOT_FIXED = ("CDFS", "UDF")
 _HOLD_EXPIRED = re.compile("hold writes|80042314")
-"""VSS_E_HOLD_WRITES_TIMEOUT as qemu-ga tells it."""
+"""VSS_E_HOLD_WRITES_TIMEOUT in qemu-ga's message."""
 
 
 def is_windows(vm: Vm, facts: Facts) -> bool:
-    """Whether VSS is the way to this guest: it has no port for our agent, and its qemu-guest-agent says that it is Windows.
+    """Whether to use VSS for this guest: the VM has no port for our agent, and qemu-guest-agent reports Windows.
 
-    Raises AgentError where that agent is frozen, by whomever, and so says nothing.
+    Raises AgentError if qemu-guest-agent is frozen: it then does not tell the operating system.
     """
     port = facts.channels.get(domain_xml.QEMU_AGENT_PORT)
     if PORT_NAME in facts.channels or port is None or not port.connected:
@@ -77,8 +77,8 @@ def _is_frozen(agent: QemuAgent) -> bool:
 
 @contextmanager
 def windows_guest(vm: Vm) -> Iterator[VssGuest]:
-    """VSS of the VM's guest, on a connection of its own: a thaw must not wait for whatever else libvirt does with the VM.
-    Leaving it lets go of whatever is held."""
+    """VSS of the VM's guest, through a libvirt connection of its own, so that a thaw need not wait for other calls on the VM.
+    The end of the block releases all that is held."""
     own = Vm(vm.host.uri, vm.uuid)
     try:
         guest = VssGuest(own.name, QemuAgent(own))
@@ -93,8 +93,8 @@ def windows_guest(vm: Vm) -> Iterator[VssGuest]:
 class VssGuest:
     """A quiesce.guests.port.Guest, for one attempt.
 
-    All that VSS does, its levels included, it does in one go, in `freeze`; so `hold` has nothing to do. The thaw is the
-    judge: only if it succeeds, with as many volumes as were frozen and in time, have they been held, and `release` tells.
+    VSS holds all levels within `freeze`, so `hold` does nothing. The thaw tells whether VSS held the volumes to the end: it did
+    if the thaw succeeds in time, with as many volumes as were frozen. `release` reports that.
     """
 
     freezes_first = True
@@ -108,7 +108,7 @@ class VssGuest:
         self._writer = WriterReport("vss", "VSS (Windows)", "", Level.SYSTEM, Grade.HELD)
         self._filesystems: tuple[Filesystem, ...] = ()
         self._may_be_frozen = False
-        """By us."""
+        """Whether our freeze may be in effect."""
         self._count = 0
         self._token = ""
         self._began = self._returned = self._thawed = 0.0
@@ -117,7 +117,7 @@ class VssGuest:
         return f"qemu-ga {self._agent.version()}"
 
     def identify(self, _timeout: float) -> Inventory:
-        """Raises AgentError, saying what to do, if VSS cannot be had."""
+        """VSS as the only writer, and the guest's volumes. Raises AgentError, with a hint, if VSS is not available."""
         if _is_frozen(self._agent):
             raise qemu_agent.frozen(self._vm_name)
         missing = _NEEDED - self._agent.enabled()
@@ -147,7 +147,7 @@ class VssGuest:
         return Held((), time.monotonic_ns())
 
     def freeze(self, timeout: float) -> Frozen:
-        """When it returns, all volumes stand still, for at most VSS_HOLD_S. Raises GuestRefusedError with what VSS says."""
+        """When it returns, VSS holds all volumes, for at most VSS_HOLD_S. Raises GuestRefusedError with VSS's message."""
         self._may_be_frozen = True
         self._began = time.monotonic()
         try:
@@ -158,12 +158,12 @@ class VssGuest:
             raise AgentError(f"VSS of {self._vm_name} did not freeze in time: {error}") from error
         self._returned = time.monotonic()
         if self._count <= 0:
-            raise self._refusal("VSS has found no volume to hold")
+            raise self._refusal("VSS found no volume to hold")
         self._token = secrets.token_hex(16)
         return Frozen(self._token, self._marked(FreezeState.FROZEN))
 
     def thaw(self, timeout: float) -> Thawed:
-        """Raises AgentError where there is no judgement, or if the guest does not confirm that it has let go."""
+        """Raises AgentError if the guest does not tell how the hold ended, or does not confirm that it has thawed."""
         started = time.monotonic()
         held_s = started - self._returned
         trouble = self._judged(held_s, timeout)
@@ -172,7 +172,7 @@ class VssGuest:
             self._let_go()
         self._may_be_frozen = False
         reason, outcome = trouble or (
-            f"VSS held {self._count} volumes; which applications took part, and how they start, is by its account alone",
+            f"VSS held {self._count} volumes; only VSS knows which applications took part, and how they will start",
             Outcome.STABLE,
         )
         self._writer = replace(
@@ -190,7 +190,7 @@ class VssGuest:
         return Thawed(self._token, trouble is None, self._marked(FreezeState.THAWED), self._window_us())
 
     def _judged(self, held_s: float, timeout: float) -> tuple[str, Outcome] | None:
-        """Thaws; what was wrong, None if nothing."""
+        """Thaws. Returns what was wrong with the hold; None: nothing."""
         late = held_s >= VSS_HOLD_S
         try:
             count = self._agent.fsthaw(timeout)
@@ -200,7 +200,7 @@ class VssGuest:
         except TimeoutError as error:
             raise AgentError(f"VSS of {self._vm_name} did not say in time whether it held: {error}") from error
         if late:
-            return f"it was told to let go after {held_s:.1f} s; VSS holds for {VSS_HOLD_S:g} s", Outcome.TIMEOUT
+            return f"the thaw came after {held_s:.1f} s; VSS holds for {VSS_HOLD_S:g} s", Outcome.TIMEOUT
         if count != self._count:
             return f"VSS froze {self._count} volumes and thawed {count}", Outcome.INCONSISTENT
         return None
@@ -209,12 +209,12 @@ class VssGuest:
         return Released((self._writer,), time.monotonic_ns(), self._window_us())
 
     def post_checkpoint(self, _kept: bool, _timeout: float) -> Status:
-        """VSS has told its writers in the thaw."""
+        """Does nothing: VSS told its writers during the thaw."""
         return Status(State.IDLE)
 
     def abort(self, _timeout: float) -> Status:
-        """Takes up to LET_GO_S: a freeze that was given up on may still come. Raises AgentError if the guest does not confirm
-        that it has let go."""
+        """Takes up to LET_GO_S: a freeze that had no answer in time may still take effect. Raises AgentError if the guest does
+        not confirm that it has thawed."""
         if self._may_be_frozen:
             self._let_go()
         return Status(State.IDLE)
@@ -225,9 +225,9 @@ class VssGuest:
             self.abort(ANSWER_S)
 
     def _let_go(self) -> None:
-        """Thaws until the guest says that nothing is frozen. qemu-ga does one thing at a time, in order: what it says, it says
-        after whatever it was told before."""
-        self._may_be_frozen = False  # or else all that can be done about it has been done
+        """Thaws again and again until the guest reports that nothing is frozen. qemu-ga runs its commands one after the other,
+        so its report comes after all earlier commands. Raises AgentError after LET_GO_S."""
+        self._may_be_frozen = False  # if the thaw fails, nothing more can be done
         deadline = time.monotonic() + LET_GO_S
         while True:
             try:
@@ -238,8 +238,8 @@ class VssGuest:
                 said = str(error)
             if time.monotonic() >= deadline or not self._agent.connected():
                 raise AgentError(
-                    f"{self._vm_name} does not confirm that it has thawed: {said}; VSS lets go by itself after"
-                    f" {VSS_HOLD_S:g} s, qemu-guest-agent does not: virsh domfsthaw {self._vm_name}"
+                    f"{self._vm_name} does not confirm that it has thawed: {said}; VSS releases the volumes by itself after"
+                    f" {VSS_HOLD_S:g} s, but qemu-guest-agent stays frozen: virsh domfsthaw {self._vm_name}"
                 )
             time.sleep(PAUSE_S)
 
@@ -248,7 +248,8 @@ class VssGuest:
         return GuestRefusedError(self._vm_name, text, (writer,))
 
     def _marked(self, state: FreezeState) -> tuple[Filesystem, ...]:
-        """VSS holds all fixed volumes or none, and says how many; if the guest did not list them, that is all there is."""
+        """The guest's volumes with this state. VSS holds all fixed volumes or none, and tells their number; if the guest did
+        not list its volumes, one entry stands for all."""
         if not self._filesystems:
             return (Filesystem("all volumes", "", "", state, f"{self._count}, says VSS"),)
         return tuple(replace(item, state=state) if item.state is FreezeState.FREEZABLE else item for item in self._filesystems)
@@ -257,8 +258,8 @@ class VssGuest:
         listed = sum(item.state is FreezeState.FREEZABLE for item in self._filesystems)
         if listed <= self._count:
             return ()
-        return (f"VSS held {self._count} of {listed} volumes; it leaves out what Windows takes for removable",)
+        return (f"VSS held {self._count} of {listed} volumes; it leaves out volumes that Windows takes for removable",)
 
     def _window_us(self) -> int:
-        """An upper bound: VSS does not tell when within its freeze it began to hold."""
+        """An upper bound of the time of the hold: VSS does not tell when, during the freeze, it began to hold."""
         return round((self._thawed - self._began) * 1e6)

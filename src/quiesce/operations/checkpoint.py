@@ -133,5 +133,5 @@ def recover(context: Context, vm: Vm, operation: Interrupted) -> str:
         return "was complete"
     if not operation.of(Switch):
         return "had not begun to switch"  # the VM never wrote to the overlays; they are removed with the orphans
-    images.put_back(context, vm, {step.target: (step.path, step.backing) for step in operation.of(MakeOverlay)})
+    images.undo_switch(context, vm, {step.target: (step.path, step.backing) for step in operation.of(MakeOverlay)})
     return "was undone"

@@ -44,7 +44,7 @@ def delete(
     deletes nothing, if some parts of a group's checkpoint would be deleted and others stay, unless `break_group`.
     """
     if not break_group:
-        _require_whole(context, _choose_all(context, references, subtree))
+        _require_all_parts(context, _choose_all(context, references, subtree))
     deleted: list[Checkpoint] = []
     waiting: list[Waiting] = []
     for name in dict.fromkeys(reference.vm for reference in references):
@@ -69,7 +69,7 @@ def _choose_all(context: Context, references: Sequence[CheckpointReference], sub
     return chosen
 
 
-def _require_whole(context: Context, chosen: list[Checkpoint]) -> None:
+def _require_all_parts(context: Context, chosen: list[Checkpoint]) -> None:
     going = {node.id for node in chosen}
     for node in chosen:
         staying = (

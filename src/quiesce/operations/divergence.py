@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from quiesce.applications.divergence import judge_server
 from quiesce.context import Context
-from quiesce.disks.head import head, stands_at
+from quiesce.disks.head import has_content_of, head
 from quiesce.hypervisor.vm import PowerState, Vm
 from quiesce.model.divergence import Agreement, ServerFindings, describe
 from quiesce.model.errors import DivergenceError, QuiesceError
@@ -132,7 +132,7 @@ def _judge(context: Context, other: _Other, going: Sequence[WriterReport]) -> Se
 
 def _judge_vm(context: Context, vm: Vm, other: _Other, going: Sequence[WriterReport]) -> ServerFindings:
     part = other.part
-    if part and stands_at(context, vm, part):
+    if part and has_content_of(context, vm, part):
         return ServerFindings.whole(vm.name, Agreement.AGREES, "it is off, and its disks are at its part of that checkpoint")
     if vm.facts().power is PowerState.OFF:
         return ServerFindings.whole(

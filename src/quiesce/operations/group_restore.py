@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from quiesce.catalog.journal import Interrupted, Journal
 from quiesce.catalog.steps import RestoreGroup
 from quiesce.context import Context
-from quiesce.disks.head import head, stands_at
+from quiesce.disks.head import has_content_of, head
 from quiesce.guests.port import IDENTIFY_TIMEOUT_S
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError, RefusedError
@@ -112,7 +112,7 @@ def _tiers(context: Context, part: GroupPart) -> dict[str, Tier]:
 def _left(context: Context, members: Sequence[tuple[Vm, Checkpoint]], *, starting: bool) -> list[Checkpoint]:
     """The parts whose VMs have to be restored. VMs that an interrupted earlier call restored are not among them. If that call
     was already starting the VMs, none is: a VM that runs on its part must not be restored again."""
-    standing = {node.id for vm, node in members if stands_at(context, vm, node)}
+    standing = {node.id for vm, node in members if has_content_of(context, vm, node)}
     running = {node.id for vm, node in members if vm.active() and head(context, vm) == node.id}
     if starting and standing and len(standing | running) == len(members):
         return []

@@ -1,1 +1,1 @@
-"""What runs as a service: automatic checkpoints."""
+"""The service that takes and removes automatic checkpoints."""

@@ -1,4 +1,4 @@
-"""Takes automatic checkpoints when VMs start, and removes them when their guests have shut them down."""
+"""Takes an automatic checkpoint when a VM starts, and removes it when the VM's guest has shut down."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ from quiesce.operations.delete import delete
 from quiesce.wire.messages import PORT_NAME
 
 PATIENCE_S = 600.0
-"""How long a VM is waited for that cannot be checkpointed, or whose checkpoints cannot be deleted, just now."""
+"""How long the service tries, if a VM cannot be checkpointed now, or its checkpoints cannot be deleted now; in seconds."""
 POLL_S = 1.0
-"""Between two looks at whether the agent of a guest that boots is there."""
+"""Seconds between two looks whether the agent of a booting guest answers."""
 RETRY_S = 15.0
-"""Between two attempts."""
+"""Seconds between two attempts."""
 RECONNECT_S = 5.0
+"""Seconds between two attempts to reach libvirt."""
 STOP_TIMEOUT_S = 60.0
-"""Longest that the end waits for checkpoints under way. What it leaves is killed, and mended by the VM's next operation."""
+"""Longest wait for running checkpoints when the service stops, in seconds. Then they are killed, and the VM's next operation
+recovers them."""
 
 
 class Severity(Enum):
@@ -45,7 +47,7 @@ class Severity(Enum):
 
 @dataclass(frozen=True)
 class Said:
-    """Something an administrator may want to read later."""
+    """A line for the service's log."""
 
     severity: Severity
     text: str
@@ -56,7 +58,7 @@ Say = Callable[[Said], None]
 
 
 class Decision(Enum):
-    """What to do about a VM that was started."""
+    """What to do next for a VM that was started."""
 
     TAKE = "take"
     WAIT = "wait"
@@ -64,8 +66,8 @@ class Decision(Enum):
 
 
 def next_step(facts: Facts, settings: Settings) -> Decision:
-    """Whether a checkpoint can be had of a VM that was started. A guest without the agent's port, which could only be switched
-    as it is, need not be waited for if that is enough."""
+    """Whether a VM that was started can be checkpointed now. If the settings accept a crash-consistent checkpoint and the VM
+    has no port for the agent, there is no reason to wait."""
     crash_will_do = settings.require is Consistency.CRASH and settings.type is Type.PRODUCTION
     if facts.power is PowerState.OFF:
         return Decision.GIVE_UP
@@ -79,16 +81,17 @@ def next_step(facts: Facts, settings: Settings) -> Decision:
 
 
 def outlived(node: Checkpoint, shut_down: datetime) -> bool:
-    """An automatic checkpoint of the run that ended then, or an earlier one; not of the next, which may have begun."""
+    """Whether this is an automatic checkpoint from before this shutdown. The VM may have been started again since; a checkpoint
+    of that next run is kept."""
     return node.kind is Kind.AUTOMATIC and datetime.fromisoformat(node.created) < shut_down
 
 
 def watch(context: Context, stop: threading.Event, say: Say) -> None:
-    """Serves until `stop` is set, whatever fails, libvirt included; failures are said, and the VM is tried again when it starts
-    or shuts down next, or when libvirt is found again.
+    """Serves until `stop` is set. Goes on after every failure, also if libvirt is gone, and logs it. After a failure, a VM's
+    turn comes again when it next starts or shuts down, or when libvirt can be reached again.
 
-    When libvirt is found, each VM that runs counts as just started, and each that is off as just shut down if its guest did
-    it, so that nothing is missed that happened before. A merge under way when `stop` is set is left to the next deletion.
+    When libvirt can be reached (again), each running VM counts as just started, and each VM that its guest shut down counts as
+    just shut down, so no earlier change is missed. When `stop` is set, a running merge is left to the next deletion.
     """
     service = _Service(context, stop, say)
     failure = ""
@@ -110,8 +113,8 @@ def watch(context: Context, stop: threading.Event, say: Say) -> None:
 
 
 class _Service:
-    """One thread a VM for as long as there is something to do for it, which takes its changes in order: a VM that is waited
-    for, or whose images are merged, keeps no other waiting."""
+    """Has one thread for each VM with something to do. The thread handles the VM's changes in order, so no VM waits for another
+    one that still boots or whose images are merged."""
 
     def __init__(self, context: Context, stop: threading.Event, say: Say) -> None:
         self._context = context
@@ -123,7 +126,7 @@ class _Service:
         self._window = threading.Lock()
 
     def listen(self, events: LifecycleEvents) -> None:
-        """Returns when the service is to end. Raises HypervisorError when the connection is lost."""
+        """Handles events until `stop` is set. Raises HypervisorError when the connection is lost."""
         for event in events.present():
             self._put(events.host_id, event)
         while not self._stop.is_set():
@@ -137,7 +140,8 @@ class _Service:
         for worker in workers:
             worker.join(max(0.0, deadline - time.monotonic()))
             if worker.is_alive():
-                self._say(Said(Severity.WARNING, f"{worker.name}: left in the middle; its next operation mends it"))
+                text = f"{worker.name}: its checkpoint was interrupted; the VM's next operation recovers it"
+                self._say(Said(Severity.WARNING, text))
 
     def _put(self, host: str, event: Lifecycle) -> None:
         with self._lock:
@@ -163,8 +167,8 @@ class _Service:
 
 
 class _Handler:
-    """What is done about one change of one VM. `window`: held for each checkpoint, as windows of one process would lengthen
-    each other."""
+    """Handles one change of one VM. `window`: a lock for all checkpoints of this process, because windows at the same time
+    would lengthen each other."""
 
     def __init__(
         self,
@@ -184,7 +188,7 @@ class _Handler:
         self._noted = ""
 
     def handle(self) -> None:
-        """Raises nothing: what fails is said."""
+        """Handles the change. Never raises: logs failures."""
         try:
             if not self._settings().automatic:
                 return
@@ -194,14 +198,15 @@ class _Handler:
             else:
                 self._patiently(lambda _: self._remove())
         except CancelledError:
-            self._said(Severity.INFO, "interrupted; the next deletion goes on with it")
+            self._said(Severity.INFO, "the merge was interrupted; the next deletion goes on with it")
         except QuiesceError as error:
             self._said(Severity.ERROR, f"{error.message} ({error.hint})" if error.hint else error.message)
-        except Exception:  # noqa: BLE001 - a defect of ours must not leave the other VMs without their checkpoints
+        except Exception:  # noqa: BLE001 - a defect of quiesce must not leave the other VMs without checkpoints
             self._said(Severity.ERROR, traceback.format_exc())
 
     def _patiently(self, attempt: Callable[[bool], float]) -> None:
-        """Calls `attempt`, which is told whether it is the last time, until it returns 0 and not the seconds to wait."""
+        """Calls `attempt` until it returns 0. Any other value is the time to wait until the next call, in seconds. The argument
+        tells `attempt` whether this is the last call."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             last = time.monotonic() >= deadline
@@ -252,11 +257,12 @@ class _Handler:
             self._said(Severity.WARNING, event.message)
 
     def _cancelled(self) -> bool:
-        """A merge may take hours, and can be interrupted anywhere; a checkpoint under way is waited for."""
+        """Whether to cancel the operation: a merge, which may take hours and can be interrupted anywhere. `end` waits for a
+        running checkpoint."""
         return self._event.change is PowerChange.SHUT_DOWN and self._stop.is_set()
 
     def _note(self, text: str) -> None:
-        """Says it unless it was the last thing noted."""
+        """Logs the text unless it is the one that was noted last."""
         if text != self._noted:
             self._said(Severity.INFO, text)
         self._noted = text

@@ -1,1 +1,2 @@
-"""Where images and the small files beside them are: a port, files on a libvirt host, and files in memory for tests."""
+"""The storage of images and of the small files beside them: the port, files on a libvirt host, and files in memory for
+tests."""

@@ -16,7 +16,8 @@ from quiesce.storage.port import Listing, Merger, ReportProgress, Room
 
 
 class FileStorage:
-    """A quiesce.storage.port.Storage, by libvirt's storage pools and, for merges, by a helper domain (hypervisor/merge.py)."""
+    """A quiesce.storage.port.Storage. It uses libvirt's storage pools and, for merges, a helper domain
+    (hypervisor/merge.py)."""
 
     def __init__(self, host: Host) -> None:
         self._host = host

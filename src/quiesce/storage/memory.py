@@ -1,5 +1,5 @@
-"""Images in memory, for tests: blocks by number, and backing files. It behaves as QEMU and libvirt do, as far as the contract
-asks (tests/unit/test_storage.py runs the contract on it and on real files)."""
+"""Images in memory, for tests: blocks by number, and backing files. They behave as those of QEMU and libvirt, as far as the
+contract says (tests/unit/test_storage.py runs the contract on this storage and on real files)."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ BLOCK = 65536
 @dataclass
 class File:
     blocks: dict[int, str] = field(default_factory=dict)
-    """What an image itself holds."""
+    """The image's own data, without its backing file's."""
     below: str | None = None
+    """Path of the backing file."""
     format: str = "qcow2"
     content: bytes = b""
-    """What a file that is no image holds."""
+    """The content of a file that is not an image."""
     written: int = 0
     capacity: int = CAPACITY
 
 
 class MemoryStorage:
-    """A quiesce.storage.port.Storage. `on_step` is called before anything changes, and may raise: so a test kills an operation
-    there."""
+    """A quiesce.storage.port.Storage. It calls `on_step` before every change; a test that raises there kills the operation at
+    that point."""
 
     def __init__(self) -> None:
         self.files: dict[str, File] = {}
         self.links: dict[str, str] = {}
-        """Directories that are symbolic links, and where they lead."""
+        """Directories that are symbolic links, and the directories that they point to."""
         self.unreadable: dict[str, str] = {}
         """Places that cannot be read, and why."""
         self.free = 2**40
@@ -64,14 +65,14 @@ class MemoryStorage:
         return found
 
     def blocks(self, path: str) -> dict[int, str]:
-        """What a guest would read."""
+        """The data that a guest reads from this image, backing files included."""
         found: dict[int, str] = {}
         for image in reversed(self.chain(path)):
             found |= self.files[image].blocks
         return found
 
     def above(self, top: str, base: str) -> dict[int, str]:
-        """What the images from `top` down hold, without `base`."""
+        """The data of the images from `top` down to the overlay of `base`."""
         chain = self.chain(top)
         found: dict[int, str] = {}
         for image in reversed(chain[: chain.index(base)]):
@@ -79,7 +80,8 @@ class MemoryStorage:
         return found
 
     def commit(self, top: str, base: str, *, opener: str | None, between: Callable[[], None] = lambda: None) -> None:
-        """Puts what is in `top` and above `base` into `base`. `opener`: the topmost image of whoever does it."""
+        """Writes the data of `top` and of all images between into `base`. `opener`: the topmost image of the VM that does it;
+        None: no VM does."""
         self.require_unlocked(base, opener)
         for block, value in sorted(self.above(top, base).items()):
             self.on_step()
@@ -88,18 +90,17 @@ class MemoryStorage:
             between()
 
     def rebase(self, opener: str, top: str, base: str) -> None:
-        """The image right above `top` in the chain of `opener` has the backing file `base` from now on. No other chain
-        changes."""
+        """Gives the overlay of `top` in the chain of `opener` the backing file `base`. No other chain changes."""
         chain = self.chain(opener)
         above = chain[chain.index(top) - 1]
         self.files[above].below = base
         self.touch(above)
 
     def require_unlocked(self, path: str, opener: str | None) -> None:
-        """QEMU's image locks: nobody writes what somebody else has open."""
+        """QEMU's image locks: raises BusyError if somebody else has the image open."""
         for other in set(self.open_by_others()) - {opener}:
             if path in self.chain(other):
-                raise BusyError(f"{path} is in use by a VM or program")
+                raise BusyError(f"a VM or program uses {path}")
 
     # -- the port
 
@@ -125,7 +126,7 @@ class MemoryStorage:
         return Listing(found, {place: self.unreadable[place] for place in places & self.unreadable.keys()})
 
     def contents(self, place: str, *, make: bool = False) -> Mapping[str, Image]:
-        del make  # every place is there
+        del make  # every place exists
         place = self.identity(place)
         self._require_readable(place)
         return {path: self.image(path) for path in self.files if posixpath.dirname(path) == place}
@@ -176,7 +177,7 @@ class MemoryStorage:
         return self._file(name)[1].content
 
     def write(self, name: str, content: bytes, *, make_place: bool = False) -> None:
-        del make_place  # every place is there
+        del make_place  # every place exists
         self.remove(name)
         self.on_step()
         path = self.make(self.identity(name), format="raw")
@@ -205,7 +206,7 @@ class MemoryStorage:
     def _require_absent(self, path: str) -> None:
         self._require_readable(self.place(path))
         if path in self.files:
-            raise HypervisorError(f"making {path}: it is there already")
+            raise HypervisorError(f"making {path}: it exists already")
 
 
 class MemoryMerger:

@@ -1,4 +1,4 @@
-"""Images and small files beside them, through the storage-volume API, so that remote hosts need nothing else."""
+"""Images and the small files beside them, through libvirt's storage-volume API, so that remote hosts need nothing else."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from quiesce.model.errors import BusyError, HypervisorError, NotFoundError
 from quiesce.storage.port import MIN_FREE, Room, no_space
 
 LEAST = 1024 * 1024
-"""Room for the metadata of a small file, in bytes."""
+"""Space for the metadata of a small file, in bytes."""
 CHUNK = 256 * 1024
 LISTINGS = 20
-"""How often a directory is read anew until nothing came or went meanwhile."""
+"""Most reads of a directory in a row until no file appeared or vanished during one of them."""
 PATIENCE_S = 60.0
-"""How long to wait until nobody has a file made or filled in a pool."""
+"""Longest wait until nobody creates or writes a file in a pool, in seconds."""
 POOL_PREFIX = "quiesce-pool-"
 
 
 @dataclass(frozen=True)
 class Directory:
-    """A directory of images as a storage pool, active while this lives."""
+    """A directory of images as an active storage pool."""
 
     path: str
     pool: libvirt.virStoragePool
 
     def room(self) -> tuple[int, int]:
-        """(free, in all) when the directory was opened, in bytes."""
+        """(bytes free, bytes in all) when the directory was opened."""
         with translated(f"asking for the free space of {self.path}"):
             info = self.pool.info()
             return int(info[3]), int(info[1])
@@ -53,10 +53,11 @@ class Directory:
             raise no_space(self.path, free, needed, what)
 
     def volumes(self) -> list[Image]:
-        """Every file in it that libvirt can read, as they were at one time. Raises BusyError if they do not stand still.
+        """Every file in the directory that libvirt can read, all as of one time. Raises BusyError if files appear or vanish
+        during each of LISTINGS reads.
 
-        While somebody else has libvirt read the directory anew, files may seem to be gone that are not; what is decided by
-        a list must not be decided by such a one.
+        While somebody else refreshes the pool, libvirt's list may lack files that exist. So two lists, one before and one after
+        reading the files, must have the same names.
         """
         with translated(f"listing {self.path}"):
             for _ in range(LISTINGS):
@@ -66,8 +67,10 @@ class Directory:
                         found[volume.name()] = storage_xml.volume(volume.XMLDesc(0))
                 if found.keys() == set(self.pool.listVolumes()):
                     return list(found.values())
-                _refresh(self.pool)  # a file that was removed without libvirt stays on its list until then
-        raise BusyError(f"the files in {self.path} come and go", hint="try again")
+                _refresh(self.pool)  # until then, libvirt's list has files that were removed without libvirt
+        raise BusyError(
+            f"the files in {self.path} could not be listed: files appear or vanish all the time", hint="try again later"
+        )
 
     def volume(self, name: str) -> Image:
         """Raises NotFoundError."""
@@ -76,19 +79,19 @@ class Directory:
             return storage_xml.volume(found.XMLDesc(0))
 
     def create_overlay(self, name: str, capacity: int, backing_path: str, backing_format: str) -> str:
-        """Makes a differencing disk and returns its path. Raises NoSpaceError; then nothing is left of it."""
-        self.require_room(MIN_FREE, "a differencing disk")
+        """Makes an overlay and returns its path. Raises NoSpaceError; then nothing is left of the overlay."""
+        self.require_room(MIN_FREE, "an overlay")
         self._create(storage_xml.overlay_volume(name, capacity, backing_path, backing_format), name, MIN_FREE)
         return posixpath.join(self.path, name)
 
     def create_flat(self, name: str, capacity: int) -> str:
-        """Makes an empty image with nothing below it and returns its path."""
+        """Makes an empty image without a backing file and returns its path."""
         self._create(storage_xml.flat_volume(name, capacity), name, LEAST)
         return posixpath.join(self.path, name)
 
     def write(self, name: str, content: bytes) -> str:
         """Makes or replaces a small file and returns its path."""
-        self.delete(name)  # an upload does not shorten what is there
+        self.delete(name)  # an upload does not shorten an existing file
         volume = self._create(storage_xml.raw_volume(name, len(content)), name, len(content) + LEAST)
         with translated(f"writing {self.path}/{name}"):
             stream = self.pool.connect().newStream(0)
@@ -100,7 +103,7 @@ class Directory:
         return posixpath.join(self.path, name)
 
     def read(self, name: str) -> bytes:
-        """All of a small file. Raises NotFoundError."""
+        """The content of a small file. Raises NotFoundError."""
         return b"".join(self._download(name))
 
     def size(self, name: str) -> int:
@@ -110,7 +113,8 @@ class Directory:
             return int(found.infoFlags(libvirt.VIR_STORAGE_VOL_GET_PHYSICAL)[2])
 
     def sha256(self, name: str, progress: Callable[[int, int], None]) -> str:
-        """Of the file as it is. `progress` is called with how many bytes were read, and of how many. Raises NotFoundError."""
+        """The SHA-256 of the file's bytes, in hexadecimal. Calls `progress` with (bytes read, bytes in all). Raises
+        NotFoundError."""
         digest, done, size = hashlib.sha256(), 0, self.size(name)
         for piece in self._download(name):
             digest.update(piece)
@@ -119,7 +123,7 @@ class Directory:
         return digest.hexdigest()
 
     def delete(self, name: str) -> None:
-        """Removes a file; nothing happens if there is none. Raises BusyError if somebody else is about to write it."""
+        """Removes a file; does nothing if it does not exist. Raises BusyError if somebody else is writing it."""
         try:
             _patiently(lambda: self.pool.storageVolLookupByName(name).delete(0), "still in use", f"writes {self.path}/{name}")
         except libvirt.libvirtError as error:
@@ -176,10 +180,10 @@ def _unless_gone() -> Iterator[None]:
 
 @contextmanager
 def directory(host: Host, path: str, *, build: bool = False) -> Iterator[Directory]:
-    """The directory as a pool: the pool that is there already, or one that lives as long as any of us uses it.
+    """The directory as a pool: an existing pool, or a transient one that exists while any process of ours uses it.
 
-    `build`: makes the directory if there is none. An administrator's pool that was inactive stays
-    active. Not to be used within another such block. Whoever needs no pool made waits for nobody.
+    `build`: makes the directory if it does not exist. An administrator's pool that was inactive is started, and stays active.
+    Must not be used inside another such block. If the pool exists and is active, this waits for nobody.
     """
     path = host.spell(path)
     with _lock_file() as lock:
@@ -187,20 +191,20 @@ def directory(host: Host, path: str, *, build: bool = False) -> Iterator[Directo
         while not (pool := _active_pool(host, path)):
             fcntl.flock(lock, fcntl.LOCK_EX)
             _make_pool(host, path, build)
-            fcntl.flock(lock, fcntl.LOCK_SH)  # not at once: somebody may have been in between, and removed it
+            fcntl.flock(lock, fcntl.LOCK_SH)  # between the two locks another process may remove the pool: look again
         try:
             with translated(f"reading the images in {path}"):
                 _refresh(pool)
             yield Directory(path, pool)
         finally:
             with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else whoever uses one still will remove them all
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # if another process uses a pool, that process removes all
                 _remove_pools(host)
 
 
 @contextmanager
 def beside(host: Host, path: str, *, build: bool = False) -> Iterator[tuple[Directory, str]]:
-    """The directory that this file is or will be in, and the file's name there; `build` as for `directory`."""
+    """The directory of this file, which may not exist yet, and the file's name in it; `build` as for `directory`."""
     place, name = split(path)
     with directory(host, place, build=build) as pool:
         yield pool, name
@@ -208,25 +212,27 @@ def beside(host: Host, path: str, *, build: bool = False) -> Iterator[tuple[Dire
 
 @contextmanager
 def _lock_file() -> Iterator[IO[str]]:
-    """Shared by those of this user's processes on this machine that use a pool, exclusive for making and removing pools: two
-    pools of one directory exclude each other."""
+    """The lock file of this user's processes on this machine. A process that uses a pool has the lock shared; making and
+    removing pools takes it exclusively, because libvirt does not allow two pools of one directory."""
     directory = "/run/lock" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", tempfile.gettempdir())
     with (Path(directory) / f"quiesce-pools-{os.geteuid()}.lock").open("a") as file:
         yield file
 
 
 def split(path: str) -> tuple[str, str]:
-    """(directory, name) of an image path on the host, which may not be this machine."""
+    """(directory, name) of a path on the host. The host may be another machine, so the path is taken as a POSIX path."""
     return posixpath.split(path)
 
 
 def _refresh(pool: libvirt.virStoragePool) -> None:
-    """Reads the directory anew. libvirt does not while anybody has a file made or filled in it. Raises BusyError."""
-    _patiently(lambda: pool.refresh(0), "asynchronous jobs running", f"has files made in the storage pool {pool.name()}")
+    """Has libvirt read the directory again. libvirt refuses that while anybody creates or writes a volume in the pool. Raises
+    BusyError after PATIENCE_S."""
+    _patiently(lambda: pool.refresh(0), "asynchronous jobs running", f"creates files in the storage pool {pool.name()}")
 
 
 def _patiently(do: Callable[[], object], passing: str, what: str) -> None:
-    """Does it again as long as libvirt refuses it with these words, for PATIENCE_S. Raises BusyError, libvirtError."""
+    """Calls `do` again and again while libvirt refuses with a message that contains `passing`, at most for PATIENCE_S. Then
+    raises BusyError with the message `what`. Other errors of libvirt pass through as libvirtError."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -235,7 +241,7 @@ def _patiently(do: Callable[[], object], passing: str, what: str) -> None:
             if passing not in (error.get_error_message() or ""):
                 raise
             if time.monotonic() > deadline:
-                raise BusyError(f"somebody {what}", hint="try again when that is done") from error
+                raise BusyError(f"somebody else {what}, for {PATIENCE_S:g} s by now", hint="try again when it ended") from error
             time.sleep(0.02)
         else:
             return
@@ -269,7 +275,7 @@ def _find(host: Host, path: str) -> libvirt.virStoragePool | None:
 
 
 def _remove_pools(host: Host) -> None:
-    """Those we made; also those of a process that was killed."""
+    """Removes the pools that quiesce made, also those of killed processes."""
     with suppress(libvirt.libvirtError):
         for pool in host.connection.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_TRANSIENT):
             if str(pool.name()).startswith(POOL_PREFIX):

@@ -1,7 +1,7 @@
-"""What the rest of quiesce asks of a storage.
+"""The interface of a storage.
 
-An image has one identity, which is also its name here: for files, the one spelling of the path. A *place* is what images are
-beside each other in: for files, a directory. tests/unit/test_storage.py is the contract that every storage is held to."""
+An image has one identity, which is also its name: for files, the one spelling of the path. A *place* contains images: for
+files, it is a directory. tests/unit/test_storage.py is the contract that every storage must fulfil."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from quiesce.model.chains import Chains, Image
 from quiesce.model.errors import HypervisorError, NoSpaceError
 
 MIN_FREE = 64 * 1024 * 1024
-"""Least room an overlay is made with, in bytes. An overlay grows with what the guest writes; this much keeps the storage from
-running full before anybody can act."""
+"""Least free space for making an overlay, in bytes. An overlay grows as the guest writes; with less, the storage could be full
+before anybody can act."""
 
 ReportProgress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -23,24 +23,25 @@ ReportProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Room:
-    """In bytes."""
+    """The space of a place, in bytes."""
 
     free: int
     size: int
-    """In all; 0 where the storage does not tell."""
+    """Space in all; 0 if the storage does not tell."""
 
     @property
     def usable(self) -> int:
-        """What is surely free: libvirt also counts what a filesystem keeps for root, on ext4 a twentieth."""
+        """Bytes that are surely free. libvirt's figure includes the blocks that a filesystem reserves for root, on ext4 a
+        twentieth of the size."""
         return max(0, self.free - self.size // 20)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What was found in some places."""
+    """The content of some places."""
 
     images: Mapping[str, Image]
-    """Every image and every other file in them, by identity."""
+    """Every image and every other file in the places, by identity."""
     unreadable: Mapping[str, str]
     """Places that could not be read, and why."""
 
@@ -53,39 +54,40 @@ class Merger(Protocol):
     """Commits and copies images that no running VM has open."""
 
     def commit_active(self, image: str, base: str, progress: ReportProgress, then: Callable[[], None] | None = None, /) -> None:
-        """Commits `image`, the topmost of its chain, into `base` in the chain. `then` is called while both are still open, so
-        that nobody can start a VM on them. Raises BusyError if somebody has one of them open."""
+        """Commits `image`, the topmost of its chain, into `base`, an image in the chain. Calls `then` while both are still
+        open, so that nobody can start a VM with them. Raises BusyError if somebody else has one of them open."""
 
     def commit(self, image: str, top: str, base: str, progress: ReportProgress, /) -> None:
-        """Commits `top` into `base`, both in the chain of `image`. The image right above `top` has the backing file `base`
-        then. Raises BusyError as above."""
+        """Commits `top` into `base`, both in the chain of `image`. The overlay of `top` in this chain then has `base` as its
+        backing file. Raises BusyError if somebody else has one of them open."""
 
     def copy(self, image: str, destination: str, progress: ReportProgress, /) -> None:
-        """Writes the content of `image`, backing files included, into another image, which is there. Raises BusyError."""
+        """Copies the content of `image`, backing files included, into the existing image `destination`. Raises BusyError if
+        somebody else has one of them open."""
 
 
 class Storage(Protocol):
-    """Raises HypervisorError for a place that cannot be read or written, on every method."""
+    """Every method raises HypervisorError for a place that cannot be read or written."""
 
     def identity(self, name: str) -> str:
-        """The one name of the image. Two names have one identity exactly if they lead to one image. Example: /a//vda.qcow2 and,
-        through the symbolic link /b to /a, /b/vda.qcow2."""
+        """The one name of an image. Two names of the same image have the same identity; names of different images do not.
+        Example: /a//vda.qcow2 and /b/vda.qcow2 are the same image if /b is a symbolic link to /a."""
 
     def knows(self, name: str) -> bool:
-        """Whether this could be an image of this storage. Another one, as an NBD export, ends the part of a chain that is
-        ours."""
+        """Whether the name can be that of an image in this storage. At an image that the storage does not know, for example an
+        NBD export, a chain ends for quiesce."""
 
     def place(self, image: str) -> str:
-        """The place the image is in, or would be made in."""
+        """The place of the image, which may not exist yet."""
 
     def inside(self, place: str, name: str) -> str:
-        """The image of this name in the place."""
+        """The identity of the image called `name` in the place. The image may not exist yet."""
 
     def look(self, images: Iterable[str]) -> Listing:
-        """Everything in the places of these images and of all images below them."""
+        """Everything in the places of these images and of all their backing files."""
 
     def contents(self, place: str, *, make: bool = False) -> Mapping[str, Image]:
-        """Everything in one place. `make`: makes the place if there is none. Raises BusyError if files come and go
+        """Everything in one place. `make`: makes the place if it does not exist. Raises BusyError if files appear or vanish
         meanwhile."""
 
     def room(self, place: str) -> Room: ...
@@ -94,34 +96,34 @@ class Storage(Protocol):
         """Raises NotFoundError."""
 
     def make_overlay(self, name: str, capacity: int, backing: str, backing_format: str, /) -> None:
-        """Makes an empty image with a backing file. `capacity`: virtual size, in bytes. Raises NoSpaceError if less than
-        MIN_FREE is free; nothing is left of it then."""
+        """Makes an overlay of `backing`. `capacity`: virtual size, in bytes. Raises NoSpaceError if less than MIN_FREE bytes
+        are free; then nothing is left of the overlay."""
 
     def make_flat(self, name: str, capacity: int) -> None:
-        """Makes an empty image without a backing file."""
+        """Makes an empty image without a backing file. `capacity`: virtual size, in bytes."""
 
     def merger(self) -> AbstractContextManager[Merger]: ...
 
     def remove(self, name: str) -> None:
-        """Nothing happens if there is none. Raises BusyError if somebody else is about to write it."""
+        """Removes a file; does nothing if it does not exist. Raises BusyError if somebody else is writing it."""
 
     def has(self, name: str) -> bool: ...
 
     def read(self, name: str) -> bytes:
-        """All of a small file. Raises NotFoundError."""
+        """The content of a small file. Raises NotFoundError."""
 
     def write(self, name: str, content: bytes, *, make_place: bool = False) -> None:
-        """Makes or replaces a small file. `make_place`: makes the place if there is none."""
+        """Makes or replaces a small file. `make_place`: makes the place if it does not exist."""
 
     def size(self, name: str) -> int:
         """Length of a file in bytes, whatever its format. Raises NotFoundError."""
 
     def sha256(self, name: str, progress: ReportProgress) -> str:
-        """Of the file's bytes. Raises NotFoundError."""
+        """The SHA-256 of the file's bytes, in hexadecimal. Raises NotFoundError."""
 
 
 def require_room(storage: Storage, place: str, needed: int, what: str) -> None:
-    """Raises NoSpaceError if less than `needed` bytes are free."""
+    """Raises NoSpaceError if less than `needed` bytes are free in the place. `what`: who needs them, for the message."""
     free = storage.room(place).free
     if free < needed:
         raise no_space(place, free, needed, what)
@@ -129,8 +131,8 @@ def require_room(storage: Storage, place: str, needed: int, what: str) -> None:
 
 @contextmanager
 def minding_room(storage: Storage, place: str, needed: int, what: str) -> Iterator[None]:
-    """For work that writes up to `needed` bytes into a place: if the work fails, and there is less room, raises
-    NoSpaceError."""
+    """The block writes up to `needed` bytes into a place. If it raises HypervisorError and less than `needed` bytes are free,
+    raises NoSpaceError instead: lack of space is the probable cause."""
     try:
         yield
     except HypervisorError as error:
@@ -144,6 +146,6 @@ def no_space(place: str, free: int, needed: int, what: str) -> NoSpaceError:
     missing = max(0, needed - free)
     return NoSpaceError(
         f"{place} has {free} bytes free, {missing} less than the {needed} that {what} may need",
-        hint="free space there, or delete checkpoints: `quiesce tree VM`",
+        hint="free space there, for example by deleting checkpoints: quiesce tree VM, quiesce delete VM@CHECKPOINT",
         details={"directory": place, "free": free, "needed": needed, "missing": missing},
     )

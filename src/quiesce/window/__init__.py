@@ -1,1 +1,1 @@
-"""The freeze window: `machine` decides, purely, what comes next; `driver` does it."""
+"""The freeze window: `machine` decides which steps come next (pure), `driver` runs them."""

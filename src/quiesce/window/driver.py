@@ -1,6 +1,6 @@
-"""Runs the steps of a window against real members, against the clock.
+"""Runs the steps of a window with real members, within the window's time.
 
-Nothing here logs, writes, imports or retries: between the first hold and the last release, writers wait for us.
+This module does not log, write, import or retry: between the first hold and the last release, the guests' writes wait.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from quiesce.model.events import Emit, PhaseFinished, PhaseStarted
 from quiesce.window.machine import Action, Answers, Batch, StepAnswer, WindowMember, WindowOutcome, WindowStep, window
 
 ABORT_TIMEOUT_S = 5.0
-"""Longest wait for the answer to an abort, in seconds. The guest's own deadline does not depend on it."""
+"""Longest wait for the answer to an abort, in seconds. The guest's own deadline holds in any case."""
 
 
 class WindowExpiredError(Exception):
-    """The window's time was over before the step had an answer."""
+    """The window's time ended before the step had an answer."""
 
 
 class Participant(Protocol):
-    """A member as the driver sees it."""
+    """The interface of a member for the driver."""
 
     async def perform(self, step: WindowStep, timeout: float) -> Any:
-        """Does the step and returns its value. Raises on failure, within `timeout` seconds or soon after."""
+        """Does the step and returns its value, or raises, within `timeout` seconds or soon after."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ async def drive(
 ) -> WindowReport:
     """Runs one window of at most `window_s` seconds.
 
-    Whatever happens, cancellation included, every member that was touched has been told to let go when this returns or
-    raises; one that could not be told lets go by itself at its own deadline.
+    Whatever happens, cancellation included: when this returns or raises, every member that may hold or be frozen has been told
+    to release or to abort. A member that could not be told releases by itself at its own deadline.
     """
     machine = window(members)
     phases: dict[str, int] = {}
@@ -75,7 +75,7 @@ async def _run(batch: Batch, participants: Mapping[str, Participant], deadline: 
     async def one(step: WindowStep) -> None:
         left = ABORT_TIMEOUT_S if step.action is Action.ABORT else deadline - time.monotonic()
         if left <= 0:
-            answers[step] = StepAnswer(failure=WindowExpiredError(f"no time was left to {step.action.value}"))
+            answers[step] = StepAnswer(failure=WindowExpiredError(f"the window ended before the step {step.action.value}"))
             return
         try:
             answers[step] = StepAnswer(await participants[step.member].perform(step, left))

@@ -2,17 +2,19 @@
 
     hold front ends -> hold back ends -> hold systems -> freeze -> switch -> thaw -> release in reverse
 
-Members that freeze early do so before anybody is held: VSS in a Windows guest prepares for up to a minute within its freeze,
-and nobody's writes may wait for that.
+Members that freeze early do so before any member holds: VSS in a Windows guest prepares for up to a minute within its freeze,
+and the writes of other members must not wait for that.
 
-Each batch is run at once on all its members and is a barrier: the next comes when every step of it has an answer. For any
-answers whatsoever:
+A batch is a set of steps that run at the same time. The next batch begins when every step of the batch has an answer. Whatever
+the answers are:
 
   * no member is switched before every member is frozen, and none is thawed or released before every switch returned;
-  * a failed step ends the way forward: every member that was touched is then aborted, which thaws and releases it;
-  * a member that was touched is, at the end, released at every level it held, or aborted.
+  * after a failed step, every member that may hold or be frozen is aborted, which thaws and releases it;
+  * at the end, such a member was released at every level that it held, or was aborted.
 
-tests/model/test_window.py checks exactly this over random answers.
+Example: members a and b. a freezes, b refuses to freeze: both are aborted, and no disk switches.
+
+tests/model/test_window.py checks exactly this with random answers.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class WindowStep:
 
 @dataclass(frozen=True)
 class StepAnswer:
-    """What came of a step: a value, or what went wrong."""
+    """The result of a step: a value, or a failure."""
 
     value: Any = None
     failure: Exception | None = None
@@ -51,7 +53,8 @@ class StepAnswer:
 
 @dataclass(frozen=True)
 class WindowMember:
-    """A VM in the window. `quiesced` false: it has no agent to ask, so it is only switched. `early`: it freezes first."""
+    """A VM in the window. `levels`: the levels of its writers. `quiesced` false: no guest answers, so the VM is only switched.
+    `early`: the VM freezes before any member holds."""
 
     name: str
     levels: frozenset[Level] = frozenset()
@@ -67,7 +70,8 @@ Answers = Mapping[WindowStep, StepAnswer]
 class WindowOutcome:
     answers: Mapping[WindowStep, StepAnswer]
     failure: Exception | None
-    """What stopped the way forward, the first in member order; None if the window was completed."""
+    """The failure that stopped the window: of the failed steps of the batch, the first in the order of the members. None if the
+    window was completed."""
     failed_step: WindowStep | None
 
     def value(self, action: Action, member: str, level: Level | None = None) -> Any:
@@ -87,7 +91,7 @@ class _WayForwardEndedError(Exception):
 
 
 def window(members: Sequence[WindowMember]) -> Generator[Batch, Answers, WindowOutcome]:
-    """The window over `members`: yields batches, is sent their answers, returns the outcome."""
+    """The window of `members`. Yields batches, receives the answers of each, and returns the outcome."""
     answers: dict[WindowStep, StepAnswer] = {}
     touched: list[str] = []
 

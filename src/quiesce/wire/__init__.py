@@ -1,1 +1,1 @@
-"""Messages and framing between host and guest agent. Standard library only, Python 3.9; both sides use it."""
+"""Messages and framing between host and guest agent, for both sides. Python 3.9, standard library only."""

@@ -1,4 +1,4 @@
-"""One JSON object a line, of bounded size. The bytes come from a party that is not trusted."""
+"""The framing: one JSON object on each line, of bounded size. The bytes come from a party that is not trusted."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ from collections.abc import Iterator
 from typing import Any
 
 MAX_LINE = 256 * 1024
-"""Longest line accepted by either side, in bytes, without its newline. The largest honest message (a guest with hundreds
-of filesystems and databases) is below 64 KiB."""
+"""Longest line that either side accepts, in bytes, without the newline. The largest message of a well-behaved peer (a guest
+with hundreds of filesystems and databases) is below 64 KiB."""
 
 MAX_DEPTH = 16
-"""Deepest nesting accepted; checked before parsing, as the parser itself recurses."""
+"""Deepest nesting that is accepted. It is checked before parsing, because the parser itself recurses."""
 
 
 class ProtocolError(Exception):
-    """The peer sent something this protocol does not have. The message never quotes more than a few of its bytes."""
+    """The peer sent something that the protocol does not allow. The message quotes at most a few bytes of it."""
 
 
 def to_line(message: dict[str, Any]) -> bytes:
-    """One line. ASCII only, so that no byte of a message is ever a control character but its final newline."""
+    """The line of a message. ASCII only, so the only control character is the final newline. Raises ProtocolError above
+    MAX_LINE."""
     line = json.dumps(message, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode("ascii")
     if len(line) > MAX_LINE:
-        raise ProtocolError(f"a message of {len(line)} bytes is over the limit of {MAX_LINE}")
+        raise ProtocolError(f"a message of {len(line)} bytes is longer than the limit of {MAX_LINE}")
     return line + b"\n"
 
 
 def from_line(line: bytes) -> dict[str, Any]:
     """The object in one line.
 
-    Raises ProtocolError for anything but one JSON object of bounded depth without fractions, NaN, Infinity or duplicate keys.
+    Raises ProtocolError unless the line is one JSON object of bounded depth, without fractions, NaN, Infinity and duplicate
+    keys.
     """
     if len(line) > MAX_LINE:
         raise ProtocolError(f"a line of more than {MAX_LINE} bytes")
@@ -48,9 +50,9 @@ def from_line(line: bytes) -> dict[str, Any]:
 
 
 class LineSplitter:
-    """Cuts a byte stream into lines, keeping at most MAX_LINE bytes.
+    """Cuts a byte stream into lines. Keeps at most MAX_LINE bytes in memory.
 
-    A longer line is dropped to its end and reported once as None, so that the reader stays in step with the stream.
+    Drops a longer line up to its end and reports it once, as None, so that the next line is read correctly.
     """
 
     def __init__(self) -> None:
@@ -97,7 +99,8 @@ def _depth(line: bytes) -> int:
 
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?$)')
-"""One that never ends reaches to the end, so that a line is gone through once whatever is in it."""
+"""A JSON string. A string that is not closed matches up to the end of the line, so the search takes linear time for any
+line."""
 
 
 def _no_constant(name: str) -> Any:

@@ -1,13 +1,13 @@
-"""What host and agent say to each other.
+"""The messages between host and agent.
 
 The host sends one request at a time and waits for its reply:
 
     {"id": 7, "op": "freeze", "token": "5f0c...", "deadline_ms": 2000, "args": {}}
     {"id": 7, "result": {...}}    or    {"id": 7, "error": {"code": "refused", "message": "..."}}
 
-`token` names the attempt. It is chosen by the host in `prepare`; the agent refuses every later step with another one, and
-every step out of order. `deadline_ms` is how long the requester will wait; the agent gives up by itself when it passes.
-There is no request that runs a command, reads or writes a file of the requester's choice.
+`token` names the attempt. The host chooses it in `prepare`; the agent refuses every later step with another token, and every
+step out of order. `deadline_ms` is how long the host waits; the agent gives the step up by itself when this time has passed. No
+request lets the host choose a command to run, or a file to read or write.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ PROTOCOL = 1
 PORT_NAME = "io.quiesce.agent.0"
 DEVICE = "/dev/virtio-ports/" + PORT_NAME
 QEMU_AGENT_RESTART = "quiesce-restart-qemu-agent"
-"""The guest's units, a timer and a service, that restart qemu-guest-agent after it was given our hook."""
+"""Name of the guest's timer and service that restart qemu-guest-agent after our hook was installed."""
 MAX_WINDOW_MS = 60_000
-"""Longest window an agent agrees to: VSS's own bound from freeze to thaw (notes: hyperv-vss 2.3)."""
+"""Longest window that an agent agrees to: VSS's own limit from freeze to thaw (the default of `dwTimeoutFreeze` of
+CVssWriter::Initialize, vswriter.h)."""
 
 
 class Op(str, Enum):
@@ -44,7 +45,7 @@ class Op(str, Enum):
 
 
 class State(str, Enum):
-    """Where an attempt is. It only moves forward; `abort` leads back to idle from anywhere."""
+    """The state of an attempt. States follow in this order; `abort` leads back to idle from every state."""
 
     IDLE = "idle"
     PREPARED = "prepared"
@@ -52,7 +53,7 @@ class State(str, Enum):
     FROZEN = "frozen"
     THAWED = "thawed"
     RELEASED = "released"
-    """Everything runs; the writers are yet to be told how it ended."""
+    """Everything runs. The writers have not been told yet whether the checkpoint was kept."""
 
 
 class ErrorCode(str, Enum):
@@ -97,7 +98,7 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Inventory:
-    """Reply to identify and prepare: everything found, in the order it would be held and frozen."""
+    """Reply to identify and prepare: all applications and filesystems, in the order in which they are held and frozen."""
 
     writers: tuple[WriterReport, ...]
     filesystems: tuple[Filesystem, ...]
@@ -106,9 +107,10 @@ class Inventory:
 @dataclass(frozen=True)
 class Prepare:
     window_ms: int
-    """The guest's own deadline: from the first hold, everything is released by then whatever happens."""
+    """The guest's own deadline, counted from the first hold: whatever happens, everything is released by then."""
     insist: bool
-    """A writer that cannot be held fails the attempt. Otherwise it is let go and graded as what it then is: a crash image."""
+    """Whether a required writer that cannot hold fails the attempt. If not, that writer is released and gets the grade
+    *crash*."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +135,11 @@ class Frozen:
 class Thawed:
     freeze_token: str
     unbroken: bool
-    """Every filesystem was still frozen by this freeze when it was thawed."""
+    """Whether this freeze lasted, on every filesystem, until the thaw."""
     filesystems: tuple[Filesystem, ...]
     window_us: int
-    """Guest time from the start of the first hold (or of the freeze, with nothing to hold) to the end of the thaw."""
+    """Time from the start of the first hold (or, with nothing to hold, of the freeze) to the end of the thaw, by the guest's
+    clock."""
 
 
 @dataclass(frozen=True)
@@ -145,13 +148,13 @@ class Released:
     monotonic_ns: int
     """The guest's CLOCK_MONOTONIC just before the first writer of this level was released."""
     window_us: int
-    """Guest time from the start of the first hold to the end of this release."""
+    """Time from the start of the first hold to the end of this release, by the guest's clock."""
 
 
 @dataclass(frozen=True)
 class PostCheckpoint:
     kept: bool
-    """There is a checkpoint."""
+    """Whether the checkpoint was kept."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class Status:
     state: State
     deadline_left_ms: Optional[int] = None
     last_rescue: Optional[str] = None
-    """What the dead-man did the last time it had to act since the guest booted."""
+    """What the dead-man did the last time it had to act since the guest booted; None: it never had to."""
     agent_rss_kib: Optional[int] = None
 
 

@@ -1,4 +1,4 @@
-"""The host's end of the conversation: sends a request, waits for its reply, believes nothing it did not check."""
+"""The host's end of the conversation: sends a request, waits for the reply, and checks everything in it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Transport(Protocol):
     """A two-way byte stream to one guest."""
 
     def send(self, data: bytes, timeout: float) -> None:
-        """Sends all of `data`. Raises TimeoutError after `timeout` seconds, ConnectionError when the stream is gone."""
+        """Sends all of `data`. Raises TimeoutError after `timeout` seconds, ConnectionError if the stream was closed."""
 
     def receive(self, timeout: float) -> bytes:
-        """Some bytes. Raises TimeoutError after `timeout` seconds, ConnectionError when the stream is gone."""
+        """The next bytes. Raises TimeoutError after `timeout` seconds, ConnectionError if the stream was closed."""
 
     def close(self) -> None:
         """Idempotent; never raises."""
 
 
 class AgentRefusedError(Exception):
-    """The agent answered with an error. `error.writers` tells which writer refused, where it was one."""
+    """The agent answered with an error. `error.writers` are the writers that refused, if writers did."""
 
     def __init__(self, error: messages.Error) -> None:
         super().__init__(error.message)
@@ -37,7 +37,7 @@ class AgentRefusedError(Exception):
 
 @dataclass(frozen=True)
 class Greeting:
-    """What the handshake established."""
+    """The result of the handshake."""
 
     software: str
     capabilities: tuple[str, ...]
@@ -51,20 +51,21 @@ GRACE_S = 1.0
 class Requester:
     """One conversation. Not thread-safe: one request at a time.
 
-    After any exception but AgentRefusedError the stream's state is unknown: close it. The guest then releases by itself.
+    After any exception except AgentRefusedError the state of the stream is unknown: close it. The guest then releases by
+    itself.
     """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._splitter = framing.LineSplitter()
         self._lines: list[bytes | None] = []
-        self._next_id = secrets.randbelow(2**31)  # so that no answer to an earlier conversation fits
+        self._next_id = secrets.randbelow(2**31)  # so that no answer of an earlier conversation has this id
         self.token = secrets.token_hex(16)
 
     def hello(self, software: str, timeout: float) -> Greeting:
-        """Shakes hands, passing over whatever an earlier conversation left in the stream.
+        """The handshake. Skips messages that an earlier conversation left in the stream.
 
-        Raises TimeoutError if no agent answers, ProtocolError if its protocol is not ours.
+        Raises TimeoutError if no agent answers, ProtocolError if the agent's protocol is not ours.
         """
         nonce = secrets.token_hex(16)
         self._transport.send(b"\n", timeout)
@@ -120,14 +121,14 @@ class Requester:
             try:
                 line = self._receive_line(deadline)
             except TimeoutError:
-                # Answers came, but none that fits: of the two complaints this is the one that helps.
+                # Answers came, but none was valid: that error helps the user more than the time-out.
                 if misfit:
                     raise misfit from None
                 raise
             try:
                 message = self._decode(line)
                 if message.get("id") != request_id:
-                    raise ProtocolError("an answer to another request")
+                    raise ProtocolError("the reply has the id of another request")
             except ProtocolError:
                 if nonce:
                     continue  # left in the stream by an earlier conversation

@@ -1,4 +1,4 @@
-"""The codec with the bounds of the wire: what a peer sends is limited in size and made printable."""
+"""The codec with the bounds of the wire: values of a peer are limited in size, and their strings are made printable."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ T = TypeVar("T")
 
 
 def printable(text: str) -> str:
-    """`text` with every control, format and separator character but the space replaced, so that nothing a guest says can
-    move a cursor, change a colour, reverse the direction of writing or start a new line on a terminal."""
+    """`text` with all control, format and separator characters except the space replaced. So a guest's text cannot move the
+    cursor of a terminal, change a colour, reverse the direction of writing, or start a new line."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
@@ -28,7 +28,7 @@ def to_wire(message: Any) -> dict[str, Any]:
 
 
 def from_wire(cls: type[T], value: Any) -> T:
-    """A `cls` from a JSON object of a peer. Raises ProtocolError naming the field that does not fit."""
+    """A `cls` from a JSON object of a peer. Raises ProtocolError, naming the field, if a value does not fit."""
     try:
         return decode(cls, value, BOUNDS)
     except CodecError as error:
