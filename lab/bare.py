@@ -13,7 +13,8 @@ from pathlib import Path
 import libvirt
 
 from lab import cache
-from lab.machine import URI, kvm_works, new_name, owned
+from lab.emulation import kvm_works
+from lab.machine import URI, new_name, owned
 
 
 class Bare:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lab import Machine, build
+from lab.emulation import kvm_works
 from lab.ledger import DATABASE, Ledger
-from lab.machine import kvm_works, left_behind
+from lab.machine import left_behind
 from lab.proof import amcheck_errors, lsn, recovery
 from lab.waits import longest_wait_ms
 

@@ -16,7 +16,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import secrets
 import shutil
 import subprocess
@@ -33,7 +32,8 @@ from typing import Any, Self
 import libvirt
 import libvirt_qemu
 
-from lab import cache
+from lab import cache, emulation
+from lab.emulation import EMULATED, QUICK, kvm_works
 from lab.image import Image
 from lab.ram import SavedMachine, rename_in_ram_image
 
@@ -43,15 +43,6 @@ LOCK = "owner.lock"
 MEMORY_MIB = 1024
 """Enough for all applications with their clients: with less, a guest reads its own programs again and again."""
 URI = "qemu:///system"
-QUICK = (
-    "quiet loglevel=3 systemd.show_status=0 mitigations=off nokaslr tsc=reliable no_timer_check cryptomgr.notests"
-    " init_on_alloc=0 audit=0 nowatchdog"
-)
-"""Kernel options of guests. Without KVM they take a fifth of what a boot costs."""
-EMULATED = "<vcpu>1</vcpu><cpu mode='custom' match='exact'><model fallback='allow'>qemu64</model></cpu>"
-"""Where processors are emulated, two cost half as much again as one for whatever a guest does, as they wait for each other; and
-what newer ones have costs more than it saves."""
-
 used_names: set[str] = set()
 """Names of all machines this process made."""
 entered: dict[str, Machine] = {}
@@ -66,13 +57,6 @@ tpm_states_before = set(TPM_STATES.glob("*"))
 """The TPM states that existed when this process started."""
 
 libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised; libvirt need not print them, too
-
-
-def kvm_works() -> bool:
-    """Whether KVM can run a guest. /dev/kvm alone does not tell: it may open and still not run an ordinary kernel; so the
-    processor's flags are checked, too."""
-    flags = Path("/proc/cpuinfo").read_text()
-    return os.access("/dev/kvm", os.W_OK) and (" vmx" in flags or " svm" in flags)
 
 
 @dataclass(frozen=True)
@@ -93,8 +77,9 @@ class GuestCommandError(Exception):
 def saved(name: str, image: Image, prepare: Callable[[Machine], None], start_from: SavedMachine | None = None) -> SavedMachine:
     """The machine that `prepare` makes: from the cache or, if it is not there, booted, prepared and saved now. `name` must be
     another one if `prepare` makes another machine."""
-    this_file = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]  # it has the machine's definition
-    path = cache.root() / f"saved-{image.key.removeprefix('image-')}-{this_file}-{name}"
+    definition = b"".join(Path(file).read_bytes() for file in (__file__, emulation.__file__))
+    recipe = hashlib.sha256(definition).hexdigest()[:8]
+    path = cache.root() / f"saved-{image.key.removeprefix('image-')}-{recipe}-{name}"
     with cache.entry(path) as directory:
         if directory is not None:
             print(f"lab: booting a machine to be resumed by later tests ({name})", file=sys.stderr, flush=True)

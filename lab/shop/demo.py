@@ -10,7 +10,8 @@ from typing import Any
 
 from lab import network
 from lab.demo import Narrator, conclude, quiesce, window_ms
-from lab.machine import kvm_works, left_behind
+from lab.emulation import kvm_works
+from lab.machine import left_behind
 from lab.shop import books
 from lab.shop.customers import Customers
 from lab.shop.servers import Servers
