@@ -18,7 +18,7 @@ from quiesce.agent.writers.base import WriterError
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Filesystem, FreezeState, Outcome
 from quiesce.wire.messages import ErrorCode, State
-from tests.unit.test_application_writer import Sample
+from tests.unit.sample_writer import Sample
 
 WINDOW_MS = 10_000
 FROZEN = (Filesystem("/", "ext4", "/dev/vda", FreezeState.FROZEN),)

@@ -13,7 +13,7 @@ from quiesce.agent.writers.declared import Commands
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 from tests.unit.declared_machine import WRITER, Machine, make_machine, only, prepared
-from tests.unit.test_application_writer import Observer
+from tests.unit.sample_writer import Observer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root's files are heeded")
 

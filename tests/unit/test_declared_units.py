@@ -13,7 +13,7 @@ from quiesce.agent.writers.stopped import StoppedService
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 from tests.unit.declared_machine import CGROUP, UNIT, UNIT_WRITER, WRITER, Machine, make_machine, only, prepared, refused
-from tests.unit.test_application_writer import Sample
+from tests.unit.sample_writer import Sample
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root's files are heeded")
 

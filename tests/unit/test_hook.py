@@ -19,7 +19,7 @@ from quiesce.agent import hook
 from quiesce.agent.programs import listen
 from quiesce.agent.writers.base import WriterError
 from quiesce.model.grades import Level
-from tests.unit.test_application_writer import Sample
+from tests.unit.sample_writer import Sample
 from tests.unit.test_attempt import World, make_world
 
 

@@ -14,8 +14,8 @@ from quiesce.agent.writers import scripts
 from quiesce.agent.writers.scripts import Script
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
+from tests.unit.sample_writer import Observer
 from tests.unit.scripts_machine import Machine, failed_hold, found, hold, make_machine, release
-from tests.unit.test_application_writer import Observer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root's scripts are run")
 
