@@ -26,7 +26,7 @@ from quiesce.model.reports import WriterReport as Reported
 from quiesce.wire import framing
 from quiesce.wire.schema import from_wire, to_wire
 from tests.strategies import JSON, NASTY, almost, examples
-from tests.unit.test_programs import SHOP, Peer, attend, join, listening, named
+from tests.unit.fake_programs import SHOP, Peer, attend, join, listening, named
 
 STABLE = {"outcome": "stable"}
 Answers = dict[str, Any]
