@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from quiesce.catalog.store import Catalog
 from quiesce.model.grades import Consistency
 from quiesce.model.keys import VmKey
 from quiesce.model.tree import Checkpoint, DiskImage, Kind
@@ -26,3 +27,8 @@ def node(key: str, *, name: str | None = None, targets: tuple[str, ...] = ("vda"
         "disks": tuple(DiskImage(target, f"/images/{key}.{target}.qcow2", "qcow2") for target in targets),
     }
     return Checkpoint(**{**values, **others})
+
+
+def ids(catalog: Catalog) -> list[str]:
+    """Of the made-up checkpoints that it has."""
+    return [found.id for found in catalog.checkpoints.tree(KEY).checkpoints]

@@ -80,3 +80,16 @@ def world(tmp_path: Path) -> Iterator[World]:
     catalog = Catalog(f"sqlite:///{tmp_path}/catalog.db")
     yield World(FakeHost(), catalog)
     catalog.close()
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """Of a catalog that is not there yet."""
+    return f"sqlite:///{tmp_path}/state/catalog.db"
+
+
+@pytest.fixture
+def catalog(url: str) -> Iterator[Catalog]:
+    opened = Catalog(url)
+    yield opened
+    opened.close()

@@ -1,101 +1,19 @@
-"""agent/writers/base.py and registry.py: what is the same for every application, on one that does what a test wants."""
+"""agent/writers/base.py: what is the same for every application, on one that does what a test wants."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from quiesce.agent import memory
-from quiesce.agent.deadman import Undo
-from quiesce.agent.writers import declared, registry, scripts
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome, WriterReport
 from quiesce.wire.schema import from_wire, to_wire
-
-NEVER = 2**63
-
-
-class Sample(ApplicationWriter):
-    """Tells what it was asked. `does`: by phase, an error to be raised, or something to be called with its arguments."""
-
-    application = "sample"
-
-    def __init__(self, id: str = "sample", calls: list[str] | None = None, **does: Any) -> None:
-        super().__init__(id)
-        self.version = "1.2"
-        self.calls = [] if calls is None else calls
-        self.prefix = "" if calls is None else f"{id} "
-        self.does = does
-        self.undoes: Undo | None = None
-        self.remembered = 0
-
-    def _do(self, phase: str, *arguments: Any) -> None:
-        self.calls.append(self.prefix + phase)
-        does = self.does.get(phase)
-        if isinstance(does, Exception):
-            raise does
-        if does:
-            does(*arguments)
-
-    def on_identify(self, deadline_ns: int) -> None:
-        self._do("identify", deadline_ns)
-        self.grade, self.reason = Grade.NIL_REDO, None
-
-    def on_prepare(self, deadline_ns: int, window_ms: int) -> None:
-        self._do("prepare", deadline_ns, window_ms)
-
-    def on_hold(self, deadline_ns: int) -> None:
-        self._do("hold", deadline_ns)
-
-    def on_release(self) -> None:
-        self._do("release")
-
-    def on_abort(self) -> None:
-        self._do("abort")
-
-    def on_post_checkpoint(self, kept: bool) -> None:
-        self._do(f"post-checkpoint {kept}")
-
-    def undo(self) -> Undo | None:
-        return self.undoes
-
-    def remember(self) -> None:
-        self.remembered += 1
-
-
-class Observer:
-    """Notes the process group of each command that began, and its negative when it ended."""
-
-    def __init__(self) -> None:
-        self.told: list[int] = []
-
-    def command_started(self, group: int) -> None:
-        self.told.append(group)
-
-    def command_ended(self, group: int) -> None:
-        self.told.append(-group)
-
-    def commands(self) -> int:
-        """How many ran; every one of them is known to have ended."""
-        assert self.told[1::2] == [-group for group in self.told[::2]]
-        return len(self.told) // 2
-
-
-def attempt(writer: ApplicationWriter) -> WriterReport:
-    """All of it, by one who does not insist."""
-    writer.prepare(NEVER, 1000)
-    with contextlib.suppress(WriterError):
-        writer.hold(NEVER)
-    writer.release()
-    writer.post_checkpoint(True)
-    return writer.report()
+from tests.unit.sample_writer import NEVER, Sample, attempt
 
 
 def held(**does: Any) -> Sample:
@@ -374,57 +292,3 @@ def test_what_comes_after_the_checkpoint_never_fails_it(error):
     writer.post_checkpoint(False)
     assert writer.warnings == [f"post-checkpoint: {'disk full' if isinstance(error, WriterError) else 'ValueError'}"]
     assert writer.grade is Grade.NIL_REDO
-
-
-# -- what went wrong the last time
-
-
-@pytest.fixture
-def nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other writers than those given, and a memory of its own."""
-    monkeypatch.setattr(memory, "DIRECTORY", str(tmp_path))
-    monkeypatch.setattr(registry, "BUILT_IN", ())
-    monkeypatch.setattr(declared, "DIRECTORY", str(tmp_path / "writers.d"))
-    monkeypatch.setattr(scripts, "discover", lambda **_: [])
-
-
-def test_the_last_error_is_shown_until_it_goes_right_again(nothing_else):
-    """Broken: `quiesce writers` could not say why last night's checkpoint failed; or would say it for ever."""
-    first, other = Sample(hold=WriterError("too busy", Outcome.TIMEOUT)), Sample("other")
-    attempt(first)
-    attempt(other)
-    registry.remember([first, other])
-    assert (first.remembered, other.remembered) == (1, 1)
-
-    second, other = registry.discover([Sample(), Sample("other")])
-    second.identify()
-    assert second.report().last_error == "hold: timeout: too busy"
-    assert other.report().last_error is None
-    assert attempt(second).last_error is None
-    registry.remember([second])
-    [third] = registry.discover([Sample()])
-    assert third.report().last_error is None
-
-
-def test_the_errors_of_others_are_kept(nothing_else):
-    """Broken: an application that is down for a moment would lose its history."""
-    writer = Sample("a", prepare=WriterError("no"))
-    attempt(writer)
-    registry.remember([writer])
-    registry.remember([Sample("b")])
-    assert [found.last_error for found in registry.discover([Sample("a"), Sample("b")])] == ["prepare: retryable: no", None]
-
-
-def test_scripts_come_first_then_the_built_in_then_programs(nothing_else, monkeypatch):
-    """Broken: docs/writers.md promises this order within a level; and a platform's own scripts would run twice."""
-    asked: list[str] = []
-    monkeypatch.setattr(scripts, "discover", lambda *, without: asked.append(without) or [Sample("script")])
-    monkeypatch.setattr(registry, "BUILT_IN", ("one", "two"))
-    monkeypatch.setattr(
-        registry.importlib,
-        "import_module",
-        lambda name: type("Module", (), {"discover": lambda: [Sample(name.rpartition(".")[2])]}),
-    )
-    found = registry.discover([Sample("program")], without="vmware")
-    assert [writer.id for writer in found] == ["script", "one", "two", "program"]
-    assert asked == ["vmware"]

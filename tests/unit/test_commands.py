@@ -16,7 +16,7 @@ from quiesce.agent import commands
 from quiesce.agent.commands import MAX_WORDS, require_runnable, run_command
 from quiesce.agent.writers.base import WriterError
 from quiesce.model.reports import Outcome
-from tests.unit.test_application_writer import Observer
+from tests.unit.sample_writer import Observer
 
 Script = Callable[..., str]
 

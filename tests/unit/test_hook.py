@@ -19,8 +19,8 @@ from quiesce.agent import hook
 from quiesce.agent.programs import listen
 from quiesce.agent.writers.base import WriterError
 from quiesce.model.grades import Level
-from tests.unit.test_application_writer import Sample
-from tests.unit.test_attempt import World, make_world
+from tests.unit.attempt_world import World, make_world
+from tests.unit.sample_writer import Sample
 
 
 class Service:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import resource
-import select
 import signal
 import socket
 import stat
@@ -14,100 +13,22 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quiesce.agent import memory, programs
+from quiesce.agent import programs
 from quiesce.agent.programs import Programs, Registration
 from quiesce.model.grades import Level
 from tests.strategies import JSON, almost, examples
-
-SHOP = {
-    "protocol": 1,
-    "writer": "shop",
-    "application": "web shop",
-    "version": "3.2",
-    "level": "front-end",
-    "stateless": False,
-    "paths": ["/srv/shop"],
-    "hold_timeout_ms": 3000,
-}
-
-
-@contextlib.contextmanager
-def listening(directory: str | Path) -> Iterator[Programs]:
-    """The service's side, which keeps what it remembers in the same directory."""
-    usual, memory.DIRECTORY = memory.DIRECTORY, str(directory)
-    found = Programs(f"{directory}/writers.sock")
-    try:
-        yield found
-    finally:
-        memory.DIRECTORY = usual
-        found.close_all()
-        found._listener.close()
-        found._epoll.close()
+from tests.unit.fake_programs import SHOP, Peer, attend, ids, join, listening, named, wakes
 
 
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[Programs]:
     with listening(tmp_path) as found:
         yield found
-
-
-def wakes(agent: Programs, seconds: float = 0.0) -> bool:
-    """The service's wait would end."""
-    return bool(select.select([agent], [], [], seconds)[0])
-
-
-def attend(agent: Programs) -> None:
-    """As the service does, until there is nothing more."""
-    while wakes(agent):
-        agent.attend()
-
-
-class Peer:
-    """A program's end of a connection."""
-
-    def __init__(self, agent: Programs) -> None:
-        self.agent = agent
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(5)
-        self.socket.connect(agent._listener.getsockname())
-        self.lines = self.socket.makefile("rb")
-
-    def say(self, *messages: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self.socket.sendall(b"".join(m if isinstance(m, bytes) else json.dumps(m).encode() + b"\n" for m in messages))
-
-    def hear(self) -> Any:
-        """A message, or None at the end of the connection."""
-        with contextlib.suppress(ConnectionResetError):
-            line = self.lines.readline()
-            return json.loads(line) if line else None
-
-    def close(self) -> None:
-        self.lines.close()
-        self.socket.close()
-
-
-def join(agent: Programs, registration: dict[str, Any]) -> Peer:
-    peer = Peer(agent)
-    peer.say(registration)
-    attend(agent)
-    return peer
-
-
-def named(name: str) -> dict[str, Any]:
-    return {"protocol": 1, "writer": name, "application": name}
-
-
-def ids(agent: Programs) -> tuple[list[str], list[str]]:
-    """Of those that are connected, and those that are missing."""
-    connected = [program.registration.id for program in agent.connected() if program.registration]
-    return connected, [registration.id for registration in agent.missing()]
 
 
 def test_a_program_that_registers_is_told_so_and_listed(agent):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,82 +11,18 @@ from lab.standstill import wait_for, within
 from quiesce.agent import install
 from quiesce.agent.deadman import Undo
 from quiesce.agent.writers import scripts
-from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
-from quiesce.agent.writers.scripts import Azure, Script
+from quiesce.agent.writers.scripts import Script
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
-from tests.unit.test_application_writer import Observer
+from tests.unit.sample_writer import Observer
+from tests.unit.scripts_machine import Machine, failed_hold, found, hold, make_machine, release
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root's scripts are run")
-
-NOTE = 'echo "$(basename $0)${1:+ $1}" >>%s/order'
-
-
-class Machine:
-    """Its directories are a test's own."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.qemu, self.vmware = directory / "fsfreeze-hook.d", directory / "backupScripts.d"
-        self.azure = directory / "VMSnapshotScriptPluginConfig.json"
-        self._seen = 0
-        for each in (self.qemu, self.vmware):
-            each.mkdir()
-
-    def script(self, path: Path, then: str = "", mode: int = 0o755) -> Path:
-        """One that notes how it was called."""
-        path.write_text(f"#!/bin/sh\n{NOTE % self.directory}\n{then}\n")
-        path.chmod(mode)
-        return path
-
-    def azure_pair(self, **settings: Any) -> None:
-        pre = self.script(self.directory / "pre.sh", mode=0o700)
-        post = self.script(self.directory / "post.sh", mode=0o700)
-        known = {"pluginName": "ScriptRunner", "preScriptLocation": str(pre), "postScriptLocation": str(post)}
-        self.azure.write_text(json.dumps({**known, **settings}))
-        self.azure.chmod(0o600)
-
-    def order(self) -> list[str]:
-        """How scripts were called since the last time."""
-        path = self.directory / "order"
-        lines = path.read_text().splitlines()[self._seen :] if path.exists() else []
-        self._seen += len(lines)
-        return lines
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    made = Machine(tmp_path)
-    monkeypatch.setattr(scripts, "QEMU_DIRECTORIES", (str(made.qemu), str(tmp_path / "absent")))
-    monkeypatch.setattr(scripts, "VMWARE_DIRECTORY", str(made.vmware))
-    monkeypatch.setattr(scripts, "VMWARE_LEGACY", (str(tmp_path / "pre-freeze-script"), str(tmp_path / "post-thaw-script")))
-    monkeypatch.setattr(scripts, "AZURE_CONFIGURATION", str(made.azure))
-    return made
-
-
-def found() -> list[ApplicationWriter]:
-    """Those of this machine, prepared, and guarded as an attempt has them."""
-    writers = scripts.discover()
-    for writer in writers:
-        writer.guarded = writer.undo() is not None
-        writer.prepare(deadline_in_ns(10), 1000)
-    return writers
-
-
-def hold(*writers: ApplicationWriter) -> None:
-    for writer in writers:
-        writer.hold(deadline_in_ns(10))
-
-
-def release(*writers: ApplicationWriter) -> None:
-    for writer in reversed(writers):
-        writer.release()
-
-
-def failed_hold(writer: ApplicationWriter) -> WriterError:
-    with pytest.raises(WriterError) as raised:
-        writer.hold(deadline_in_ns(10))
-    return raised.value
+    return make_machine(tmp_path, monkeypatch)
 
 
 # -- all three
@@ -338,110 +272,6 @@ def test_a_pair_that_cannot_be_executed_is_refused(machine):
     machine.script(machine.directory / "pre-freeze-script", mode=0o644)
     [writer] = found()
     assert "chmod +x" in str(writer.reason)
-
-
-# -- Azure's file
-
-
-def azure(machine: Machine, **settings: Any) -> ApplicationWriter:
-    machine.azure_pair(**settings)
-    [writer] = found()
-    assert isinstance(writer, Azure)
-    return writer
-
-
-def test_azures_pair_is_run_by_sh_with_its_parameters(machine):
-    """Broken: a script whose first line names another shell would run differently from Azure's own agent."""
-    writer = azure(machine, preScriptParams=["a b", 7], postScriptParams=None)
-    for name in ("pre.sh", "post.sh"):
-        text = (machine.directory / name).read_text().replace("#!/bin/sh", "#!/nowhere/interpreter")
-        (machine.directory / name).write_text(text)
-    hold(writer)
-    assert machine.order() == ["pre.sh a b"]
-    release(writer)
-    assert machine.order() == ["post.sh"]
-    assert writer.undo() == Undo(command=("/bin/sh", str(machine.directory / "post.sh")))
-
-
-@pytest.mark.parametrize(
-    ("settings", "limit_ms"),
-    [
-        ({}, 30_000),
-        ({"timeoutInSeconds": 20}, 20_000),
-        ({"timeoutInSeconds": 9999}, 1_800_000),
-        ({"timeoutInSeconds": "5"}, 5000),
-    ],
-)
-def test_azures_time_out_is_heeded_within_azures_bound(settings, limit_ms, machine):
-    """Broken: a script would be killed that Azure lets run, or never."""
-    assert azure(machine, **settings).hold_limit_ms == limit_ms
-
-
-@pytest.mark.parametrize(
-    ("settings", "required"),
-    [
-        ({}, True),
-        ({"continueBackupOnFailure": False}, True),
-        ({"continueBackupOnFailure": True}, False),
-        ({"continueBackupOnFailure": "false"}, True),
-        ({"continueBackupOnFailure": None}, True),
-    ],
-)
-def test_azures_scripts_count_unless_the_backup_is_to_go_on_without(settings, required, machine):
-    """Broken: a checkpoint would be kept, or lost, against what the file says."""
-    assert azure(machine, **settings).required is required
-
-
-@pytest.mark.parametrize("which", ["pre.sh", "post.sh"])
-@pytest.mark.parametrize("mode", [0o750, 0o704, 0o600])
-def test_azures_scripts_are_roots_alone(mode, which, machine):
-    """Broken: what Azure refuses to run would run here."""
-    machine.azure_pair()
-    (machine.directory / which).chmod(mode)
-    [writer] = found()
-    assert writer.outcome is Outcome.NON_RETRYABLE
-    assert ("chmod +x" if mode == 0o600 else "chmod 700") in str(writer.reason)
-    hold(writer)
-    assert machine.order() == []
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("{", "Expecting property name"),
-        ("", "Expecting value"),
-        ("[]", "VMSnapshotScriptPluginConfig.json: "),
-        ("{}", "preScriptLocation is missing"),
-        ('{"preScriptLocation": "/x"}', "postScriptLocation is missing"),
-        ('{"preScriptLocation": "/x", "preScriptParams": "a"}', "preScriptParams is no list"),
-        ('{"preScriptLocation": "/x", "postScriptLocation": "/x", "timeoutInSeconds": "soon"}', "soon"),
-        ('{"preScriptLocation": "/x", "postScriptLocation": "/x", "timeoutInSeconds": 1e999}', "infinity"),
-        ('{"preScriptLocation": "/x", "postScriptLocation": "/x", "timeoutInSeconds": []}', "list"),
-        ('{"preScriptLocation": "", "postScriptLocation": ""}', "no absolute path"),
-        ('{"preScriptLocation": "pre.sh", "postScriptLocation": "/x"}', "pre.sh is no absolute path"),
-        ('{"preScriptLocation": "/nowhere/x", "postScriptLocation": "/nowhere/x"}', "/nowhere/x: No such file"),
-        ("\udcff", "utf-8"),
-    ],
-)
-def test_a_file_of_azures_that_makes_no_sense_is_refused_and_not_ignored(text, says, machine):
-    """Broken: as in Azure's own agent, a slip in the file would mean a backup that is called good, and no script run."""
-    machine.azure.write_text(text, errors="surrogateescape")
-    [writer] = found()
-    assert (writer.id, writer.grade, writer.outcome) == ("azure:scripts", Grade.REFUSED, Outcome.NON_RETRYABLE)
-    assert says in str(writer.reason)
-    assert writer.required
-    hold(writer)
-    release(writer)
-    writer.abort()
-    assert machine.order() == []
-
-
-def test_a_file_of_azures_that_others_can_write_is_refused(machine):
-    """Broken: whoever can write it would be root."""
-    machine.azure_pair()
-    machine.azure.chmod(0o666)
-    [writer] = found()
-    assert "can be written by others than root" in str(writer.reason)
 
 
 def test_hold_limits_are_those_of_the_docs(machine):

@@ -1,4 +1,4 @@
-"""agent/writers/sqlite.py: real files, and real processes that have them open. Only the control group is played."""
+"""agent/writers/sqlite.py: which files it holds, how, and what stands in the way. Files and processes are real."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,107 +16,22 @@ from pathlib import Path
 import pytest
 
 from lab.standstill import within
-from quiesce.agent import processes, systemd
-from quiesce.agent.cgroups import CgroupError
-from quiesce.agent.deadman import Undo
+from quiesce.agent import processes
 from quiesce.agent.processes import Process
-from quiesce.agent.systemd import UnitError
 from quiesce.agent.writers import sqlite
 from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.agent.writers.sqlite import Sqlite, is_database
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
+from tests.unit.sqlite_files import UNIT, Other, database, holding, others, preparing
 
-UNIT = "shop.service"
 NOBODY = 65534
-
-_OTHER = """
-import sqlite3, sys
-connection = sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None)
-for line in sys.stdin:
-    try:
-        print(connection.execute(line).fetchall(), flush=True)
-    except sqlite3.Error as error:
-        print(error, flush=True)
-"""
-
-
-class Other:
-    """A process that has a file open, and says what it is told to."""
-
-    def __init__(self, path: Path, user: int = 0) -> None:
-        command = [sys.executable, "-I", "-S", "-c", _OTHER, str(path)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=user)
-
-    def say(self, *statements: str) -> str:
-        """Returns the last answer."""
-        assert self.process.stdin
-        assert self.process.stdout
-        answer = ""
-        for statement in statements:
-            self.process.stdin.write(statement + "\n")
-            self.process.stdin.flush()
-            answer = self.process.stdout.readline().strip()
-        return answer
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.communicate()
 
 
 @pytest.fixture
 def other() -> Iterator[Callable[..., Other]]:
-    started: list[Other] = []
-
-    def start(path: Path, user: int = 0) -> Other:
-        started.append(Other(path, user))
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.end()
-
-
-class Group:
-    """A control group. `then`: what the service does when it is let go."""
-
-    def __init__(self) -> None:
-        self.story: list[str] = []
-        self.frozen = False
-        self.then: Callable[[], object] | None = None
-        self.error: Exception | None = None
-
-    def open(self) -> None:
-        self.story.append("open")
-
-    @property
-    def undo(self) -> Undo:
-        return Undo(5, b"0")
-
-    def freeze(self, _deadline_ns: int) -> None:
-        if self.error:
-            raise self.error
-        self.story.append("freeze")
-        self.frozen = True
-
-    def thaw(self) -> None:
-        if self.frozen:
-            self.story.append("thaw")
-            self.frozen = False
-            if self.then:
-                self.then()
-
-    def close(self) -> None:
-        self.story.append("close")
-
-
-@pytest.fixture
-def group(monkeypatch: pytest.MonkeyPatch) -> Group:
-    """The service's, which can be frozen."""
-    made = Group()
-    monkeypatch.setattr(systemd, "freezable_cgroup", lambda unit: f"/system.slice/{unit}")
-    monkeypatch.setattr(sqlite, "Cgroup", lambda path: made if path == f"/system.slice/{UNIT}" else None)
-    return made
+    with others() as start:
+        yield start
 
 
 @pytest.fixture(autouse=True)
@@ -125,39 +39,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 20)
 
 
-def database(path: Path, mode: str = "wal") -> Path:
-    connection = sqlite3.connect(path)
-    connection.execute(f"PRAGMA journal_mode={mode}")
-    connection.execute("CREATE TABLE t (a)")
-    connection.execute("INSERT INTO t VALUES (1)")
-    connection.commit()
-    connection.close()
-    return path
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return database(tmp_path / "shop.db")
-
-
-@contextlib.contextmanager
-def preparing(*paths: Path, freezing: bool = False) -> Iterator[Sqlite]:
-    """A writer of these files, ready to hold; and let go in the end."""
-    writer = Sqlite(UNIT, [str(path) for path in paths])
-    writer.freezing = freezing
-    writer.guarded = writer.undo() is not None
-    writer.prepare(deadline_in_ns(10), 1000)
-    try:
-        yield writer
-    finally:
-        writer.abort()
-
-
-@contextlib.contextmanager
-def holding(*paths: Path, freezing: bool = False) -> Iterator[Sqlite]:
-    with preparing(*paths, freezing=freezing) as writer:
-        writer.hold(deadline_in_ns(10))
-        yield writer
 
 
 def wal(path: Path) -> int:
@@ -361,81 +245,6 @@ def test_a_file_that_cannot_be_opened_is_refused(damage, file):
         writer.hold(deadline_in_ns(1))
         writer.release()
         assert not writer.grade.vouched
-
-
-# -- its service stands still meanwhile
-
-
-def test_the_service_is_frozen_for_the_hold_and_let_go_by_the_release(file, group):
-    """Broken: a service would be told that its file is locked; or stand still for ever."""
-    with holding(file, freezing=True) as writer:
-        assert (writer.guarded, writer.undo(), writer.warnings) == (True, Undo(5, b"0"), [])
-        assert group.story == ["open", "freeze", "open"]
-        writer.release()
-        assert group.story[-1] == "thaw"
-        assert writer.grade is Grade.CLEAN
-    assert group.story[-1] == "close"
-
-
-def test_a_service_that_stands_in_a_transaction_is_let_go_until_it_does_not(file, group, other):
-    """Broken: it could never end its transaction, and every attempt would fail."""
-    service = other(file)
-    service.say("BEGIN IMMEDIATE", "INSERT INTO t VALUES (2)")
-    tries: list[str] = []
-
-    def go_on() -> None:
-        tries.append(service.say("COMMIT") if len(tries) == 2 else "writes")
-
-    group.then = go_on
-    with preparing(file, freezing=True) as writer:
-        with within(1):
-            writer.hold(deadline_in_ns(5))
-        assert tries == ["writes", "writes", "[]"]
-        assert group.story == ["open", *["freeze", "thaw"] * 3, "freeze"]
-        writer.release()
-        assert writer.grade is Grade.CLEAN
-
-
-def test_one_that_cannot_be_held_runs_again(file, group, other):
-    """Broken: a failed attempt would leave the service standing still."""
-    other(file).say("BEGIN IMMEDIATE")
-    with preparing(file, freezing=True) as writer:
-        with pytest.raises(WriterError, match="a transaction keeps it locked"):
-            writer.hold(deadline_in_ns(0.4))
-        assert not group.frozen
-        assert "freeze" in group.story
-        assert group.story[-2:] == ["thaw", "close"]
-
-
-@pytest.mark.parametrize(
-    ("error", "outcome"),
-    [(CgroupError("it is frozen already"), Outcome.RETRYABLE), (TimeoutError("too slow"), Outcome.TIMEOUT)],
-)
-def test_a_service_that_cannot_be_frozen_in_the_window_is_not_held(error, outcome, file, group, other):
-    """Broken: it would be told that its file is locked, which it was promised not to be."""
-    group.error = error
-    with preparing(file, freezing=True) as writer:
-        with pytest.raises(WriterError) as raised:
-            writer.hold(deadline_in_ns(1))
-        assert raised.value.outcome is outcome
-    assert other(file).say("INSERT INTO t VALUES (2)") == "[]"
-
-
-def test_a_service_that_must_not_be_frozen_is_held_by_its_locks_alone_with_a_warning(file, group, monkeypatch, other):
-    """Broken: systemd would kill a service with a watchdog; or clients see errors that nobody spoke of."""
-
-    def refuse(unit: str) -> str:
-        raise UnitError(f"{unit} has a watchdog")
-
-    monkeypatch.setattr(systemd, "freezable_cgroup", refuse)
-    service = other(file)
-    with holding(file, freezing=True) as writer:
-        assert not writer.guarded
-        assert writer.warnings == [f"its writers may be told that the file is busy during the hold: {UNIT} has a watchdog"]
-        assert service.say("INSERT INTO t VALUES (2)") == "database is locked"
-        writer.release()
-        assert writer.grade is Grade.CLEAN
-    assert group.story == []
 
 
 # -- whose files they are

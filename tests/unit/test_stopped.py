@@ -13,7 +13,7 @@ from quiesce.agent.writers.stopped import StoppedService
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 from tests.unit.fake_systemd import Systemctl
-from tests.unit.test_application_writer import Observer
+from tests.unit.sample_writer import Observer
 
 UNIT = "shop.service"
 STOP, START = f"stop {UNIT}", f"start --no-block {UNIT}"

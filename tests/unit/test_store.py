@@ -1,34 +1,20 @@
-"""catalog/store.py, on real SQLite files."""
+"""catalog/store.py: what is recorded of VMs, on real SQLite files."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sqlite3
-import stat
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
 import pytest
-import sqlalchemy as sa
 
-from quiesce.catalog import database
-from quiesce.catalog.database import REVISION, default_url
 from quiesce.catalog.journal import Journal, interrupted
 from quiesce.catalog.store import Catalog
-from quiesce.model.errors import NameTakenError, QuiesceError
+from quiesce.model.errors import NameTakenError
 from quiesce.model.grades import Consistency, Grade, Level
 from quiesce.model.groups import Group, Member, Tier
-from quiesce.model.keys import HostIdentity, VmKey
+from quiesce.model.keys import VmKey
 from quiesce.model.reports import Filesystem, FreezeState, WriterReport
 from quiesce.model.settings import Settings, Type
 from quiesce.model.standing import Untouched
 from quiesce.model.tree import DiskImage, MachineFile, Role, Tree
-from tests.samples import KEY, node
+from tests.samples import KEY, ids, node
 
 WRITER = WriterReport(
     "postgresql:17/main",
@@ -55,22 +41,6 @@ FULL = node(
 )
 
 OTHER, ELSEWHERE = VmKey("host1", "uuid-2"), VmKey("host2", "uuid-1")
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/state/catalog.db"
-
-
-@pytest.fixture
-def catalog(url: str) -> Iterator[Catalog]:
-    opened = Catalog(url)
-    yield opened
-    opened.close()
-
-
-def ids(catalog: Catalog) -> list[str]:
-    return [found.id for found in catalog.checkpoints.tree(KEY).checkpoints]
 
 
 def test_what_was_recorded_is_there_after_reopening(url, catalog):
@@ -336,226 +306,3 @@ def test_an_images_checkpoints_are_found_whatever_their_vm(catalog):
     assert catalog.checkpoints.with_file("host1", "/i/a.nvram") == ["kept"]
     assert catalog.checkpoints.with_file("host2", path) == []
     assert catalog.checkpoints.with_file("host1", path + "x") == []
-
-
-def test_locks_lie_beside_the_file(catalog, tmp_path):
-    """Broken: two catalogs' operations would block each other, or two of one not."""
-    assert catalog.lock_directory() == tmp_path / "state" / "locks"
-
-
-def test_the_directory_is_made_and_nobody_elses_business(url, tmp_path):
-    """Broken: the first run would fail, or other users could read where the images are."""
-    Catalog(url).close()
-    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
-
-
-def test_what_was_committed_survives_a_power_failure(catalog):
-    """Broken: a checkpoint could be in use on disk and unknown to the catalog."""
-    with catalog.database.transaction() as connection:
-        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
-        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
-        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
-        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() >= 5000
-
-
-def test_a_catalog_of_another_version_is_refused(url, catalog):
-    """Broken: an old quiesce would write into a new one's catalog what that does not understand."""
-    with catalog.database.transaction() as connection:
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(QuiesceError, match=r"newer quiesce.*'9999'") as refusal:
-        Catalog(url)
-    assert refusal.value.hint == "upgrade this quiesce"
-
-
-@pytest.mark.parametrize("step", ["create", "insert"])
-def test_a_first_start_that_is_interrupted_leaves_nothing_in_the_way(step, url, monkeypatch):
-    """Broken: after a power failure in the first command every other one would be refused."""
-
-    class KilledError(BaseException):
-        pass
-
-    def die(*_: object) -> None:
-        raise KilledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(*((database._version, "create") if step == "create" else (database.sa, "insert")), die)
-        with pytest.raises(KilledError):
-            Catalog(url)
-    Catalog(url).close()
-
-
-@pytest.mark.parametrize("table", ["schema_version", "photos"])
-def test_a_database_that_is_not_ours_is_refused_and_left_alone(table, tmp_path):
-    """Broken: tables would be made in somebody else's database, or a catalog from before there were migrations be misread."""
-    path = tmp_path / "theirs.db"
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute(f"CREATE TABLE {table} (version INTEGER)")
-    with pytest.raises(QuiesceError, match="not a catalog of this quiesce") as refusal:
-        Catalog(f"sqlite:///{path}")
-    assert "catalog rebuild" in refusal.value.hint
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [(table,)]
-
-
-def damage(catalog: Catalog, table: str, column: str, value: str) -> None:
-    with catalog.database.transaction() as connection:
-        connection.execute(sa.text(f"UPDATE {table} SET {column} = :value"), {"value": value})  # noqa: S608 - not a user's
-
-
-@pytest.mark.parametrize("body", ['{"tomorrow": 1}', "{", "[1]", "null", "[" * 100_000], ids=lambda body: body[:15])
-@pytest.mark.parametrize(
-    ("table", "column", "read"),
-    [
-        ("checkpoints", "body", lambda catalog: catalog.checkpoints.tree(KEY)),
-        ("checkpoints", "body", lambda catalog: catalog.checkpoints.with_file("host1", "/i/a")),
-        ("heads", "untouched", lambda catalog: catalog.checkpoints.untouched(KEY)),
-        ("groups", "body", lambda catalog: catalog.groups.get("shop")),
-        ("groups", "body", lambda catalog: catalog.groups.all()),
-        ("settings", "body", lambda catalog: catalog.settings.get(KEY)),
-    ],
-    ids=["tree", "files", "untouched", "group", "groups", "settings"],
-)
-def test_what_a_newer_quiesce_wrote_is_refused_with_what_to_do(table, column, read, body, catalog):
-    """Broken: what this quiesce does not know would be left out, and lost when it is written again; or a traceback be shown."""
-    catalog.checkpoints.add(node("a"), "<a/>", head_parent="a", untouched=Untouched({"/i/now": "1"}))
-    catalog.groups.put(Group("shop"))
-    catalog.settings.put(KEY, Settings())
-    read(catalog)
-    damage(catalog, table, column, body)
-    with pytest.raises(QuiesceError, match="this quiesce cannot read") as refusal:
-        read(catalog)
-    assert "newer quiesce" in refusal.value.hint
-
-
-# -- hosts
-
-
-def test_a_host_keeps_its_id_under_another_name_or_another_uuid(url, catalog):
-    """Broken: after a DHCP lease, a new board or a machine that was installed anew, all checkpoints would be gone."""
-    id = catalog.hosts.identify(HostIdentity("u-1", "kvm1"))
-    assert (catalog.hosts.identify(HostIdentity("u-1", "kvm1")), catalog.hosts.name(id)) == (id, "kvm1")
-    assert (catalog.hosts.identify(HostIdentity("u-1", "kvm1.example.org")), catalog.hosts.name(id)) == (id, "kvm1.example.org")
-    assert catalog.hosts.identify(HostIdentity("u-9", "kvm1.example.org")) == id
-    again = Catalog(url)
-    assert again.hosts.identify(HostIdentity("u-9", "kvm1")) == id
-    again.close()
-
-
-def test_two_hosts_stay_two(catalog):
-    """Broken: the checkpoints of two hosts would be mixed, and images of one be looked for on the other. The UUID counts for
-    more than the name: a host may take the name that another one had."""
-    first, second = (catalog.hosts.identify(HostIdentity(f"u-{number}", f"kvm{number}")) for number in (1, 2))
-    assert first != second
-    assert catalog.hosts.identify(HostIdentity("u-1", "kvm2")) == first
-    assert catalog.hosts.identify(HostIdentity("u-2", "kvm2")) == second
-    assert catalog.hosts.identify(HostIdentity("u-3", "kvm3")) not in (first, second)
-    assert catalog.hosts.name("never seen") == "never seen"
-
-
-def test_hosts_that_have_no_uuid_are_told_apart_by_name(catalog):
-    """Broken: all hosts whose libvirt tells no UUID would be one."""
-    first, second = (catalog.hosts.identify(HostIdentity("", name)) for name in ("kvm1", "kvm2"))
-    assert first != second
-    assert catalog.hosts.identify(HostIdentity("u-1", "kvm1")) == first
-
-
-@pytest.mark.parametrize("attempt", range(5))
-def test_a_new_host_that_many_see_at_once_gets_one_id(attempt, url):
-    """Broken: one host would be two, and half of what is recorded of its VMs, checkpoints and locks not be seen."""
-    catalogs = [Catalog(url) for _ in range(4)]
-    barrier = threading.Barrier(len(catalogs))
-
-    def identify(catalog: Catalog) -> str:
-        barrier.wait()
-        return catalog.hosts.identify(HostIdentity("u-1", "kvm1"))
-
-    with ThreadPoolExecutor(len(catalogs)) as pool:
-        assert len(set(pool.map(identify, catalogs))) == 1
-    for catalog in catalogs:
-        catalog.close()
-
-
-@pytest.mark.parametrize("content", [b"this is no database, but it is long enough to be looked at" * 20, None])
-def test_what_is_no_catalog_is_refused(content, tmp_path):
-    """Broken: a wrong --catalog would end in a traceback."""
-    path = tmp_path / "thing"
-    path.write_bytes(content) if content else path.mkdir()
-    with pytest.raises(QuiesceError, match="cannot open the catalog"):
-        Catalog(f"sqlite:///{path}")
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("postgresql://db/quiesce", "postgresql://db/quiesce"),
-        ("/srv/c.db", "sqlite:////srv/c.db"),
-        ("sqlite:///x", "sqlite:///x"),
-    ],
-)
-def test_the_environment_names_the_catalog(value, expected, monkeypatch):
-    """Broken: operations would be recorded where nobody looks."""
-    monkeypatch.setenv("QUIESCE_CATALOG", value)
-    assert default_url() == expected
-
-
-WRITE = """
-import sys
-from quiesce.catalog.journal import Journal
-from quiesce.catalog.steps import Record
-from quiesce.catalog.store import Catalog
-from tests.samples import KEY, node
-
-catalog = Catalog(sys.argv[1])
-print("ready", flush=True)
-sys.stdin.readline()
-journal = Journal(catalog, KEY, "checkpoint")
-for number in range(20):
-    with journal.step(Record(f"{sys.argv[2]}{number}")):
-        catalog.checkpoints.add(node(f"{sys.argv[2]}{number}"), "<domain/>", head_parent=None)
-"""
-
-
-@pytest.mark.parametrize("attempt", range(4))
-def test_processes_open_a_new_catalog_at_once(attempt, url, tmp_path):
-    """Broken: of two first commands, one would fail for "table exists" or "database is locked"."""
-    receive, send = os.pipe()
-    children = []
-    for _ in range(4):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                os.close(send)
-                os.read(receive, 1)  # until all are there: the parent closes the pipe
-                Catalog(url).close()
-                status = 0
-            finally:
-                os._exit(status)
-        children.append(child)
-    os.close(receive)
-    os.close(send)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
-    with sqlite3.connect(tmp_path / "state" / "catalog.db") as connection:
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(REVISION,)]
-    connection.close()
-
-
-def test_two_processes_write_at_once(url, catalog, tmp_path):
-    """Broken: two operations at a time would lose one's record, or fail for "database is locked"."""
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITE, url, key], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for key in "ab"
-    ]
-    for process in writers:
-        assert process.stdout.readline() == "ready\n"
-    for process in writers:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    assert [process.wait(30) for process in writers] == [0, 0]
-    for process in writers:
-        process.stdin.close()
-        process.stdout.close()
-    assert sorted(ids(catalog)) == sorted(f"{key}{number}" for key in "ab" for number in range(20))
-    with sqlite3.connect(tmp_path / "state" / "catalog.db") as connection:
-        assert connection.execute("SELECT count(*), sum(done) FROM steps").fetchone() == (40, 40)
-    connection.close()

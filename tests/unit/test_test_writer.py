@@ -23,7 +23,7 @@ from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome
 from quiesce.model.reports import WriterReport as Reported
 from quiesce.testing import writer as module
-from tests.unit.test_programs import attend, ids, listening
+from tests.unit.fake_programs import attend, ids, listening
 
 SOURCES = Path(module.__file__).parents[2]
 

@@ -1,123 +1,32 @@
-"""guests/vss.py and the VSS part of hypervisor/qemu_agent.py, with a qemu-guest-agent that follows a script."""
+"""guests/vss.py: checkpoints of a Windows guest, with a qemu-guest-agent that follows a script."""
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import libvirt
-import libvirt_qemu
 import pytest
 
 from lab.standstill import within
 from quiesce.guests import vss as vss_module
 from quiesce.guests.port import GuestRefusedError
 from quiesce.guests.vss import VssGuest
-from quiesce.hypervisor import qemu_agent
 from quiesce.hypervisor.domain_xml import QEMU_AGENT_PORT, Channel
-from quiesce.hypervisor.qemu_agent import GuestVolume, QemuAgent
-from quiesce.model.errors import AgentError, ConsistencyError, HypervisorError, QuiesceError
+from quiesce.model.errors import AgentError, ConsistencyError
 from quiesce.model.grades import Consistency, Grade, Level
 from quiesce.model.reports import FreezeState, Outcome
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.writers import writers
 from quiesce.wire.messages import PORT_NAME
 from tests.unit.conftest import Fake
+from tests.unit.windows_guest import Guest, answer, refuse, silence
 
 SHORT_HOLD_S = 1.0
 """Where a test waits for the end of VSS's hold; elsewhere VSS's own limit leaves room for a busy machine."""
 HELD_TOO_LONG = "guest-fsfreeze-thaw failed in web1: couldn't hold writes: fsfreeze is limited up to 10 seconds"
-VOLUMES = [GuestVolume("C:\\", "NTFS", "c"), GuestVolume("D:\\", "NTFS", "d"), GuestVolume("System Reserved", "NTFS", "r")]
-DVD = GuestVolume("E:\\", "UDF", "e")
-
-
-def answer(value: int) -> Callable[[], int]:
-    return lambda: value
-
-
-three = answer(3)
-
-
-def refuse(text: str) -> Callable[[], int]:
-    def fail() -> int:
-        raise AgentError(text)
-
-    return fail
-
-
-def silence() -> int:
-    raise TimeoutError("guest agent didn't respond to command within '60' seconds")
-
-
-@dataclass
-class Guest:
-    """A QemuAgent with a Windows behind it. It answers a freeze and the first thaw as told, and later thaws truthfully."""
-
-    on_freeze: Callable[[], int] = three
-    on_thaw: Callable[[], int] = three
-    os: str = "mswindows"
-    held: bool = False
-    counts_as_frozen: bool = False
-    busy_until: float = 0
-    """Until then it answers nothing."""
-    here: bool = True
-    vss: bool = True
-    listed: list[GuestVolume] = field(default_factory=lambda: [*VOLUMES, DVD])
-    diary: list[str] = field(default_factory=list)
-
-    def connected(self) -> bool:
-        return self.here
-
-    def version(self) -> str:
-        return "107.0.1"
-
-    def enabled(self) -> set[str]:
-        return {f"guest-fsfreeze-{name}" for name in ("freeze", "thaw", "status")} if self.vss else {"guest-ping"}
-
-    def os_id(self) -> str:
-        if self.counts_as_frozen:
-            raise AgentError("web1 does not allow guest-get-osinfo")
-        return self.os
-
-    def os_name(self) -> str:
-        return "Windows Server 2022 Standard"
-
-    def volumes(self, most: int) -> list[GuestVolume]:
-        if not self.listed:
-            raise AgentError("guest-get-fsinfo in web1: no")
-        return self.listed[:most]
-
-    def fsfreeze(self, timeout: float) -> int:
-        assert 0 < timeout <= vss_module.VSS_PREPARE_S
-        self.diary.append("freeze")
-        self.held = self.counts_as_frozen = True
-        try:
-            return self.on_freeze()
-        except AgentError:
-            self.held = self.counts_as_frozen = False  # as qemu-ga does
-            raise
-
-    def fsthaw(self, timeout: float) -> int:
-        self._answer_in_time(timeout)
-        self.diary.append("thaw")
-        was, self.held, self.counts_as_frozen = self.counts_as_frozen, False, False
-        how, self.on_thaw = self.on_thaw, answer(0)
-        return how() if was else 0
-
-    def freeze_status(self, timeout: float) -> str:
-        self._answer_in_time(timeout)
-        return "frozen" if self.counts_as_frozen else "thawed"
-
-    def _answer_in_time(self, timeout: float) -> None:
-        left = self.busy_until - time.monotonic()
-        if left > 0:
-            time.sleep(min(left, timeout, 0.05))
-            raise TimeoutError("guest agent didn't respond to synchronization within '5' seconds")
 
 
 @pytest.fixture(autouse=True)
@@ -383,6 +292,17 @@ def test_closing_it_lets_go(guest):
     assert guest.diary == ["freeze", "thaw"]
 
 
+def test_a_refusal_of_the_freeze_names_the_writer_for_the_production_code(guest):
+    """Broken: it would be reported like a lost connection, without VSS's words."""
+    guest.on_freeze = refuse("DoSnapshotSet exited without Frozen event")
+    vss = VssGuest("web1", guest)
+    vss.prepare(10_000, True, 1)
+    with pytest.raises(GuestRefusedError) as error:
+        vss.freeze(1)
+    (writer,) = error.value.writers
+    assert (writer.id, writer.grade, writer.outcome) == ("vss", Grade.CRASH, Outcome.RETRYABLE)
+
+
 # -- whose way it is
 
 
@@ -432,113 +352,3 @@ def test_a_qemu_ga_without_vss_is_told_with_what_to_do(host, guest):
     node = take(host, Consistency.CRASH)
     assert node.consistency is Consistency.CRASH
     assert any("offers no VSS" in warning for warning in host.warnings())
-
-
-# -- qemu-guest-agent
-
-
-class Asked:
-    """libvirt's side of qemuAgentCommand."""
-
-    name = "web1"
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.reply: Any = {}
-        """What the guest returns; a string is the whole of what it sends."""
-        self.state = "connected"
-        self.heard: list[tuple[dict[str, Any], int]] = []
-        self.domain = self
-        monkeypatch.setattr(libvirt_qemu, "qemuAgentCommand", self._command)
-
-    def XMLDesc(self, _flags: int) -> str:  # noqa: N802
-        target = f"<target type='virtio' name='{QEMU_AGENT_PORT}' state='{self.state}'/>"
-        return f"<domain><devices><channel>{target}</channel></devices></domain>"
-
-    def fail(self, code: int, message: str) -> None:
-        error = libvirt.libvirtError("failed")
-        error.err = (code, 0, message, 0, "", None, None, 0, 0)
-        self.reply = error
-
-    def _command(self, _domain: Any, request: str, timeout: int, _flags: int) -> str:
-        self.heard.append((json.loads(request), timeout))
-        if isinstance(self.reply, Exception):
-            raise self.reply
-        return self.reply if isinstance(self.reply, str) else json.dumps({"return": self.reply})
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    return Asked(monkeypatch)
-
-
-def test_each_freezing_command_has_its_own_time(asked):
-    """Broken: libvirt would cut VSS short, or wait for ever for a guest that hangs."""
-    agent = QemuAgent(asked)
-    asked.reply = 3
-    assert (agent.fsfreeze(59.2), agent.fsthaw(0.1)) == (3, 3)
-    asked.reply = {"id": "mswindows", "pretty-name": "Windows\x1b[2J"}
-    assert agent.os_id() == "mswindows"
-    assert "\x1b" not in agent.os_name()
-    assert [(request["execute"], timeout) for request, timeout in asked.heard[:2]] == [
-        ("guest-fsfreeze-freeze", 60),
-        ("guest-fsfreeze-thaw", 1),
-    ]
-
-
-def test_what_it_says_of_itself_is_bounded(asked):
-    """Broken: a guest could fill the host's memory or screen."""
-    agent = QemuAgent(asked)
-    asked.reply = [{"mountpoint": "C:\\" * 5000, "type": 7, "name": "c"}, "nonsense", *({} for _ in range(500))]
-    first, *rest = agent.volumes(10)
-    assert (len(first.mountpoint), first.fstype, first.name) == (qemu_agent.MAX_TEXT, "", "c")
-    assert len(rest) == 9
-    asked.reply = {"version": "9.2", "supported_commands": [{"name": "a", "enabled": True}, {"name": "b", "enabled": False}, 3]}
-    assert (agent.version(), agent.enabled()) == ("9.2", {"a"})
-
-
-@pytest.mark.parametrize("reply", ['{"return": true}', '{"return": "3"}', '{"return": null}', "{}", "[3]", "{"])
-def test_a_number_that_is_none_is_refused(reply, asked):
-    """Broken: what a guest sends in the place of a count would be compared with one."""
-    asked.reply = reply
-    with pytest.raises(AgentError, match="gave an answer to guest-fsfreeze-thaw that is not valid"):
-        QemuAgent(asked).fsthaw(1)
-
-
-@pytest.mark.parametrize(
-    ("code", "message", "state", "kind", "text"),
-    [
-        (86, "Guest agent is not responding: within '5' seconds", "connected", TimeoutError, "not responding"),
-        (112, "guest agent command timed out: within '60' seconds", "connected", TimeoutError, "timed out"),
-        (68, "cannot acquire state change lock", "connected", TimeoutError, "state change lock"),
-        (86, "QEMU guest agent is not connected", "disconnected", AgentError, "does not answer"),
-        (74, "QEMU guest agent is not configured", "connected", AgentError, "does not answer"),
-        (1, "unable to execute QEMU agent command 'guest-fsfreeze-thaw': couldn't hold writes: limited up to 10 seconds: ",
-         "connected", AgentError, "guest-fsfreeze-thaw failed in web1: couldn't hold writes: limited up to 10 seconds"),
-        (113, "unable to execute QEMU agent command 'guest-fsfreeze-thaw': Command guest-fsfreeze-thaw has been disabled: the"
-         " agent is in frozen state", "connected", AgentError, "web1 is frozen"),
-        (1, "unable to execute QEMU agent command 'guest-fsfreeze-thaw': Command guest-fsfreeze-thaw has been disabled",
-         "connected", AgentError, "does not allow guest-fsfreeze-thaw"),
-        (38, "client socket is closed", "connected", HypervisorError, "client socket is closed"),
-    ],
-)  # fmt: skip
-def test_what_libvirt_says_is_told_apart(code, message, state, kind, text, asked):
-    """Broken: a guest that may still freeze would be taken for one that refused, or VSS's verdict for a fault of libvirt."""
-    asked.fail(code, message)
-    asked.state = state
-    with pytest.raises((QuiesceError, TimeoutError), match=text) as error:
-        QemuAgent(asked).fsthaw(1)
-    assert type(error.value) is kind
-    if kind is TimeoutError:
-        with pytest.raises(AgentError, match="does not answer"):
-            QemuAgent(asked).os_id()
-
-
-def test_a_refusal_of_the_freeze_names_the_writer_for_the_production_code(guest):
-    """Broken: it would be reported like a lost connection, without VSS's words."""
-    guest.on_freeze = refuse("DoSnapshotSet exited without Frozen event")
-    vss = VssGuest("web1", guest)
-    vss.prepare(10_000, True, 1)
-    with pytest.raises(GuestRefusedError) as error:
-        vss.freeze(1)
-    (writer,) = error.value.writers
-    assert (writer.id, writer.grade, writer.outcome) == ("vss", Grade.CRASH, Outcome.RETRYABLE)
