@@ -47,6 +47,57 @@ def shop(world: World) -> dict[str, FakeVm]:
 # -- checkpoints
 
 
+def test_a_group_is_of_one_instant(world):
+    """Broken: members would be held and let go one after the other, and their checkpoints disagree."""
+    vms = [world.vm(name) for name in ("one", "two", "three")]
+    world.group("one", "two", "three")
+    story: list[str] = []
+    for vm in vms:
+        world.guests[vm.name].on_step = story.append
+        vm.on_switch = lambda: story.append("switch")
+    taken = group_checkpoint(world.context, "shop", name="g", window_s=WINDOW_S)
+    kinds = [step.split()[0] for step in story if step not in ("prepare", "post-checkpoint")]
+    assert kinds == [step for step in ("hold", "freeze", "switch", "thaw", "release") for _ in vms]
+    assert {node.consistency for node in taken.checkpoints} == {Consistency.APPLICATION}
+    assert taken.part.members == tuple(node.id for node in taken.checkpoints)
+
+
+@pytest.mark.parametrize("step", ["prepare", "hold back-end", "freeze", "thaw"])
+def test_a_group_is_taken_whole_or_not_at_all(world, step):
+    """Broken: a group's checkpoint would lack a member, or members stay on overlays of one that does not exist."""
+    vms = [world.vm(name) for name in ("one", "two")]
+    world.group("one", "two")
+
+    def fail(name: str) -> None:
+        if name == step:
+            raise HypervisorError("the guest is gone")
+
+    world.guests["two"].on_step = fail
+    with pytest.raises((ConsistencyError, HypervisorError)):
+        group_checkpoint(world.context, "shop", name="g", window_s=WINDOW_S)
+    world.guests["two"].on_step = lambda _: None
+    for vm in vms:
+        world.nothing_left(vm)
+
+
+def test_a_member_that_was_off_and_is_started_meanwhile_is_noticed(world):
+    """Broken: a member that has gone on since would be called of one instant with the others."""
+    running, off = world.vm("one"), world.vm("two", running=False)
+    off.clean = True
+    world.group("one", "two")
+    started = []
+
+    def start_the_other(name: str) -> None:
+        if name == "freeze" and not started:
+            started.append(off.start())
+
+    world.guests["one"].on_step = start_the_other
+    with pytest.raises(RefusedError, match="somebody started two"):
+        group_checkpoint(world.context, "shop", name="g", window_s=WINDOW_S)
+    assert (world.names(running), world.names(off)) == ([], [])
+    assert world.host.storage.blocks(off.sources()["vda"]) == {0: "at first"}
+
+
 def test_an_external_server_is_only_asked(world):
     """Broken: the server of somebody else would be held, and later thrown back with the group."""
     world.vm("one")
@@ -121,6 +172,34 @@ def test_a_member_is_let_go_before_it_is_prepared_again(world):
 
 
 # -- restores
+
+
+def test_a_group_goes_back_whole(world):
+    """Broken: some members would be put back and others not, and nobody be told."""
+    one, two = world.vm("one"), world.vm("two")
+    world.group("one", "two")
+    group_checkpoint(world.context, "shop", name="g", window_s=WINDOW_S)
+    for vm in (one, two):
+        vm.write("vda", 1, "later")
+    result = group_restore(world.context, "shop@g")
+    assert [restored.checkpoint.vm_name for restored in result.restored] == ["one", "two"]
+    for vm in (one, two):
+        assert not vm.active()
+        assert world.host.storage.blocks(vm.sources()["vda"]) == {0: "at first"}
+        assert journal.interrupted(world.catalog, vm.key) == []
+
+
+def test_what_would_be_refused_of_one_member_is_refused_before_any_is_touched(world):
+    """Broken: half of an application would be put back, and the other half stay where it is."""
+    one, two = world.vm("one"), world.vm("two")
+    world.group("one", "two")
+    group_checkpoint(world.context, "shop", name="g", window_s=WINDOW_S)
+    world.host.storage.files[two.sources()["vda"]].below = None  # somebody pulled the chain into the overlay
+    with pytest.raises(RefusedError, match="somebody changed the backing chain of disk vda"):
+        group_restore(world.context, "shop@g")
+    assert one.active()
+    assert two.active()
+    assert (world.names(one), world.names(two)) == (["g"], ["g"])
 
 
 def test_a_group_of_which_a_part_is_gone_does_not_go_back(world):

@@ -1,14 +1,10 @@
-"""writer.py, with an agent that is played here; and contrib/writers/."""
+"""writer.py, in a program that does as it is told and with an agent that is played."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,92 +21,7 @@ from lab.standstill import wait_for
 from quiesce import writer as sdk
 from quiesce.writer import Failed, RegistrationError, Report, Writer
 from tests.strategies import examples
-
-EXAMPLES = Path(__file__).parents[2] / "contrib" / "writers"
-
-
-class Shop(Writer):
-    """Notes what it is called, and does as it is told."""
-
-    name = "shop"
-    level = "front-end"
-    paths = ("/srv/shop",)
-
-    def __init__(self) -> None:
-        self.calls: list[Any] = []
-        self.does: dict[str, Callable[[], Any]] = {}
-        self.inside = 0
-
-    def identify(self) -> Any:
-        return self._call("identify")
-
-    def prepare(self, window_ms: int) -> Any:
-        return self._call("prepare", window_ms)
-
-    def hold(self, timeout_ms: int) -> Any:
-        return self._call("hold", timeout_ms)
-
-    def release(self) -> Any:
-        return self._call("release")
-
-    def post_checkpoint(self, kept: bool) -> Any:
-        return self._call("post-checkpoint", kept)
-
-    def _call(self, what: str, *arguments: Any) -> Any:
-        if self.inside:
-            self.calls.append(f"{what} in the middle of something else")
-        self.inside += 1
-        self.calls.append((what, *arguments) if arguments else what)
-        try:
-            return self.does.get(what, lambda: None)()
-        finally:
-            self.inside -= 1
-
-    def called(self, what: str) -> int:
-        return sum(call == what or call[0] == what for call in self.calls)
-
-
-class Agent:
-    """The other end, at the socket."""
-
-    def __init__(self, path: Path) -> None:
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._listener.settimeout(30)
-        self._requests = 0
-        self.connection = socket.socket(socket.AF_UNIX)
-        self.lines = self.connection.makefile("rb")
-
-    def accept(self) -> dict[str, Any]:
-        """Takes the next connection, having hung up the one before. Returns the line it began with."""
-        self.hang_up()
-        self.connection, _ = self._listener.accept()
-        self.connection.settimeout(30)
-        self.lines = self.connection.makefile("rb")
-        return self.hear()
-
-    def say(self, message: Any) -> None:
-        self.connection.sendall(json.dumps(message).encode() + b"\n")
-
-    def hear(self) -> dict[str, Any]:
-        return json.loads(self.lines.readline())
-
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """What is not None in the answer, without its id."""
-        self._requests += 1
-        self.say({"id": self._requests, "do": do, **arguments})
-        answer = self.hear()
-        assert answer.pop("id") == self._requests
-        return answer
-
-    def hang_up(self) -> None:
-        self.lines.close()
-        self.connection.close()
-
-    def close(self) -> None:
-        self.hang_up()
-        self._listener.close()
+from tests.unit.shop_and_agent import Agent, Shop, finding_the_agent_in, registered, running
 
 
 @pytest.fixture(autouse=True)
@@ -124,45 +35,6 @@ def _soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def agent(tmp_path: Path) -> Iterator[Agent]:
     with contextlib.closing(Agent(tmp_path / "writers.sock")) as found:
         yield found
-
-
-@contextlib.contextmanager
-def running(writer: Writer, agent: Agent | None = None) -> Iterator[list[BaseException]]:
-    """`run` in a thread, until something ends it: at the latest this, which closes the agent. Gives what ended it."""
-    ended: list[BaseException] = []
-    stop = threading.Event()
-    connect = writer.connect
-
-    def connect_unless_stopped() -> socket.socket:
-        if stop.is_set():
-            raise SystemExit
-        return connect()
-
-    def work() -> None:
-        try:
-            sdk.run(writer)
-        except BaseException as error:
-            ended.append(error)
-
-    writer.connect = connect_unless_stopped  # type: ignore[method-assign]
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield ended
-    finally:
-        stop.set()
-        if agent:
-            agent.close()
-        thread.join(5)
-        assert not thread.is_alive()
-
-
-@contextlib.contextmanager
-def registered(agent: Agent, writer: Writer) -> Iterator[list[BaseException]]:
-    with running(writer, agent) as ended:
-        agent.accept()
-        agent.say({"registered": f"external:{writer.name}"})
-        yield ended
 
 
 def test_it_registers_as_what_it_is(agent):
@@ -446,98 +318,6 @@ def test_it_stands_alone_on_the_oldest_python(tmp_path):
     assert ended.stdout == "False\n"
 
 
-@pytest.fixture
-def shopctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The application of the examples: writes down what it is told."""
-    calls = tmp_path / "calls"
-    calls.touch()
-    (tmp_path / "shopctl").write_text(f'#!/bin/sh\necho "$1" >>{calls}\necho order-42\n')
-    (tmp_path / "shopctl").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    return calls
-
-
-class Shell:
-    """example.sh, with what socat would connect it to."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            ["sh", EXAMPLES / "example.sh", "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        self.registration = self._hear()
-        self._say({"registered": "external:shop"})
-
-    def ask(self, do: str, **arguments: Any) -> Any:
-        self._say({"id": 7, "do": do, **arguments})
-        answer = self._hear()
-        assert answer["id"] == 7
-        return answer["outcome"]
-
-    def _say(self, message: Any) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
-        self.process.stdin.flush()
-
-    def _hear(self) -> Any:
-        assert self.process.stdout
-        return json.loads(self.process.stdout.readline())
-
-    def __enter__(self) -> Shell:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self.process:
-            self.process.kill()
-
-
-def test_the_shell_example_holds_and_lets_go(shopctl):
-    """Broken: whoever starts from the example would start from a mistake."""
-    with Shell() as shell:
-        assert shell.registration["writer"] == "shop"
-        assert shell.ask("identify") == "stable"
-        assert shell.ask("prepare", window_ms=10_000) == "stable"
-        assert shopctl.read_text() == ""
-        assert shell.ask("hold", timeout_ms=3000) == "stable"
-        assert shopctl.read_text().split() == ["pause"]
-        assert shell.ask("release") == "stable"
-        assert shell.ask("post-checkpoint", kept=True) == "stable"
-        assert [shell.ask("abort"), shell.ask("abort")] == ["stable", "stable"]
-        assert shopctl.read_text().split() == ["pause", "resume"]
-
-
-def test_the_shell_example_has_a_dead_man_of_its_own(shopctl):
-    """Broken: see above; and its application would stay paused when the agent hangs."""
-    with Shell() as shell:
-        shell.ask("prepare", window_ms=1)  # it counts in seconds
-        assert shell.ask("hold", timeout_ms=3000) == "stable"
-        wait_for(lambda: "resume" in shopctl.read_text())
-        assert shell.ask("release") == "inconsistent"
-        assert shell.ask("abort") == "stable"
-        assert shopctl.read_text().split() == ["pause", "resume"]
-
-
-@pytest.mark.parametrize("end", ["the agent hangs up", "it is stopped"])
-def test_the_shell_example_lets_go_when_it_ends(shopctl, end):
-    """Broken: see above; and its application would stay paused when the agent dies, or the writer is stopped."""
-    with Shell() as shell:
-        shell.ask("prepare", window_ms=10_000)
-        shell.ask("hold", timeout_ms=3000)
-        if end == "it is stopped":
-            shell.process.terminate()
-        assert shell.process.stdin
-        shell.process.stdin.close()  # a service's socat is stopped with it
-        shell.process.wait(5)
-        assert shopctl.read_text().split() == ["pause", "resume"]
-
-
-def finding_the_agent_in(directory: Path) -> dict[str, str]:
-    """The environment of a program that uses `quiesce.writer`."""
-    (directory / "sitecustomize.py").write_text(
-        f"import quiesce.writer\nquiesce.writer.Writer.socket_path = {str(directory / 'writers.sock')!r}\n"
-    )
-    return {**os.environ, "PYTHONPATH": f"{directory}:{Path(sdk.__file__).parents[1]}"}
-
-
 SIGNALLED_IN_ANOTHER_THREAD = """
 import signal, sys, threading, time
 from quiesce.writer import Writer, run
@@ -575,26 +355,3 @@ def test_a_signal_that_interrupts_no_system_call_is_not_slept_through(agent, tmp
             assert agent.accept() == {"protocol": 1, "leave": "shop"}
         finally:
             program.kill()
-
-
-def test_the_python_example_holds_and_lets_go(shopctl, agent, tmp_path):
-    """Broken: whoever starts from the example would start from a mistake."""
-    environment = finding_the_agent_in(tmp_path)
-    with subprocess.Popen([sys.executable, EXAMPLES / "example.py"], env=environment) as example:
-        try:
-            assert agent.accept()["writer"] == "shop"
-            agent.say({"registered": "external:shop"})
-            agent.ask("prepare", window_ms=10_000)
-            assert agent.ask("hold", timeout_ms=3000)["position"] == {"order": "order-42"}
-            agent.ask("release")
-            assert shopctl.read_text().split() == ["pause", "resume"]
-            agent.ask("prepare", window_ms=10_000)
-            agent.ask("hold", timeout_ms=3000)
-            example.send_signal(signal.SIGTERM)
-            assert agent.lines.readline() == b""
-            agent.hang_up()
-            assert agent.accept() == {"protocol": 1, "leave": "shop"}
-            assert shopctl.read_text().split() == ["pause", "resume"] * 2
-            agent.hang_up()
-        finally:
-            example.kill()
