@@ -2,6 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
+
+from lab.bare import directory
+from tests.disks.scene import Scene
 from tests.host import forest, nothing_left_behind, quiesce
 
 __all__ = ["forest", "nothing_left_behind", "quiesce"]
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    with directory() as path:
+        scene = Scene(path)
+        yield scene
+        scene.remove()
+
+
+@pytest.fixture(scope="session")
+def grown() -> Iterator[Scene]:
+    """root - middle - (here - now, left, right), made once for all tests that begin with it."""
+    with directory() as path:
+        scene = Scene(path)
+        for name in ("root", "middle", "here"):
+            scene.create(name)
+        for name in ("left", "right"):
+            scene.back("middle")
+            scene.create(name)
+        scene.back("here")
+        scene.keep()
+        yield scene
+        scene.begin_again()
+        scene.remove()
+
+
+@pytest.fixture
+def three_branches(grown: Scene) -> Scene:
+    grown.begin_again()
+    return grown
+
+
+@pytest.fixture(params=[True, False], ids=["running", "off"])
+def power(request: pytest.FixtureRequest, three_branches: Scene) -> bool:
+    if request.param:
+        three_branches.start()
+    return request.param

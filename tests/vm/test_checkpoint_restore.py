@@ -109,7 +109,7 @@ def test_delete_merges_while_the_guest_writes(machine: Machine, quiesce: Quiesce
 @pytest.mark.long
 def test_delete_of_a_branch_nobody_stands_on(machine: Machine, quiesce: Quiesce) -> None:
     """A leaf without dependents is simply removed; one with children is merged with them, while the guest runs. Without a
-    guest: tests/disks/test_verbs.py, test_chaos.py."""
+    guest: tests/disks/test_verbs_delete.py, test_chaos.py."""
     quiesce("checkpoint", machine.name, "--name", "one")
     safety = quiesce("restore", f"{machine.name}@one", "--start")["safety"]["name"]
     machine.wait_for_guest()
