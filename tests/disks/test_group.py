@@ -148,7 +148,7 @@ def test_all_members_are_restored_or_the_same_call_goes_on(application: Applicat
     for number, repair in ((1, False), (2, True)):
         found, *mended = told_by_doctor(application, number, repair=repair)
         assert "the group restore begun at" in found
-        assert ["`quiesce group restore shop@now` goes on" in line for line in mended] == [True] * repair
+        assert ["`quiesce group restore shop@now` restores the rest" in line for line in mended] == [True] * repair
     restored = group_restore(application.context, "shop@now")
     assert [item.checkpoint.vm_name for item in restored.restored] == [vm.name for vm in application.vms[1:]]
     assert not any(vm.domain.isActive() for vm in application.vms)

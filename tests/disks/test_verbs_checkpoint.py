@@ -65,7 +65,7 @@ def test_standard_is_restored_running_and_merges_like_any_other(scene: Scene) ->
 
 def test_disabled_and_settings_of_the_vm(scene: Scene) -> None:
     scene.catalog.settings.put(scene.key, Settings(type=Type.DISABLED))
-    with pytest.raises(RefusedError, match="disabled"):
+    with pytest.raises(RefusedError, match="disable checkpoints"):
         checkpoint(scene.context, scene.name, name="x", required=Consistency.CRASH)
     scene.catalog.settings.put(scene.key, Settings(require=Consistency.CRASH, exclude=("vdb",)))
     node = checkpoint(scene.context, scene.name, name="x")
