@@ -160,7 +160,7 @@ def test_all_members_are_restored_or_the_same_call_goes_on(application: Applicat
     assert all(vm.domain.isActive() for vm in application.vms)
     assert len(group_restore(application.context, "shop@now", start=True, discard_current=True).restored) == 3
     delete(application.context, [CheckpointReference(application.vms[2].name, "later")], break_group=True)
-    with pytest.raises(RefusedError, match="1 of 3 parts"):
+    with pytest.raises(RefusedError, match="1 of its 3 parts"):
         group_restore(application.context, "shop@later")
     Path(taken.checkpoints[2].disks[0].path).unlink()
     with pytest.raises(NotFoundError):
