@@ -6,8 +6,10 @@ made in a copy of src/, so the checkout does not change."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,18 +55,32 @@ def survives(mutant: Mutant, tests: list[str]) -> bool:
         shutil.copytree(ROOT / "src", copy, ignore=shutil.ignore_patterns("__pycache__"))
         path = copy / "quiesce" / mutant.file
         path.write_text(mutant.made_in(path.read_text()))
-        ended = subprocess.run(
+        code, output = _pytest(tests, copy)
+        if code and " failed" not in output and " error" not in output:
+            raise RuntimeError(f"pytest ended with {code}:\n{output[-4000:]}")
+        return code == 0
+
+
+def _pytest(tests: list[str], source: Path) -> tuple[int, str]:
+    """Runs these tests with `source` in the place of src/. Returns the exit code and the output. Ends every process that a
+    failed test left: pytest's output is a file, because such a process would keep a pipe open."""
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
             [sys.executable, "-m", "pytest", "-q", "-x", "-n", "2", "-p", "no:cacheprovider", *tests],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
+            env={**os.environ, "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-        if ended.returncode and " failed" not in ended.stdout and " error" not in ended.stdout:
-            raise RuntimeError(f"pytest ended with {ended.returncode}:\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}")
-        return ended.returncode == 0
+        try:
+            process.wait(TIMEOUT_S)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        output.seek(0)
+        return process.returncode, output.read()
 
 
 def main() -> None:

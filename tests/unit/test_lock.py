@@ -46,12 +46,14 @@ def test_the_death_of_its_holder_frees_it(tmp_path):
         finally:
             os._exit(1)
     os.close(send)
-    assert os.read(receive, 4) == b"held"
-    os.close(receive)
-    with pytest.raises(BusyError, match=f"process {child}"), lock.hold(tmp_path, "web1", "mine"):
-        pass
-    os.kill(child, 9)
-    os.waitpid(child, 0)
+    try:
+        assert os.read(receive, 4) == b"held"
+        os.close(receive)
+        with pytest.raises(BusyError, match=f"process {child}"), lock.hold(tmp_path, "web1", "mine"):
+            pass
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
     with lock.hold(tmp_path, "web1", "mine"):
         pass
 
