@@ -6,8 +6,14 @@ from __future__ import annotations
 import pytest
 
 from quiesce.guests import scripted
-from quiesce.model.errors import ConsistencyError, HypervisorError
+from quiesce.model.errors import BusyError, ConsistencyError, HypervisorError, RefusedError
 from quiesce.model.grades import Consistency, Grade, Level
+from quiesce.model.names import CheckpointReference
+from quiesce.model.settings import Settings, Type
+from quiesce.model.tree import Kind, Role
+from quiesce.operations.checkpoint import checkpoint
+from quiesce.operations.delete import delete
+from tests.unit.world import WINDOW_S
 
 
 def test_a_guest_that_holds_gets_its_label_and_hears_of_it(world):
@@ -116,3 +122,118 @@ def test_front_ends_are_held_first_and_released_last(world):
         *["hold front-end", "hold back-end", "hold system", "freeze"],
         *["thaw", "release system", "release back-end", "release front-end"],
     ]
+
+
+def test_a_vm_for_which_checkpoints_are_disabled_gets_one_only_by_name(world):
+    """Broken: whoever disabled them, as a service that must never stand still, would have it held all the same."""
+    vm = world.vm()
+    world.catalog.settings.put(vm.key, Settings(type=Type.DISABLED))
+    with pytest.raises(RefusedError, match="the settings of web1 disable checkpoints"):
+        checkpoint(world.context, "web1", name="a")
+    world.nothing_left(vm)
+    assert checkpoint(world.context, "web1", name="a", type=Type.PRODUCTION, window_s=WINDOW_S).name == "a"
+
+
+def test_a_checkpoint_is_not_taken_on_a_chain_that_somebody_changed(world):
+    """Broken: its parent in the tree would be a checkpoint whose content it does not have."""
+    vm = world.vm()
+    world.take(vm)
+    world.host.storage.files[vm.sources()["vda"]].below = None
+    with pytest.raises(RefusedError, match="somebody changed the backing chain of disk vda"):
+        world.take(vm, "b")
+    assert world.names(vm) == ["a"]
+
+
+def test_a_vm_with_saved_memory_is_left_alone(world):
+    """Broken: its memory would be resumed on disks that are not those it was saved with, and ruin them."""
+    vm = world.vm(running=False)
+    vm.clean = vm.managed_save = True
+    with pytest.raises(RefusedError, match="saved memory"):
+        world.take(vm)
+    assert vm.sources() == {"vda": "/i/web1.qcow2"}
+    vm.managed_save = False
+    world.take(vm)
+    vm.managed_save = True
+    for refused in (lambda: world.restore(vm), lambda: world.take(vm, "b")):
+        with pytest.raises(RefusedError, match="saved memory"):
+            refused()
+    assert world.names(vm) == ["a"]
+
+
+def test_a_checkpoint_says_which_disks_it_leaves_out(world):
+    """Broken: a restore would throw away the disk that was to stay as it is."""
+    vm = world.vm(targets=("vda", "vdb"))
+    node = checkpoint(world.context, "web1", name="a", exclude=("vdb",), window_s=WINDOW_S)
+    assert ([disk.target for disk in node.disks], node.excluded) == (["vda"], ("vdb",))
+    vm.write("vda", 1, "later")
+    vm.write("vdb", 1, "later")
+    world.restore(vm)
+    assert (world.content(vm), world.content(vm, "vdb")) == ({0: "at first"}, {0: "at first", 1: "later"})
+
+
+def test_a_second_operation_on_the_vm_is_refused_while_the_first_runs(world):
+    """Broken: two operations would switch, merge and remove the images of one VM at once."""
+    vm = world.vm()
+    world.take(vm)
+    refused: list[str] = []
+
+    def interfere(step: str) -> None:
+        if step == "prepare":
+            with pytest.raises(BusyError, match="quiesce checkpoint web1"):
+                delete(world.context, [CheckpointReference("web1", "a")])
+            refused.append(step)
+
+    world.guests["web1"].on_step = interfere
+    world.take(vm, "b")
+    assert refused == ["prepare"]
+    assert world.names(vm) == ["a", "b"]
+
+
+def test_a_standard_checkpoint_goes_back_running_with_its_memory(world):
+    """Broken: the VM would boot on disks that its memory was in the middle of writing."""
+    vm = world.vm()
+    node = checkpoint(world.context, "web1", name="a", type=Type.STANDARD)
+    memory = node.file(Role.MEMORY)
+    assert memory is not None
+    assert (node.kind, node.consistency) == (Kind.STANDARD, Consistency.CRASH)
+    vm.write("vda", 1, "later")
+    assert world.restore(vm).started
+    assert (vm.active(), vm.resumed_from) == (True, memory.path)
+    assert world.content(vm) == {0: "at first"}
+
+
+def test_a_standard_checkpoint_has_all_disks(world):
+    """Broken: the guest's memory would go back without the disk, and write to it what it remembers."""
+    vm = world.vm(targets=("vda", "vdb"))
+    with pytest.raises(RefusedError, match="cannot leave out disk vdb"):
+        checkpoint(world.context, "web1", name="a", type=Type.STANDARD, exclude=("vdb",))
+    world.nothing_left(vm)
+
+
+def test_a_standard_checkpoint_that_fails_ends_the_saving(world):
+    """Broken: libvirt would go on, and switch the VM to an overlay that was removed meanwhile."""
+    vm = world.vm()
+
+    def fail() -> None:
+        raise HypervisorError("the connection was lost")
+
+    vm.on_save = fail
+    recovered: list[bool] = []
+    end_saving = vm.end_saving
+    vm.end_saving = lambda: (recovered.append(vm.saving), end_saving())  # type: ignore[method-assign, assignment]
+    with pytest.raises(HypervisorError):
+        checkpoint(world.context, "web1", name="a", type=Type.STANDARD)
+    assert recovered == [True, False]  # at once, and not only when it is undone
+    world.nothing_left(vm)
+
+
+def test_memory_of_another_name_is_refused_before_the_vm_is_stopped(world):
+    """Broken: libvirt would refuse it when the VM is off and its disks are another's."""
+    vm = world.vm()
+    node = checkpoint(world.context, "web1", name="a", type=Type.STANDARD)
+    memory = node.file(Role.MEMORY)
+    assert memory is not None
+    world.host.storage.files[memory.path].content = vm.xml.replace("web1", "web2").encode()
+    with pytest.raises(RefusedError, match="the memory of 'a' was saved when the VM was named web2"):
+        world.restore(vm)
+    assert vm.active()

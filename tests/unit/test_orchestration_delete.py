@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from quiesce.model.errors import RefusedError
+from quiesce.model.errors import BusyError, RefusedError
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
 from quiesce.model.standing import Untouched
@@ -46,3 +46,60 @@ def test_a_part_of_a_groups_checkpoint_is_not_deleted_alone(world):
     assert (world.names(one), world.names(two)) == (["g"], ["g"])
     delete(world.context, [CheckpointReference("one", "g")], break_group=True)
     assert (world.names(one), world.names(two)) == ([], ["g"])
+
+
+def test_only_what_is_named_is_deleted(world):
+    """Broken: checkpoints that nobody named would be gone."""
+    vm = world.vm()
+    for name in "abc":
+        world.take(vm, name)
+    assert [node.name for node in delete(world.context, [CheckpointReference("web1", "a")], dry_run=True).checkpoints] == ["a"]
+    assert world.names(vm) == ["a", "b", "c"]
+    delete(world.context, [CheckpointReference("web1", "a")])
+    assert world.names(vm) == ["b", "c"]
+    assert [node.name for node in delete(world.context, [CheckpointReference("web1", "b")], subtree=True).checkpoints] == [
+        "b",
+        "c",
+    ]
+    assert world.names(vm) == []
+    assert world.content(vm) == {0: "at first"}
+
+
+@pytest.mark.parametrize(("what", "value"), [("snapshots", 1), ("job", "a block job on disk vda")])
+def test_nothing_is_merged_while_libvirt_has_something_of_its_own_there(what, value, world):
+    """Broken: snapshots of libvirt's own would lose the images they are based on; a backup would read what is merged."""
+    vm = world.vm()
+    world.take(vm)
+    files = set(world.host.storage.files)
+    setattr(vm, what, value)
+    with pytest.raises((RefusedError, BusyError)):
+        delete(world.context, [CheckpointReference("web1", "a")])
+    assert world.names(vm) == ["a"]
+    assert set(world.host.storage.files) == files
+
+
+def test_the_disks_of_saved_memory_are_not_merged(world):
+    """Broken: the memory names the image that was merged away, and the VM would not start any more."""
+    vm = world.vm()
+    world.take(vm)
+    vm.power_off()
+    vm.managed_save = True
+    with pytest.raises(RefusedError, match="saved memory"):
+        delete(world.context, [CheckpointReference("web1", "a")])
+    assert vm.sources()["vda"] in world.host.storage.files
+    assert vm.sources()["vda"] != "/i/web1.qcow2"
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_a_merge_makes_no_better_of_what_a_guest_left(clean, world):
+    """Broken: disks of a guest that lost its power would be called application-consistent once something was deleted."""
+    vm = world.vm(running=False)
+    vm.clean = True
+    world.take(vm)
+    world.take(vm, "b")
+    vm.start()
+    vm.write("vda", 1, "later")
+    vm.power_off(clean=clean)
+    delete(world.context, [CheckpointReference("web1", "a")])
+    expected = Consistency.APPLICATION if clean else Consistency.CRASH
+    assert world.take(vm, "c", Consistency.CRASH).consistency is expected
