@@ -24,6 +24,7 @@ from quiesce.disks.survey import survey
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import NotFoundError, OutcomeUnknownError, QuiesceError, RefusedError
 from quiesce.model.events import Warned
+from quiesce.model.keys import VmKey
 
 VERBS = {
     "checkpoint": "quiesce.operations.checkpoint",
@@ -53,28 +54,35 @@ def operating(context: Context, vm_name: str, verb: str) -> Iterator[Vm]:
 
 @contextmanager
 def journalled(context: Context, vm: Vm, verb: str) -> Iterator[Journal]:
-    """One operation in the journal. If the block raises, recovers the operation as after a kill. If that fails, too, the
-    operation stays open in the journal, and the next operation on the VM tries again."""
+    """One operation on the VM in the journal. If the block raises, recovers the operation as after a kill. If that fails, too,
+    the operation stays open in the journal, and the next operation on the VM tries again."""
+
+    def undo(operation: Interrupted) -> str:
+        outcome = _recover_one(context, vm, operation)
+        _discard_orphans(context, vm)
+        return outcome
+
+    with journalled_with(context, vm.key, verb, undo) as journal:
+        yield journal
+
+
+@contextmanager
+def journalled_with(context: Context, key: VmKey, verb: str, undo: Callable[[Interrupted], str]) -> Iterator[Journal]:
+    """Like `journalled`, for a VM that libvirt may not know. `undo`: the verb's recovery."""
     assert verb in VERBS
-    journal = Journal(context.catalog, vm.key, verb)
+    journal = Journal(context.catalog, key, verb)
     try:
         yield journal
     except OutcomeUnknownError as error:
         context.emit(Warned(f"the failed {verb} is not undone yet: {error.message}"))
         raise
     except BaseException:
-        _give_up(context, vm, journal, verb)
+        try:
+            journal.finish(f"failed: it {undo(journal.read())}")
+        except QuiesceError as error:
+            context.emit(Warned(f"the failed {verb} could not be undone: {error.message}"))
         raise
     journal.finish("done")
-
-
-def _give_up(context: Context, vm: Vm, journal: Journal, verb: str) -> None:
-    try:
-        outcome = _recover_one(context, vm, journal.read())
-        _discard_orphans(context, vm)
-        journal.finish(f"failed: it {outcome}")
-    except QuiesceError as error:
-        context.emit(Warned(f"the failed {verb} could not be undone: {error.message}"))
 
 
 def recover_all(context: Context, vm: Vm) -> list[str]:
@@ -101,9 +109,7 @@ def recover_all(context: Context, vm: Vm) -> list[str]:
 
 def _recover_one(context: Context, vm: Vm, operation: Interrupted) -> str:
     recover = recovery_of(operation)
-    merging: list[Merge | MoveBranch] = []
-    merging += operation.of(Merge)
-    merging += operation.of(MoveBranch)
+    merging: list[Merge | MoveBranch] = [*operation.of(Merge), *operation.of(MoveBranch)]
     overlays = operation.of(MakeOverlay)
     if merging or overlays:
         bases = {step.base for step in merging} | {step.backing for step in overlays}

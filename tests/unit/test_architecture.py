@@ -79,7 +79,8 @@ def test_every_verb_that_is_journalled_can_be_recovered():
     journalled = set()
     for module in modules().values():
         for call in ast.walk(module):
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ("journalled", "Journal"):
+            beginning = ("journalled", "journalled_with", "Journal")
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in beginning:
                 journalled |= {
                     item.value for item in call.args if isinstance(item, ast.Constant) and isinstance(item.value, str)
                 }

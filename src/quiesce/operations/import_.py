@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from functools import partial
 
 from quiesce.catalog import exported
 from quiesce.catalog.exported import Export
@@ -15,8 +16,8 @@ from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import NameTakenError, NotFoundError, QuiesceError, RefusedError, UsageError
-from quiesce.model.events import Warned
 from quiesce.model.keys import VmKey
+from quiesce.recovery import journalled_with
 from quiesce.repair.imports import undo_import
 from quiesce.storage.port import Storage, minding_room, require_room
 
@@ -53,11 +54,15 @@ def import_vm(
             _require_free(host, identity)
             _require_fitting(host, xml)
             _verify(context, storage, source, export)
+        key = VmKey(host.id, identity.uuid)
         with (
-            context.locked_key(VmKey(host.id, identity.uuid), f"quiesce import {identity.name}"),
+            context.locked_key(key, f"quiesce import {identity.name}"),
             context.locked_directory(host.id, to, "quiesce import to"),
+            journalled_with(context, key, "import", partial(undo_import, context, host, key.uuid)) as journal,
         ):
-            _make(context, host, source, to, export, xml, identity, same=same)
+            _copy_and_define(context, host, source, to, export, xml, identity, journal, same=same)
+            if context.catalog.checkpoints.tree(key).nodes:
+                context.catalog.checkpoints.set_head(key, None)  # the same VM again: its new disks are based on no checkpoint
     with context.vm(identity.uuid) as vm:
         if start:
             with context.phase("start"):
@@ -100,29 +105,6 @@ def _verify(context: Context, storage: Storage, source: str, export: Export) -> 
                 )
 
 
-def _make(
-    context: Context,
-    host: Host,
-    source: str,
-    to: str,
-    export: Export,
-    xml: str,
-    identity: domain_xml.Identity,
-    *,
-    same: bool,
-) -> None:
-    key = VmKey(host.id, identity.uuid)
-    journal = Journal(context.catalog, key, "import")
-    try:
-        _copy_and_define(context, host, source, to, export, xml, identity, journal, same=same)
-    except BaseException:
-        _give_up(context, host, journal)
-        raise
-    if context.catalog.checkpoints.tree(key).nodes:
-        context.catalog.checkpoints.set_head(key, None)  # the same VM again: its new disks are based on no checkpoint
-    journal.finish("done")
-
-
 def _copy_and_define(
     context: Context,
     host: Host,
@@ -160,15 +142,6 @@ def _copy_and_define(
         if export.tpm and (place := domain_xml.tpm_state(definition)):
             machine_files.copy(storage, storage.inside(source, export.tpm), place)
         host.define(definition)
-
-
-def _give_up(context: Context, host: Host, journal: Journal) -> None:
-    """Undoes the failed import, as a recovery would."""
-    try:
-        outcome = undo_import(context, host, journal.key.uuid, journal.read())
-        journal.finish(f"failed: it {outcome}")
-    except QuiesceError as error:
-        context.emit(Warned(f"the failed import could not be undone: {error.message}"))
 
 
 def recover(context: Context, vm: Vm, operation: Interrupted) -> str:
