@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from quiesce.cli import render, terminal
-from quiesce.cli.options import CheckpointName, Vm
+from quiesce.cli.options import CheckpointName, Vm, Window
 from quiesce.cli.verb import verb
 from quiesce.context import Context
 from quiesce.model.grades import Consistency
@@ -49,12 +49,7 @@ def command(
         list[str] | None,
         typer.Option(metavar="DISK", help="Leave this disk out, for example vdb. Can be given several times."),
     ] = None,
-    window: Annotated[
-        float,
-        typer.Option(
-            metavar="SECONDS", min=0.5, max=60, help="The longest time that writes may be held; the guest itself enforces it."
-        ),
-    ] = DEFAULT_WINDOW_S,
+    window: Window = DEFAULT_WINDOW_S,
 ) -> Checkpoint:
     """Take a checkpoint of a VM that is running or off.
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from quiesce.cli import render, terminal
-from quiesce.cli.options import CheckpointName, GroupName
+from quiesce.cli.options import CheckpointName, GroupName, Window
 from quiesce.cli.verb import verb
 from quiesce.context import Context
 from quiesce.model.grades import Consistency
@@ -40,12 +40,7 @@ def command(
             " \\[default: each VM's setting, or application]"
         ),
     ] = None,
-    window: Annotated[
-        float,
-        typer.Option(
-            metavar="SECONDS", min=0.5, max=60, help="The longest time that writes may be held; each guest itself enforces it."
-        ),
-    ] = DEFAULT_WINDOW_S,
+    window: Window = DEFAULT_WINDOW_S,
 ) -> Taken:
     """Take a checkpoint of all members of a group at one instant, or of none.
 

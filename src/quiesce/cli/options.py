@@ -95,6 +95,12 @@ CheckpointName = Annotated[
         "--name", "-n", metavar="NAME", help="Name of the checkpoint, at most 100 characters. \\[default: the time, UTC]"
     ),
 ]
+Window = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS", min=0.5, max=60, help="The longest time that writes may be held; the guest itself enforces it."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Only show what would be deleted.")]
 AcceptDivergence = Annotated[
     bool, typer.Option("--accept-divergence", help="Restore even if other servers have moved on or cannot be asked.")
