@@ -69,12 +69,12 @@ class Model:
     def remove(self, uuid: str, _name: str, number: int) -> None:
         vm = self.vms[uuid]
         if gone := vm.any(number):
-            self.catalog.checkpoints.remove(gone)
+            vm.head = gone.parent if vm.head == gone.id else vm.head
+            self.catalog.checkpoints.remove(gone, vm.head)
             del vm.nodes[gone.id]
             vm.nodes = {
                 key: replace(item, parent=gone.parent) if item.parent == gone.id else item for key, item in vm.nodes.items()
             }
-            vm.head = gone.parent if vm.head == gone.id else vm.head
 
     def hide(self, uuid: str, _name: str, number: int) -> None:
         vm = self.vms[uuid]

@@ -222,7 +222,7 @@ def test_a_catalog_of_an_older_quiesce_can_be_written(opened: Catalog):
     new = replace(FULL, id="9" * 32, name="new", parent=SAFETY.id, created="2027-01-01T00:00:00.000+00:00")
     opened.checkpoints.add(new, "<domain/>", head_parent=new.id, untouched=DB_UNTOUCHED, live=[LIVE])
     assert opened.checkpoints.tree(DB).nodes[-1] == new
-    opened.checkpoints.remove(FULL)
+    opened.checkpoints.remove(FULL, None)
     opened.groups.remove("shop")
     with pytest.raises(NotFoundError):
         opened.groups.get("shop")

@@ -71,7 +71,7 @@ def test_what_a_manifest_describes_is_not_removed(world, vm):
     node = world.take(vm, "b")
     image = node.disks[0].path
     world.restore(vm, discard_current=True)
-    world.catalog.checkpoints.remove(world.tree(vm).find("b"))
+    world.catalog.checkpoints.remove(world.tree(vm).find("b"), world.tree(vm).find("a").id)
     found = look(world, repair=True)
     assert any("`quiesce catalog rebuild`" in text for text in found.found)
     assert world.host.storage.has(image)

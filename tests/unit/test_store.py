@@ -94,7 +94,7 @@ def test_checkpoints_are_counted_by_vm(catalog):
     assert catalog.checkpoints.counts("host1") == {"uuid-1": 2, "uuid-2": 1}
     assert catalog.checkpoints.counts("host2") == {"uuid-1": 1}
     assert catalog.checkpoints.counts("host3") == {}
-    catalog.checkpoints.remove(node("c", vm_uuid="uuid-2"))
+    catalog.checkpoints.remove(node("c", vm_uuid="uuid-2"), None)
     catalog.checkpoints.update(node("a", hidden=True))
     assert catalog.checkpoints.counts("host1") == {"uuid-1": 1}
 
@@ -104,7 +104,7 @@ def test_what_stood_on_a_removed_checkpoint_stands_on_its_parent(catalog):
     for key, parent in {"a": None, "b": "a", "c": "b", "d": "b", "e": "c"}.items():
         catalog.checkpoints.add(node(key, parent=parent), f"<{key}/>", head_parent="b")
     catalog.checkpoints.add(node("x", parent="b", vm_uuid="uuid-2"), "<x/>", head_parent="b")  # a strange coincidence
-    catalog.checkpoints.remove(node("b", parent="a"))
+    catalog.checkpoints.remove(node("b", parent="a"), "a")
     tree = catalog.checkpoints.tree(KEY)
     assert {found.id: found.parent for found in tree.nodes} == {"a": None, "c": "a", "d": "a", "e": "c"}
     assert tree.head_parent == "a"
@@ -116,7 +116,7 @@ def test_removing_a_checkpoint_leaves_a_head_that_stands_elsewhere(catalog):
     """Broken: after a deletion the next checkpoint would hang on the wrong node, and a restore's record be lost."""
     catalog.checkpoints.add(node("a"), "<a/>", head_parent="a", untouched=Untouched({"/i/now": "1.5"}))
     catalog.checkpoints.add(node("b", parent="a"), "<b/>", head_parent="a", untouched=Untouched({"/i/now": "1.5"}))
-    catalog.checkpoints.remove(node("b", parent="a"))
+    catalog.checkpoints.remove(node("b", parent="a"), "a")
     assert catalog.checkpoints.tree(KEY).head_parent == "a"
     assert catalog.checkpoints.untouched(KEY) == Untouched({"/i/now": "1.5"})
 

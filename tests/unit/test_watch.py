@@ -283,7 +283,7 @@ def test_only_what_is_automatic_is_deleted(service: Service, monkeypatch: pytest
         asked.append([reference.checkpoint for reference in references])
         if len(asked) == 1:
             raise BusyError("another operation is under way")
-        service.catalog.checkpoints.remove(service.catalog.checkpoints.tree(service.key).find("old"))
+        service.catalog.checkpoints.remove(service.catalog.checkpoints.tree(service.key).find("old"), None)
         return Deleted((node("old", name="automatic old"),), (Waiting("now", "test runs"),))
 
     monkeypatch.setattr(module, "delete", delete)

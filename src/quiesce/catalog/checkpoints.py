@@ -126,9 +126,9 @@ class Checkpoints:
             bodies = connection.scalars(sa.select(checkpoints.c.body).where(checkpoints.c.host == host)).all()
         return [node.name for node in map(_node, bodies) if path in node.paths()]
 
-    def remove(self, checkpoint: Checkpoint) -> list[Checkpoint]:
-        """Removes the record of a checkpoint. Its parent becomes the parent of its children, and of the VM if the VM is based
-        on the checkpoint. Returns the children."""
+    def remove(self, checkpoint: Checkpoint, head_parent: str | None) -> list[Checkpoint]:
+        """Removes the record of a checkpoint. Its parent becomes the parent of its children, which are returned. `head_parent`:
+        the checkpoint that the VM is based on then."""
         key = checkpoint.key
         with self._database.transaction() as connection:
             connection.execute(sa.delete(checkpoints).where(checkpoints.c.id == checkpoint.id))
@@ -137,10 +137,7 @@ class Checkpoints:
             for node in children:
                 update(connection, node)
             connection.execute(
-                sa.update(heads)
-                .where(heads.c.host == key.host, heads.c.vm_uuid == key.uuid)
-                .where(heads.c.parent == checkpoint.id)
-                .values(parent=checkpoint.parent)
+                sa.update(heads).where(heads.c.host == key.host, heads.c.vm_uuid == key.uuid).values(parent=head_parent)
             )
         return children
 

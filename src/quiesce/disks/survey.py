@@ -94,24 +94,41 @@ class Survey:
             for base in [self.chains.base(path, owners)]
         }
 
-    def require_known_chain(self, disks: Mapping[str, str]) -> None:
-        """Raises RefusedError if somebody changed a chain: the VM writes an image of a checkpoint; a disk is based on no
-        checkpoint although the VM's checkpoint has this disk; or no disk is based on the checkpoint that the VM is based on.
+    def based_on(self, node: Checkpoint) -> bool:
+        """Whether the VM writes an overlay of an image of this checkpoint, or an overlay of such an overlay."""
+        images = {target: image.path for target in self.head if (image := node.image(target))}
+        return any(path in self.chains.chain(self.head[target])[1:] for target, path in images.items())
+
+    def head_parent_without(self, node: Checkpoint) -> str | None:
+        """The checkpoint that the VM is based on once `node` is forgotten. The parent of `node` need not be: if `node` leaves a
+        disk out, its other disks may be based on the parent, while the VM writes overlays of other checkpoints."""
+        if self.tree.head_parent != node.id:
+            return self.tree.head_parent
+        below = next((other.id for other in self.tree.ancestors(node.parent) if self.based_on(other)), None)
+        others = set(self.standing(self.head).values()) - {None, node.id}
+        return below or min(filter(None, others), default=None)
+
+    def contradicting(self, disks: Mapping[str, str]) -> list[str]:
+        """The disks whose chains are not as the catalog records: the VM's checkpoint has the disk, but the disk is based on no
+        checkpoint, or no disk of the VM is based on the VM's checkpoint. `disks`: the image of each disk, by target.
 
         One disk may be based on another checkpoint than the other disks: after a restore of a checkpoint that leaves the disk
         out.
         """
-        parent, standing = self.tree.get(self.tree.head_parent), self.standing(disks)
-        images = {target: image for target in disks if parent and not parent.hidden and (image := parent.image(target))}
-        based = [target for target, image in images.items() if image.path != disks[target]]  # others: in `spoilt`
-        agreed = parent and any(standing[target] == parent.id for target in based)
-        lost = [
-            target
-            for target in based
-            if standing[target] is None or not (agreed or parent in self.tree.ancestors(standing[target]))
-        ]
+        parent = self.tree.get(self.tree.head_parent)
+        if not parent or parent.hidden:
+            return []
+        standing = self.standing(disks)
+        based = [target for target, path in disks.items() if (image := parent.image(target)) and image.path != path]
+        agreed = self.based_on(parent)
+        return [target for target in based if standing[target] is None or not agreed]
+
+    def require_known_chain(self, disks: Mapping[str, str]) -> None:
+        """Raises RefusedError if somebody changed a chain: the VM writes an image of a checkpoint, or a disk is
+        `contradicting`."""
+        parent = self.tree.get(self.tree.head_parent)
         spoilt = [(target, node) for target, path in disks.items() for node in self.tree.checkpoints if path in node.paths()]
-        for target, node in [*spoilt, *((target, parent) for target in lost if parent)]:
+        for target, node in [*spoilt, *((target, parent) for target in self.contradicting(disks) if parent)]:
             image = node.image(target)
             raise RefusedError(
                 f"somebody changed the backing chain of disk {target}: by checkpoint {node.name!r}, it should be an overlay of"

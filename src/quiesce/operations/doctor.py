@@ -149,10 +149,10 @@ def _moved(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
         return
     parent = found.tree.get(found.tree.head_parent)
     standing = found.standing(found.head)
-    parts = {target: node for target, node in standing.items() if parent is None or parent.image(target)}
-    if not parts or (found.tree.head_parent in parts.values() and (parent is None or None not in parts.values())):
+    wrong = found.contradicting(found.head) if parent else standing if None not in standing.values() else ()
+    if not wrong:
         return
-    actual = parts.popitem()[1] if len(set(parts.values())) == 1 else None
+    actual = standing[min(wrong)] if len({standing[target] for target in wrong}) == 1 else None
 
     def mend() -> str:
         context.catalog.checkpoints.set_head(vm.key, actual)
