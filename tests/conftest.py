@@ -7,7 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from tests.strategies import EXAMPLES
 from tests.times import Times
@@ -18,9 +18,12 @@ LONGER = 25
 HARD = 60
 """Seconds after its own time-out at which a test's process is ended, should it hang where Python cannot end the test."""
 
-# No time limit per example, as the machines that run this are small and busy.
-settings.register_profile("quiesce", deadline=None, database=None, max_examples=EXAMPLES)
-settings.register_profile("long", settings.get_profile("quiesce"), max_examples=LONGER * EXAMPLES)
+# No time limit per example, as the machines that run this are small and busy. To shrink an example that failed can take
+# longer than the test may, which would then end without a word of it.
+settings.register_profile(
+    "quiesce", deadline=None, database=None, max_examples=EXAMPLES, phases=(Phase.explicit, Phase.generate), print_blob=True
+)
+settings.register_profile("long", settings.get_profile("quiesce"), max_examples=LONGER * EXAMPLES, phases=tuple(Phase))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
