@@ -64,8 +64,6 @@ class Tally:
 @dataclass
 class Report:
     rounds: int
-    restores: bool = True
-    """Whether checkpoints are restored, too, not only audited."""
     quiesce: Tally = field(default_factory=Tally)
     in_turn: Tally = field(default_factory=Tally)
     """By `virsh snapshot-create-as --quiesce`, one server after the other."""
@@ -78,8 +76,7 @@ class Report:
 
     @property
     def good(self) -> bool:
-        restored = self.restored > 0 or not self.restores
-        return self.quiesce.good and restored and not (self.restored_otherwise or self.client_errors)
+        return self.quiesce.good and self.restored > 0 and not (self.restored_otherwise or self.client_errors)
 
 
 class Campaign:
@@ -98,7 +95,7 @@ class Campaign:
             for number in range(1, report.rounds + 1):
                 found[f"round {number}"] = self._by_quiesce(customers, f"round {number}")
         report.client_errors += len(customers.errors)
-        for number in range(report.rounds if report.restores else 0, 0, -RESTORES):
+        for number in range(report.rounds, 0, -RESTORES):
             self._restore(f"round {number}", found[f"round {number}"])
         with Customers(self._servers.customer_entrance) as customers:
             for _ in range(math.ceil(report.rounds / IN_TURN)):
@@ -160,9 +157,9 @@ def _virsh(*words: str) -> str:
     return finished.stdout
 
 
-def run(servers: Servers, catalog: Path, say: Narrator, rounds: int, *, restores: bool = True) -> dict[str, Any]:
+def run(servers: Servers, catalog: Path, say: Narrator, rounds: int) -> dict[str, Any]:
     with Auditor() as auditor:
-        campaign = Campaign(servers, auditor, catalog, say, Report(rounds, restores))
+        campaign = Campaign(servers, auditor, catalog, say, Report(rounds))
         try:
             campaign.run()
         except BaseException:

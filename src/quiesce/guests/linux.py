@@ -16,7 +16,7 @@ from quiesce.wire.framing import ProtocolError
 from quiesce.wire.messages import PORT_NAME, Frozen, Held, Inventory, Released, Status, Thawed
 from quiesce.wire.requester import AgentRefusedError, Greeting, Requester, Transport
 
-HELLO_TIMEOUT_S = 10.0
+HELLO_TIMEOUT_S = 30.0
 NEEDED = frozenset({"freeze", "dead-man", "post-checkpoint"})
 
 
