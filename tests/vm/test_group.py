@@ -22,7 +22,9 @@ def test_a_server_that_is_not_taken(image: Image, ready: SavedMachine, quiesce: 
             assert server["vm"] == other.name
             return server["verdict"], " ".join(finding["text"] for finding in server["findings"])
 
-        other.run("echo autovacuum=off >>/etc/postgresql/17/main/postgresql.conf; pg_ctlcluster 17 main reload")  # takes numbers
+        other.run(
+            "echo autovacuum=off >>/etc/postgresql/17/main/postgresql.conf; pg_ctlcluster 17 main reload"
+        )  # takes numbers
         db.sql("CREATE TABLE t (x int)")
         opened = "-c BEGIN -c 'SELECT pg_current_xact_id()' -c 'SELECT pg_sleep(3600)'"
         other.spawn(f"runuser -u postgres -- psql -X -d postgres {opened}")
