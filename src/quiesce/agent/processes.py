@@ -57,6 +57,24 @@ def command_line(pid: int) -> list[str]:
         return []
 
 
+def name(pid: int) -> str:
+    """The kernel's name of the process; empty if it ended."""
+    try:
+        with open(f"/proc/{pid}/comm", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def parent(pid: int) -> int:
+    """The process's parent; 0 if it has none, or ended."""
+    try:
+        with open(f"/proc/{pid}/stat", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 def own_pid(pid: int) -> str:
     """The process's number in its own process namespace, as its own files name it; empty if it ended. Example: a service with
     systemd's PrivatePIDs= is process 1, or 2, to itself. Source: proc_pid_status(5), NSpid."""

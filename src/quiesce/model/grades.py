@@ -27,6 +27,9 @@ class Grade(str, Enum):
     """It starts without any recovery."""
     NIL_REDO = "nil-redo"
     """Recovery runs and changes nothing: the image ends at a commit boundary."""
+    STANDS_STILL = "stands-still"
+    """Its processes stood still as one. Recovery runs, replays a known length of its log, and keeps every acknowledged
+    commit."""
     HELD = "held"
     """The application reported that it was at rest. quiesce cannot prove that, nor how the application starts."""
     CRASH = "crash"
@@ -36,8 +39,8 @@ class Grade(str, Enum):
 
     @property
     def vouched(self) -> bool:
-        """Whether the application starts in exactly the state of one boundary of its own, as a commit."""
-        return self in (Grade.CLEAN, Grade.NIL_REDO, Grade.HELD)
+        """Whether the application comes back as it was at one boundary of its own, as a commit."""
+        return self in (Grade.CLEAN, Grade.NIL_REDO, Grade.STANDS_STILL, Grade.HELD)
 
 
 class Consistency(str, Enum):

@@ -70,6 +70,8 @@ class ApplicationWriter:
         """What went wrong, with its phase and outcome; None if nothing did."""
         self.last_error: Optional[str] = None
         self.required = True
+        self.nil_redo = False
+        """The host wants no transaction in flight and nothing to redo, where the application can have both that and less."""
         self._paths: list[str] = []
         self.hold_limit_ms: Optional[int] = None
         self.holding = False

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from contextlib import closing
+from typing import Any, Optional
 
 from quiesce.agent import memory
+from quiesce.agent.deadman import Undo
 from quiesce.agent.writers import wal
 from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.agent.writers.postgresql_files import (
@@ -27,6 +29,7 @@ from quiesce.agent.writers.postgresql_files import (
 )
 from quiesce.agent.writers.postgresql_locks import ClusterLocks, writing_transactions
 from quiesce.agent.writers.postgresql_session import close, connect, user_of, words_of
+from quiesce.agent.writers.postgresql_still import StandingCluster
 from quiesce.agent.writers.postgresql_stopped import StoppedCluster
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
@@ -85,9 +88,18 @@ class Cluster(ApplicationWriter):
         self.version = read_version(postmaster.directory)
         self.data_directory = postmaster.directory
         self._control: Any = None
+        self._still: Optional[StandingCluster] = None
+        """Where the cluster can be stopped as a whole; else its tables are locked."""
         self._locks = ClusterLocks()
         self._segment_size = 0
         self._insert_lsn = ""
+
+    def undo(self) -> Optional[Undo]:
+        if self.nil_redo or self._postmaster.container:
+            return None
+        self._still = StandingCluster.of(self._postmaster)
+        self.outlives = self._still is not None
+        return self._still.undo if self._still else None
 
     # -- identify
 
@@ -111,6 +123,13 @@ class Cluster(ApplicationWriter):
         if not superuser:
             reason = f"the role {user_of(self._postmaster)} is not a superuser; CHECKPOINT and locks need one"
             raise WriterError(reason, Outcome.NON_RETRYABLE)
+        if self._still is None and not self.nil_redo and (found := StandingCluster.of(self._postmaster)):
+            found.close()
+            self.grade, self.reason = Grade.STANDS_STILL, None
+            return
+        if self._still:
+            self.grade, self.reason = Grade.STANDS_STILL, None
+            return
         self._refuse_prepared_transactions()
         self.grade, self.reason = Grade.NIL_REDO, None
 
@@ -159,11 +178,21 @@ class Cluster(ApplicationWriter):
     # -- the attempt
 
     def on_prepare(self, deadline_ns: int, window_ms: int) -> None:
+        if self._still:
+            self._still.prepare(self._control, self._segment_size)
+            for (database,) in self._control.run("SELECT datname::text FROM pg_database WHERE datallowconn"):
+                with closing(connect(self._postmaster, database, deadline_ns)) as connection:
+                    self._warn_of_unlogged_tables(database, connection)
+            self._checkpoint_twice(window_ms)
+            return
         learned = memory.recall(MEMORY).get(self._postmaster.directory, {})
         for (database,) in self._control.run("SELECT datname::text FROM pg_database WHERE datallowconn"):
             connection = connect(self._postmaster, database, deadline_ns)
             self._locks.prepare(database, connection, learned.get(database, []), window_ms)
             self._warn_of_unlogged_tables(database, connection)
+        self._checkpoint_twice(window_ms)
+
+    def _checkpoint_twice(self, window_ms: int) -> None:
         self._require_room()
         started = time.monotonic_ns()
         # Twice: the first writes the mass of dirty pages, the second the pages that were dirtied meanwhile.
@@ -197,6 +226,11 @@ class Cluster(ApplicationWriter):
 
     def on_hold(self, deadline_ns: int) -> None:
         started = time.monotonic_ns()
+        if self._still:
+            self.reason = self._still.stop(self._control, deadline_ns)
+            self.position = self._still.position
+            self.time("stop", started)
+            return
         budget_ns = min(HOLD_BUDGET_MS * 1_000_000, (deadline_ns - started) // 2)
         try:
             self._locks.take(self._control, min(deadline_ns, started + budget_ns))
@@ -251,6 +285,9 @@ class Cluster(ApplicationWriter):
         return ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
 
     def on_release(self) -> None:
+        if self._still:
+            self._still.release()
+            return
         insert = self._control.run("SELECT pg_current_wal_insert_lsn()::text")[0][0]
         # A session that can still roll back has existed all the time, and so have its locks.
         lost = self._locks.let_go()
@@ -270,6 +307,9 @@ class Cluster(ApplicationWriter):
             time.sleep(0.02)
 
     def on_abort(self) -> None:
+        if self._still:
+            self._still.close()
+            self._still = None
         self._locks.close()
         close(self._control)
         self._control = None

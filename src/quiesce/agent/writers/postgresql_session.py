@@ -31,6 +31,7 @@ _SETTINGS = (
     "default_transaction_read_only = off",
     "default_transaction_isolation = 'read committed'",
     "search_path = pg_catalog",
+    "synchronous_commit = local",  # else our own commit would wait for a standby that may not come
 )
 
 

@@ -7,6 +7,7 @@ from typing import Optional
 
 from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.agent.writers.postgresql_files import cluster_id, paths_of, read_control_file, read_version
+from quiesce.agent.writers.wal import format_lsn
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
@@ -33,8 +34,8 @@ class StoppedCluster(ApplicationWriter):
         system, state, checkpoint, redo = self._before or control
         self.position = {
             "system_identifier": str(system),
-            "checkpoint_lsn": _format_lsn(checkpoint),
-            "redo_lsn": _format_lsn(redo),
+            "checkpoint_lsn": format_lsn(checkpoint),
+            "redo_lsn": format_lsn(redo),
         }
         if self._before is not None and control != self._before:
             raise WriterError("it was down, and was started during the attempt", Outcome.INCONSISTENT, Grade.CRASH)
@@ -53,7 +54,3 @@ class StoppedCluster(ApplicationWriter):
 
     def paths(self) -> list[str]:
         return paths_of(self._directory)
-
-
-def _format_lsn(value: int) -> str:
-    return f"{value >> 32:X}/{value & 0xFFFFFFFF:X}"

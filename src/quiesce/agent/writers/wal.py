@@ -7,11 +7,16 @@ access/xlog_internal.h, unchanged since 9.5.
 from __future__ import annotations
 
 import struct
+from typing import Optional
 
 PAGE = 8192
 _SHORT_PAGE_HEADER, _LONG_PAGE_HEADER = 24, 40
 _PAGE_HEADER = struct.Struct("=HHIQI")
 _RECORD_HEADER = struct.Struct("=IIQBB2xI")
+_CHECKSUM_AT = 20
+"""Offset of a record's checksum, which is not part of what it is computed from."""
+MOST = 256 * 1024
+"""Most bytes of log that are gone through within a window."""
 _RM_XLOG, _RM_STANDBY = 0, 8
 _CHECKPOINT_ONLINE, _CHECKPOINT_REDO = 0x10, 0xE0
 _RUNNING_XACTS = 0x10
@@ -32,6 +37,11 @@ def parse_lsn(text: str) -> int:
     """`16/B374D848` as a number."""
     high, _, low = text.partition("/")
     return (int(high, 16) << 32) + int(low, 16)
+
+
+def format_lsn(value: int) -> str:
+    """A number as `16/B374D848`."""
+    return f"{value >> 32:X}/{value & 0xFFFFFFFF:X}"
 
 
 def records(directory: str, timeline: int, segment_size: int, start: int, end: int) -> list[tuple[int, str]]:
@@ -56,6 +66,55 @@ def records(directory: str, timeline: int, segment_size: int, start: int, end: i
         if position > end:
             raise WalError("a record reaches beyond the end")
         position = (position + 7) & ~7
+
+
+def end(directory: str, timeline: int, segment_size: int, start: int) -> int:
+    """Where the log ends that is in the files: after the last record from `start` on that is whole, by its checksum, as a
+    recovery sees it. `start`: LSN of a record, or of the end of one. Raises WalError if the log is longer than MOST from there,
+    OSError."""
+    position, previous = (start + 7) & ~7, None
+    while True:
+        at = _skip_page_header(position, segment_size)
+        try:
+            record = _whole_record(directory, timeline, segment_size, at, previous)
+        except (WalError, OSError):
+            return position
+        if record is None:
+            return position
+        previous, position = at, (_advance(at, record, segment_size) + 7) & ~7
+        if position - start > MOST:
+            raise WalError(f"more than {MOST} bytes of log")
+
+
+def _whole_record(directory: str, timeline: int, segment_size: int, at: int, previous: Optional[int]) -> Optional[int]:
+    """Length of the record at this LSN; None if there is no whole one. `previous`: LSN of the record before it, if known."""
+    header = _read(directory, timeline, segment_size, at, _RECORD_HEADER.size)
+    length, _xid, before, _info, _manager, checksum = _RECORD_HEADER.unpack(header)
+    if not _RECORD_HEADER.size <= length <= MOST or (previous is not None and before != previous):
+        return None
+    record = _read(directory, timeline, segment_size, at, length)
+    found = _crc32c(record[:_CHECKSUM_AT], _crc32c(record[_RECORD_HEADER.size :]))
+    return int(length) if found == checksum else None
+
+
+def _crc32c(data: bytes, before: int = 0) -> int:
+    """Castagnoli's, as PostgreSQL computes it (port/pg_crc32c.h)."""
+    value = before ^ 0xFFFFFFFF
+    for byte in data:
+        value = _CRC_TABLE[(value ^ byte) & 0xFF] ^ (value >> 8)
+    return value ^ 0xFFFFFFFF
+
+
+def _crc_table() -> list[int]:
+    table = []
+    for number in range(256):
+        for _ in range(8):
+            number = (number >> 1) ^ (0x82F63B78 if number & 1 else 0)
+        table.append(number)
+    return table
+
+
+_CRC_TABLE = _crc_table()
 
 
 def _skip_page_header(position: int, segment_size: int) -> int:
