@@ -13,7 +13,7 @@ from quiesce.model.reports import Outcome
 
 _FLUSH = """
 SELECT pg_logical_emit_message(true, 'quiesce', '')::text, s.system_identifier::text, c.timeline_id::text,
-       c.checkpoint_lsn::text, c.redo_lsn::text, pg_snapshot_xmax(pg_current_snapshot())::text,
+       pg_snapshot_xmax(pg_current_snapshot())::text,
        ARRAY(SELECT x::text FROM pg_snapshot_xip(pg_current_snapshot()) x)
 FROM pg_control_checkpoint() c, pg_control_system() s
 """
@@ -53,31 +53,33 @@ class StandingCluster:
         self.asynchronous = bool(control.run(_ASYNCHRONOUS)[0][0])
 
     def stop(self, control: Any, deadline_ns: int) -> str:
-        """Stops the cluster, and returns what a restore is worth, as the reason of the grade. Raises WriterError,
-        TimeoutError."""
-        flushed, system, timeline, checkpoint, redo, next_xid, in_progress = control.run(_FLUSH)[0]
+        """Stops the cluster. Returns, as the reason of the grade, what its next start will do. Raises WriterError, TimeoutError."""
+        flushed, system, timeline, next_xid, in_progress = control.run(_FLUSH)[0]
         self._standstill.stop(deadline_ns)
         self._timeline = int(timeline)
-        _, _, checkpoint_now, redo_now = read_control_file(self._directory)  # one may have ended since
+        _, _, checkpoint, redo = read_control_file(self._directory)
         self._end = self._read_end(wal.parse_lsn(flushed))
         epoch, xid = divmod(int(next_xid), 1 << 32)
         self.position = {
             "system_identifier": system,
             "timeline": timeline,
-            "checkpoint_lsn": wal.format_lsn(checkpoint_now),
-            "redo_lsn": wal.format_lsn(redo_now),
+            "checkpoint_lsn": wal.format_lsn(checkpoint),
+            "redo_lsn": wal.format_lsn(redo),
             "insert_lsn": wal.format_lsn(self._end),
             "next_xid": f"{epoch}:{xid}",
-            "redo_bytes": str(self._end - redo_now),
+            "redo_bytes": str(self._end - redo),
         }
         if in_progress:
             self.position["in_progress_xids"] = ",".join(in_progress)
         reason = (
-            f"it stood still: its start replays {self._end - redo_now:,} bytes of log, from {self.position['redo_lsn']} to"
+            f"it stood still: its start replays {self._end - redo:,} bytes of log, from {self.position['redo_lsn']} to"
             f" {self.position['insert_lsn']}"
         )
         if self.asynchronous:
-            reason += "; commits acknowledged before they were on disk (synchronous_commit = off) in the last milliseconds may be missing"
+            reason += (
+                "; of commits that were acknowledged before they were on disk (synchronous_commit = off), those of the last"
+                " milliseconds may be missing"
+            )
         return reason
 
     def release(self) -> None:
