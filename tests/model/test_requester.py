@@ -22,7 +22,7 @@ from tests.strategies import JSON, almost, examples, of
 CALLS = {
     Op.HELLO: lambda requester: requester.hello("test", 1),
     Op.IDENTIFY: lambda requester: requester.identify(1),
-    Op.PREPARE: lambda requester: requester.prepare(1000, True, 1),
+    Op.PREPARE: lambda requester: requester.prepare(messages.Prepare(1000, insist=True), 1),
     Op.HOLD: lambda requester: requester.hold(Level.SYSTEM, 1),
     Op.FREEZE: lambda requester: requester.freeze(1),
     Op.THAW: lambda requester: requester.thaw(1),

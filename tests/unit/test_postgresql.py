@@ -17,9 +17,10 @@ from quiesce.agent.writers.base import WriterError
 from quiesce.agent.writers.postgresql import MIB, Cluster
 from quiesce.agent.writers.postgresql_files import Postmaster, cluster_id, data_directories, read_control_file
 from quiesce.agent.writers.postgresql_locks import LockSession
+from quiesce.agent.writers.postgresql_nil_redo import NilRedo
 from quiesce.agent.writers.postgresql_session import peer_of, sqlstate_of, words_of
-from quiesce.agent.writers.postgresql_stopped import StoppedCluster, _format_lsn
-from quiesce.agent.writers.wal import parse_lsn
+from quiesce.agent.writers.postgresql_stopped import StoppedCluster
+from quiesce.agent.writers.wal import format_lsn, parse_lsn
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome, WriterReport
 from quiesce.wire.schema import from_wire, to_wire
@@ -143,7 +144,7 @@ def test_a_cluster_is_called_as_its_distribution_calls_it(directory, expected):
 @given(st.integers(0, 2**64 - 1))
 def test_positions_are_written_as_they_are_read(position):
     """Broken: the positions in a report would not be those of the log."""
-    assert parse_lsn(_format_lsn(position)) == position
+    assert parse_lsn(format_lsn(position)) == position
 
 
 def _cluster(log: Log) -> Cluster:
@@ -152,8 +153,15 @@ def _cluster(log: Log) -> Cluster:
     (directory / "PG_VERSION").write_text("17\n")
     cluster = Cluster(Postmaster(1, 0, str(directory), 5432, "/nowhere", container=False))
     cluster._segment_size = log.segment
-    cluster.position = {"redo_lsn": _format_lsn(log.start), "timeline": "1"}
+    way = cluster._chosen = NilRedo(cluster._postmaster)
+    way.segment_size = log.segment
+    way.position = {"redo_lsn": format_lsn(log.start), "timeline": "1"}
     return cluster
+
+
+def _way(cluster: Cluster) -> NilRedo:
+    assert isinstance(cluster._chosen, NilRedo)
+    return cluster._chosen
 
 
 @pytest.fixture
@@ -168,9 +176,9 @@ def test_a_log_of_bookkeeping_alone_is_nil_redo(log):
         log.record(kind, 48)
     log.write()
     cluster = _cluster(log)
-    assert cluster._beyond_bookkeeping(_format_lsn(log.position)) == ""
-    assert cluster.position["redo_records"] == "CHECKPOINT_REDO,RUNNING_XACTS,CHECKPOINT_ONLINE"
-    assert cluster.position["redo_bytes"] == str(log.position - log.start)
+    assert _way(cluster)._beyond_bookkeeping(format_lsn(log.position)) == ""
+    assert _way(cluster).position["redo_records"] == "CHECKPOINT_REDO,RUNNING_XACTS,CHECKPOINT_ONLINE"
+    assert _way(cluster).position["redo_bytes"] == str(log.position - log.start)
 
 
 def test_one_other_record_in_the_log_is_not(log):
@@ -179,16 +187,16 @@ def test_one_other_record_in_the_log_is_not(log):
     at = log.record(INSERT, 80)
     log.record(CHECKPOINT_ONLINE, 114)
     log.write()
-    assert _cluster(log)._beyond_bookkeeping(_format_lsn(log.position)) == f"10/0x00 at {at:X}"
+    assert _way(_cluster(log))._beyond_bookkeeping(format_lsn(log.position)) == f"10/0x00 at {at:X}"
 
 
 def test_a_log_that_cannot_be_read_is_not(log):
     """Broken: what nobody looked at would be vouched for."""
-    assert "No such file" in _cluster(log)._beyond_bookkeeping(_format_lsn(log.start + 64))
+    assert "No such file" in _way(_cluster(log))._beyond_bookkeeping(format_lsn(log.start + 64))
     log.record(CHECKPOINT_REDO)
     log.write()
-    assert "ends early" in _cluster(log)._beyond_bookkeeping(_format_lsn(log.position + 64))
-    assert "far more" in _cluster(log)._beyond_bookkeeping(_format_lsn(log.start + 2**20))
+    assert "ends early" in _way(_cluster(log))._beyond_bookkeeping(format_lsn(log.position + 64))
+    assert "far more" in _way(_cluster(log))._beyond_bookkeeping(format_lsn(log.start + 2**20))
 
 
 class Server:
@@ -240,8 +248,8 @@ def held(log: Log) -> Cluster:
     cluster = _cluster(log)
     cluster.holding = True
     cluster.grade = Grade.NIL_REDO
-    cluster._insert_lsn = _format_lsn(log.position)
-    cluster._control = Server([[cluster._insert_lsn]])
+    _way(cluster)._insert_lsn = format_lsn(log.position)
+    cluster._control = Server([[_way(cluster)._insert_lsn]])
     return cluster
 
 
@@ -255,7 +263,7 @@ def test_a_log_that_moved_by_a_change_loses_the_grade(held, log):
     """Broken: a write that slipped through the hold would not show in the label."""
     log.record(INSERT, 80)
     log.write()
-    held._control = Server([[_format_lsn(log.position)]])
+    held._control = Server([[format_lsn(log.position)]])
     held.release()
     assert held.report().grade is Grade.CRASH
     assert "moved during the window: 10/0x00" in str(held.report().reason)
@@ -265,7 +273,7 @@ def test_a_log_that_moved_by_bookkeeping_keeps_it(held, log):
     """Broken: the server's background records would fail honest checkpoints."""
     log.record(RUNNING_XACTS, 50)
     log.write()
-    held._control = Server([[_format_lsn(log.position)]])
+    held._control = Server([[format_lsn(log.position)]])
     held.release()
     assert held.report().grade is Grade.NIL_REDO
 
@@ -273,18 +281,18 @@ def test_a_log_that_moved_by_bookkeeping_keeps_it(held, log):
 def test_bookkeeping_not_yet_in_the_file_is_waited_for(held, log):
     """Broken: a checkpoint in which the server's background records fall would fail, as the files end before them."""
     log.record(RUNNING_XACTS, 50)
-    held._control = Server([[_format_lsn(log.position)]], log.write)
+    held._control = Server([[format_lsn(log.position)]], log.write)
     held.release()
     assert held.report().grade is Grade.NIL_REDO
-    assert held.position["redo_records"] == "CHECKPOINT_REDO,CHECKPOINT_ONLINE,RUNNING_XACTS"
-    assert held.position["insert_lsn"] == _format_lsn(log.position)
+    assert _way(held).position["redo_records"] == "CHECKPOINT_REDO,CHECKPOINT_ONLINE,RUNNING_XACTS"
+    assert _way(held).position["insert_lsn"] == format_lsn(log.position)
 
 
 def test_a_log_that_is_never_written_loses_the_grade(held, log, monkeypatch):
     """Broken: log that nobody could read would be vouched for, or its waiting would never end."""
-    monkeypatch.setattr("quiesce.agent.writers.postgresql.WRITTEN_WITHIN_S", 0.1)
+    monkeypatch.setattr("quiesce.agent.writers.postgresql_nil_redo.WRITTEN_WITHIN_S", 0.1)
     log.record(INSERT, 80)
-    held._control = Server([[_format_lsn(log.position)]])
+    held._control = Server([[format_lsn(log.position)]])
     held.release()
     assert held.report().grade is Grade.CRASH
     assert "ends early" in str(held.report().reason)
@@ -295,7 +303,7 @@ def test_a_log_that_moved_by_very_many_records_is_still_reported(held, log):
     for _ in range(600):
         log.record(INSERT, 32)
     log.write()
-    held._control = Server([[_format_lsn(log.position)]])
+    held._control = Server([[format_lsn(log.position)]])
     held.release()
     found = held.report()
     assert from_wire(WriterReport, to_wire(found)) == found
@@ -312,7 +320,7 @@ def test_a_server_that_is_gone_at_release_loses_the_grade(held):
 def test_a_lost_session_loses_the_grade(held):
     """Broken: a hold that the server itself ended (its time-out) would be vouched for."""
     good = Server([])
-    held._locks.sessions = [LockSession("good", good, [], []), LockSession("lost", Server(OSError("gone")), [], [])]
+    _way(held).locks.sessions = [LockSession("good", good, [], []), LockSession("lost", Server(OSError("gone")), [], [])]
     held.release()
     assert held.report().grade is Grade.CRASH
     assert "'lost'" in str(held.report().reason)

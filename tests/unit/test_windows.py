@@ -20,7 +20,7 @@ from quiesce.model.grades import Consistency, Grade, Level
 from quiesce.model.reports import FreezeState, Outcome
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.writers import writers
-from quiesce.wire.messages import PORT_NAME
+from quiesce.wire.messages import PORT_NAME, Prepare
 from tests.unit.conftest import Fake
 from tests.unit.windows_guest import Guest, answer, refuse, silence
 
@@ -249,7 +249,7 @@ def test_a_thaw_that_was_late_is_disowned_even_if_vss_says_nothing(guest, monkey
     """Broken: a host that stood still in the window would trust that VSS noticed."""
     monkeypatch.setattr(vss_module, "VSS_HOLD_S", 0.1)
     vss = VssGuest("web1", guest)
-    vss.prepare(10_000, True, 1)
+    vss.prepare(Prepare(10_000, insist=True), 1)
     vss.freeze(1)
     time.sleep(0.1)
     assert not vss.thaw(1).unbroken
@@ -262,7 +262,7 @@ def test_volumes_that_vss_leaves_out_are_named_by_number(guest):
     """Broken: a disk of the VM that Windows takes for removable would be vouched for."""
     guest.on_freeze = guest.on_thaw = answer(2)
     vss = VssGuest("web1", guest)
-    vss.prepare(10_000, True, 1)
+    vss.prepare(Prepare(10_000, insist=True), 1)
     vss.freeze(1)
     assert vss.thaw(1).unbroken
     assert vss.release(Level.SYSTEM, 1).writers[0].warnings == (
@@ -274,7 +274,7 @@ def test_a_guest_that_does_not_list_its_volumes_is_told_by_their_number(guest):
     """Broken: a checkpoint would say that no filesystem was frozen."""
     guest.listed = []
     vss = VssGuest("web1", guest)
-    assert vss.prepare(10_000, True, 1).filesystems == ()
+    assert vss.prepare(Prepare(10_000, insist=True), 1).filesystems == ()
     (frozen,) = vss.freeze(1).filesystems
     assert (frozen.mountpoint, frozen.state, frozen.reason) == ("all volumes", FreezeState.FROZEN, "3, says VSS")
     assert vss.thaw(1).filesystems[0].state is FreezeState.THAWED
@@ -285,7 +285,7 @@ def test_closing_it_lets_go(guest):
     vss = VssGuest("web1", guest)
     vss.close()
     assert guest.diary == []
-    vss.prepare(10_000, True, 1)
+    vss.prepare(Prepare(10_000, insist=True), 1)
     vss.freeze(1)
     vss.close()
     vss.close()
@@ -296,7 +296,7 @@ def test_a_refusal_of_the_freeze_names_the_writer_for_the_production_code(guest)
     """Broken: it would be reported like a lost connection, without VSS's words."""
     guest.on_freeze = refuse("DoSnapshotSet exited without Frozen event")
     vss = VssGuest("web1", guest)
-    vss.prepare(10_000, True, 1)
+    vss.prepare(Prepare(10_000, insist=True), 1)
     with pytest.raises(GuestRefusedError) as error:
         vss.freeze(1)
     (writer,) = error.value.writers

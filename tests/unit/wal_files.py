@@ -10,6 +10,16 @@ CHECKPOINT_ONLINE, CHECKPOINT_REDO, RUNNING_XACTS = (0, 0x10), (0, 0xE0), (8, 0x
 INSERT = (10, 0x00)  # heap
 
 
+def castagnoli(data: bytes) -> int:
+    """CRC-32C, bit by bit from the polynomial."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
+    return value ^ 0xFFFFFFFF
+
+
 class Log:
     """A log that begins at `start`. Bytes are appended one by one, so page boundaries take care of themselves."""
 
@@ -18,6 +28,8 @@ class Log:
         self.segment = segment
         self.timeline = timeline
         self.position = start
+        self._previous = 0
+        """LSN of the last record."""
         self._pages: dict[int, bytearray] = {}
         self._page(start)
         self._skip_header()
@@ -25,14 +37,37 @@ class Log:
 
     def record(self, kind: tuple[int, int], length: int = 24) -> int:
         """Appends a record of `length` bytes, header included. Returns its LSN."""
+        manager, info = kind
+        return self._put(struct.pack("=IIQBB2xI", length, 0, 0, info, manager, 0xC4C) + b"\xaa" * (length - 24))
+
+    def _put(self, record: bytes) -> int:
         self._skip_header()
         at = self.position
-        manager, info = kind
-        for byte in struct.pack("=IIQBB2xI", length, 0, 0, info, manager, 0xC4C) + b"\xaa" * (length - 24):
+        for byte in record:
             self._skip_header()
             self._page(self.position)[self.position % PAGE] = byte
             self.position += 1
         self.position += -self.position % 8
+        return at
+
+    def append(
+        self,
+        kind: tuple[int, int],
+        data: bytes,
+        *,
+        xid: int = 0,
+        previous: int | None = None,
+        before_data: bytes = b"",
+        damaged: bool = False,
+    ) -> int:
+        """Appends a record with this main data, with checksum and chain as the server makes them. Returns its LSN."""
+        head = b"\xff" + bytes([len(data)]) if len(data) < 256 else b"\xfe" + struct.pack("=I", len(data))
+        body = before_data + head + data
+        self._skip_header()
+        before = self._previous if previous is None else previous
+        fields = struct.pack("=IIQBB2x", 24 + len(body), xid, before, kind[1], kind[0])
+        checksum = castagnoli(body + fields) ^ damaged
+        at = self._previous = self._put(fields + struct.pack("=I", checksum) + body)
         return at
 
     def write(self) -> Path:

@@ -13,7 +13,7 @@ from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import BusyError
 from quiesce.model.reports import FreezeState
 from quiesce.wire import framing
-from quiesce.wire.messages import ErrorCode, State
+from quiesce.wire.messages import ErrorCode, Prepare, State
 from quiesce.wire.requester import AgentRefusedError, Requester
 from tests.host import Quiesce
 
@@ -67,7 +67,7 @@ def test_stacked_filesystems(machine: Machine, requester: Requester) -> None:
         mount -t tmpfs tmpfs /mnt/memory
         mount -t overlay -o lowerdir=/etc,upperdir=/root/upper,workdir=/root/work overlay /mnt/overlay
     """)
-    requester.prepare(10_000, True, TIMEOUT)
+    requester.prepare(Prepare(10_000, insist=True), TIMEOUT)
     frozen = requester.freeze(TIMEOUT)
     states = {item.mountpoint: item.state for item in frozen.filesystems}
     order = [item.mountpoint for item in frozen.filesystems if item.state is FreezeState.FROZEN]
@@ -89,7 +89,7 @@ def test_freeze_of_somebody_else(machine: Machine, requester: Requester) -> None
         mkdir -p /mnt/theirs && truncate -s 16M /root/theirs.img && mke2fs -q -t ext4 /root/theirs.img
         mount -o loop /root/theirs.img /mnt/theirs && fsfreeze -f /mnt/theirs
     """)
-    requester.prepare(10_000, True, TIMEOUT)
+    requester.prepare(Prepare(10_000, insist=True), TIMEOUT)
     with pytest.raises(AgentRefusedError, match="/mnt/theirs is already frozen by somebody else"):
         requester.freeze(TIMEOUT)
     assert requester.status(TIMEOUT).state is State.IDLE
@@ -136,7 +136,7 @@ def test_thaw_of_somebody_else(machine: Machine, quiesce: Quiesce, monkeypatch: 
 
 def test_wrong_token_and_order(requester: Requester) -> None:
     """A stranger's token and a step out of order are refused, and the attempt goes on."""
-    requester.prepare(10_000, True, TIMEOUT)
+    requester.prepare(Prepare(10_000, insist=True), TIMEOUT)
     ours, requester.token = requester.token, "0" * 32
     with pytest.raises(AgentRefusedError) as refused:
         requester.freeze(TIMEOUT)

@@ -26,6 +26,7 @@ from quiesce.guests import linux
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import AgentError
 from quiesce.model.grades import Level
+from quiesce.wire.messages import Prepare
 from tests.host import Quiesce
 
 WINDOW_S = 3.0
@@ -156,9 +157,9 @@ def test_host_gone_in_the_middle_of_a_step(machine: Machine, step: str) -> None:
     with contextlib.closing(Vm("qemu:///system", machine.name)) as vm, linux.linux_guest(vm) as guest:
         with ThreadPoolExecutor(1) as thread:
             if step == "prepare":
-                asked = thread.submit(guest.prepare, 60_000, False, 60)
+                asked = thread.submit(guest.prepare, Prepare(60_000, insist=False), 60)
             else:
-                guest.prepare(60_000, False, 60)
+                guest.prepare(Prepare(60_000, insist=False), 60)
                 asked = thread.submit(guest.hold, Level.BACK_END, 30)
             time.sleep(1)
             guest.close()

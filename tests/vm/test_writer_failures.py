@@ -17,6 +17,7 @@ from quiesce.hypervisor.channel import ChannelTransport
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.grades import LEVELS, Grade
 from quiesce.model.reports import Outcome, WriterReport
+from quiesce.wire.messages import Prepare
 from quiesce.wire.requester import Requester
 from tests.host import Quiesce
 
@@ -42,7 +43,7 @@ def by_id(writers: tuple[WriterReport, ...]) -> dict[str, WriterReport]:
 
 def hold_all(requester: Requester, window_ms: int = WINDOW_MS) -> dict[str, WriterReport]:
     """Every writer holds that can; those that cannot are passed over."""
-    found = requester.prepare(window_ms, False, TIMEOUT).writers
+    found = requester.prepare(Prepare(window_ms, insist=False), TIMEOUT).writers
     held = [requester.hold(level, TIMEOUT) for level in LEVELS if any(writer.level is level for writer in found)]
     return by_id(found) | by_id(tuple(writer for answer in held for writer in answer.writers))
 

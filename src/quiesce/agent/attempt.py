@@ -44,11 +44,13 @@ class AttemptError(Exception):
 class Attempt:
     """Holds, freezes and lets go. The conversation sees to the order of the calls."""
 
-    def __init__(self, token: str, window_ms: int, insist: bool) -> None:
+    def __init__(self, token: str, window_ms: int, insist: bool, *, nil_redo: bool = False) -> None:
+        """As in wire.messages.Prepare."""
         self.token = token
         self.state = State.IDLE
         self._window_ns = window_ms * 1_000_000
         self._insist = insist
+        self._nil_redo = nil_redo
         self._deadline_ns: Optional[int] = None
         self._started_ns: Optional[int] = None
         self._writers: list[ApplicationWriter] = []
@@ -79,6 +81,7 @@ class Attempt:
         self._writers = list(found)
         for writer in self._writers:
             writer.command_observer = self
+            writer.nil_redo = writer.nil_redo or self._nil_redo
         self._freezer = filesystems.Freezer()
         self._undos = [self._freezer.rcu] if self._freezer.rcu else []
         for writer in self._writers:

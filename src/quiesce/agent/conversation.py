@@ -156,7 +156,8 @@ class Conversation:
         if not 0 < request.args.window_ms <= messages.MAX_WINDOW_MS:
             raise AttemptError(ErrorCode.BAD_REQUEST, f"window_ms must be from 1 to {messages.MAX_WINDOW_MS}")
         self._expired = False
-        self._attempt = Attempt(request.token, request.args.window_ms, request.args.insist)
+        asked: messages.Prepare = request.args
+        self._attempt = Attempt(request.token, asked.window_ms, asked.insist, nil_redo=asked.nil_redo)
         return self._attempt.prepare(self._discover(), deadline_ns)
 
     def _post_checkpoint(self, request: Request, deadline_ns: int) -> messages.Status:

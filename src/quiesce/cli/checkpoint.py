@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from quiesce.cli import render, terminal
-from quiesce.cli.options import CheckpointName, Vm, Window
+from quiesce.cli.options import CheckpointName, RequireGrade, Vm, Window
 from quiesce.cli.verb import verb
 from quiesce.context import Context
 from quiesce.model.grades import Consistency
@@ -45,6 +45,7 @@ def command(
             " setting, or application]"
         ),
     ] = None,
+    require_grade: RequireGrade = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option(metavar="DISK", help="Leave this disk out, for example vdb. Can be given several times."),
@@ -62,4 +63,13 @@ def command(
 
     Example: quiesce checkpoint db1 --name before-upgrade
     """
-    return checkpoint(context, vm, name=name, type=type, required=require, exclude=tuple(exclude or ()), window_s=window)
+    return checkpoint(
+        context,
+        vm,
+        name=name,
+        type=type,
+        required=require,
+        required_grade=require_grade,
+        exclude=tuple(exclude or ()),
+        window_s=window,
+    )

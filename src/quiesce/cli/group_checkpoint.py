@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from quiesce.cli import render, terminal
-from quiesce.cli.options import CheckpointName, GroupName, Window
+from quiesce.cli.options import CheckpointName, GroupName, RequireGrade, Window
 from quiesce.cli.verb import verb
 from quiesce.context import Context
 from quiesce.model.grades import Consistency
@@ -40,6 +40,7 @@ def command(
             " \\[default: each VM's setting, or application]"
         ),
     ] = None,
+    require_grade: RequireGrade = None,
     window: Window = DEFAULT_WINDOW_S,
 ) -> Taken:
     """Take a checkpoint of all members of a group at one instant, or of none.
@@ -52,4 +53,4 @@ def command(
 
     Example: quiesce group checkpoint shop --name before-upgrade
     """
-    return group_checkpoint(context, group, name=name, required=require, window_s=window)
+    return group_checkpoint(context, group, name=name, required=require, required_grade=require_grade, window_s=window)

@@ -11,6 +11,7 @@ from quiesce.catalog.store import Catalog
 from quiesce.context import default_uri
 from quiesce.hypervisor.connection import Host
 from quiesce.model.errors import QuiesceError
+from quiesce.model.grades import RequiredGrade
 from quiesce.model.keys import VmKey
 
 
@@ -99,6 +100,14 @@ Window = Annotated[
     float,
     typer.Option(
         metavar="SECONDS", min=0.5, max=60, help="The longest time that writes may be held; the guest itself enforces it."
+    ),
+]
+RequireGrade = Annotated[
+    RequiredGrade | None,
+    typer.Option(
+        help="The lowest grade of an application in an application-consistent checkpoint. stands-still: its start rolls forward"
+        " what was acknowledged, and back what was not. nil-redo: nothing is in flight, and its start changes nothing; not"
+        " every load can have that. \\[default: the VM's setting, or stands-still]"
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Only show what would be deleted.")]

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from quiesce.cli import render, terminal
-from quiesce.cli.options import Vm
+from quiesce.cli.options import RequireGrade, Vm
 from quiesce.cli.verb import verb
 from quiesce.context import Context
 from quiesce.model.errors import UsageError
@@ -21,6 +21,7 @@ def _show(found: Settings) -> None:
     out = terminal.out
     out.print(f"type       {found.type.value}")
     out.print(f"require    {render.label(found.require)}")
+    out.print(f"grade      {found.require_grade.value}")
     out.print(f"automatic  {'yes' if found.automatic else 'no'}")
     out.print(f"exclude    {escape(' '.join(found.exclude)) or '-'}")
 
@@ -40,6 +41,7 @@ def command(
         Consistency | None,
         typer.Option(help="The lowest label to accept. If it cannot be had, a checkpoint fails and nothing is kept."),
     ] = None,
+    require_grade: RequireGrade = None,
     automatic: Annotated[
         bool | None,
         typer.Option(
@@ -66,4 +68,4 @@ def command(
     if exclude and no_exclude:
         raise UsageError("--exclude and --no-exclude contradict each other")
     chosen = () if no_exclude else tuple(exclude) if exclude else None
-    return settings(context, vm, type=type, require=require, automatic=automatic, exclude=chosen)
+    return settings(context, vm, type=type, require=require, require_grade=require_grade, automatic=automatic, exclude=chosen)

@@ -13,7 +13,7 @@ from quiesce.hypervisor.vm import Facts, Vm
 from quiesce.model.errors import AgentError
 from quiesce.model.grades import Level
 from quiesce.wire.framing import ProtocolError
-from quiesce.wire.messages import PORT_NAME, Frozen, Held, Inventory, Released, Status, Thawed
+from quiesce.wire.messages import PORT_NAME, Frozen, Held, Inventory, Prepare, Released, Status, Thawed
 from quiesce.wire.requester import AgentRefusedError, Greeting, Requester, Transport
 
 HELLO_TIMEOUT_S = 30.0
@@ -85,9 +85,9 @@ class LinuxGuest:
         with self._translated():
             return self._requester.identify(timeout)
 
-    def prepare(self, window_ms: int, insist: bool, timeout: float) -> Inventory:
+    def prepare(self, asked: Prepare, timeout: float) -> Inventory:
         with self._translated():
-            return self._requester.prepare(window_ms, insist, timeout)
+            return self._requester.prepare(asked, timeout)
 
     def hold(self, level: Level, timeout: float) -> Held:
         with self._translated():

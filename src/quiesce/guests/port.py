@@ -11,7 +11,7 @@ from typing import Protocol
 from quiesce.model.errors import AgentError
 from quiesce.model.grades import Level
 from quiesce.model.reports import WriterReport
-from quiesce.wire.messages import Frozen, Held, Inventory, Released, Status, Thawed
+from quiesce.wire.messages import Frozen, Held, Inventory, Prepare, Released, Status, Thawed
 
 PREPARE_TIMEOUT_S = 600.0
 """Longest preparation, in seconds. Applications run meanwhile."""
@@ -55,9 +55,8 @@ class Guest(Protocol):
     def identify(self, timeout: float, /) -> Inventory:
         """The guest's writers and filesystems. Changes nothing in the guest."""
 
-    def prepare(self, window_ms: int, insist: bool, timeout: float, /) -> Inventory:
-        """Does the long work before the window. `window_ms`: the guest's own deadline for the window. `insist`: the guest
-        refuses if a required writer cannot hold; otherwise that writer gets the grade *crash*."""
+    def prepare(self, asked: Prepare, timeout: float, /) -> Inventory:
+        """Does the long work before the window."""
 
     def hold(self, level: Level, timeout: float, /) -> Held: ...
 

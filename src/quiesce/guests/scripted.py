@@ -9,7 +9,7 @@ from dataclasses import replace
 from quiesce.guests.port import GuestRefusedError
 from quiesce.model.grades import LEVELS, Grade, Level
 from quiesce.model.reports import Filesystem, FreezeState, WriterReport
-from quiesce.wire.messages import Frozen, Held, Inventory, Released, State, Status, Thawed
+from quiesce.wire.messages import Frozen, Held, Inventory, Prepare, Released, State, Status, Thawed
 
 ROOT = Filesystem("/", "ext4", "/dev/vda1", FreezeState.FREEZABLE)
 
@@ -49,9 +49,9 @@ class ScriptedGuest:
         self._step("identify")
         return Inventory(self.writers, (ROOT,))
 
-    def prepare(self, _window_ms: int, insist: bool, _timeout: float) -> Inventory:
+    def prepare(self, asked: Prepare, _timeout: float) -> Inventory:
         self._step("prepare")
-        if insist and self.refuses:
+        if asked.insist and self.refuses:
             raise GuestRefusedError("scripted", self.refuses, self.writers)
         return Inventory(self.writers, (ROOT,))
 

@@ -26,6 +26,7 @@ from quiesce.wire.messages import (
     Frozen,
     Held,
     Inventory,
+    Prepare,
     Released,
     State,
     Status,
@@ -140,7 +141,7 @@ class VssGuest:
             )
         return Inventory((self._writer,), self._filesystems)
 
-    def prepare(self, _window_ms: int, _insist: bool, timeout: float) -> Inventory:
+    def prepare(self, _asked: Prepare, timeout: float) -> Inventory:
         return self.identify(timeout)
 
     def hold(self, _level: Level, _timeout: float) -> Held:

@@ -43,6 +43,18 @@ class Grade(str, Enum):
         return self in (Grade.CLEAN, Grade.NIL_REDO, Grade.STANDS_STILL, Grade.HELD)
 
 
+class RequiredGrade(str, Enum):
+    """The lowest grade that a required application must have in an application-consistent checkpoint."""
+
+    STANDS_STILL = "stands-still"
+    """Any grade that is vouched for."""
+    NIL_REDO = "nil-redo"
+    """No transaction is in flight, and there is nothing to replay."""
+
+    def accepts(self, grade: Grade) -> bool:
+        return grade.vouched and (self is RequiredGrade.STANDS_STILL or grade in (Grade.CLEAN, Grade.NIL_REDO))
+
+
 class Consistency(str, Enum):
     """The label of a checkpoint. Labels are ordered: a higher one implies the lower ones."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from quiesce.model.grades import Consistency
+from quiesce.model.grades import Consistency, RequiredGrade
 
 
 class Type(str, Enum):
@@ -21,6 +21,8 @@ class Settings:
     type: Type = Type.PRODUCTION
     require: Consistency = Consistency.APPLICATION
     """The lowest label to accept. APPLICATION is Hyper-V's "production only"."""
+    require_grade: RequiredGrade = RequiredGrade.STANDS_STILL
+    """The lowest grade of a required application that *application* may rest on."""
     automatic: bool = False
     """quiesce takes a checkpoint when the VM starts and has none, and removes it when the VM has shut down cleanly."""
     exclude: tuple[str, ...] = ()

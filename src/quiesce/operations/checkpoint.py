@@ -14,7 +14,7 @@ from quiesce.disks import images
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError, RefusedError, UsageError
 from quiesce.model.events import Warned
-from quiesce.model.grades import Consistency
+from quiesce.model.grades import Consistency, RequiredGrade
 from quiesce.model.names import check_checkpoint_name, default_checkpoint_name
 from quiesce.model.settings import Settings, Type
 from quiesce.model.tree import Checkpoint, Kind
@@ -37,6 +37,7 @@ def checkpoint(
     name: str | None = None,
     type: Type | None = None,
     required: Consistency | None = None,
+    required_grade: RequiredGrade | None = None,
     exclude: tuple[str, ...] = (),
     window_s: float = DEFAULT_WINDOW_S,
     automatic: bool = False,
@@ -44,12 +45,13 @@ def checkpoint(
     """Takes a checkpoint of the VM, which runs or is off, and returns it. An argument that is None has the value of the VM's
     settings.
 
-    The checkpoint's label is at least `required`; otherwise a QuiesceError is raised, the guest runs, and nothing is left
+    The checkpoint's label is at least `required`, and of an *application* label each required application has at least
+    `required_grade`; otherwise a QuiesceError is raised, the guest runs, and nothing is left
     behind. If this process is killed at any moment, the guest releases itself within `window_s` seconds.
     """
     name = check_checkpoint_name(name) if name is not None else default_checkpoint_name(datetime.now(UTC))
     with operating(context, vm_name, "checkpoint") as vm, ExitStack() as stack:
-        settings = settings_of(context, vm, type, required)
+        settings = settings_of(context, vm, type, required, required_grade)
         with context.phase("plan"):
             planned = plan(context, vm, name, settings, exclude)
             part, running = begin_part(context, vm, planned, stack)
@@ -105,7 +107,9 @@ def require_still_off(taken: Sequence[tuple[Vm, Part]]) -> None:
             raise RefusedError(f"somebody started {vm.name} while the checkpoint was taken", hint="try again")
 
 
-def settings_of(context: Context, vm: Vm, type: Type | None, required: Consistency | None) -> Settings:
+def settings_of(
+    context: Context, vm: Vm, type: Type | None, required: Consistency | None, required_grade: RequiredGrade | None
+) -> Settings:
     """The VM's settings, with the arguments that are not None in place of the stored values."""
     settings = context.catalog.settings.get(vm.key)
     if type is None and settings.type is Type.DISABLED:
@@ -121,6 +125,8 @@ def settings_of(context: Context, vm: Vm, type: Type | None, required: Consisten
         settings = replace(settings, type=type)
     if required is not None:
         settings = replace(settings, require=required)
+    if required_grade is not None:
+        settings = replace(settings, require_grade=required_grade)
     return settings
 
 

@@ -12,7 +12,7 @@ from quiesce.context import Context
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import RefusedError
 from quiesce.model.events import Warned
-from quiesce.model.grades import Consistency
+from quiesce.model.grades import Consistency, RequiredGrade
 from quiesce.model.groups import Member, Tier
 from quiesce.model.names import check_checkpoint_name, default_checkpoint_name
 from quiesce.model.settings import Type
@@ -49,15 +49,17 @@ def group_checkpoint(
     *,
     name: str | None = None,
     required: Consistency | None = None,
+    required_grade: RequiredGrade | None = None,
     window_s: float = DEFAULT_WINDOW_S,
 ) -> Taken:
     """Takes a production checkpoint of every member except external ones, at one instant; or of none.
 
     Holds the applications of all members level by level, all front ends first; freezes all filesystems; switches all disks; and
-    releases in reverse order. The label of each part is at least `required` or, if that is None, what the member's own settings
-    require; otherwise a QuiesceError is raised, all guests run, and nothing is left behind. If this process is killed at any
-    moment, either all parts are recorded, or the next operation on a member (or `quiesce doctor --repair`) undoes its part. The
-    part of a member that is off has the disks as its guest left them."""
+    releases in reverse order. The label of each part is at least `required`, and the grades of its applications at least
+    `required_grade`; if either is None, what the member's own settings require. Otherwise a QuiesceError is raised, all guests
+    run, and nothing is left behind. If this process is killed at any moment, either all parts are recorded, or the next
+    operation on a member (or `quiesce doctor --repair`) undoes its part. The part of a member that is off has the disks as its
+    guest left them."""
     name = check_checkpoint_name(name) if name is not None else default_checkpoint_name(datetime.now(UTC))
     everybody = members_of(context, group)
     members = [member for member in everybody if member.tier is not Tier.EXTERNAL]
@@ -65,7 +67,7 @@ def group_checkpoint(
     with ExitStack() as stack:
         vms = _locked(context, group, members, stack)
         with context.phase("plan"):
-            opened = [_open(context, vm, name, required, stack) for vm in vms]
+            opened = [_open(context, vm, name, required, required_grade, stack) for vm in vms]
         for each in opened:
             each.part.make_overlays()
         seen = _witnesses(context, external)
@@ -99,8 +101,15 @@ def _locked(context: Context, group: str, members: Sequence[Member], stack: Exit
     return vms
 
 
-def _open(context: Context, vm: Vm, name: str, required: Consistency | None, stack: ExitStack) -> _Opened:
-    settings = replace(settings_of(context, vm, None, required), type=Type.PRODUCTION)
+def _open(
+    context: Context,
+    vm: Vm,
+    name: str,
+    required: Consistency | None,
+    required_grade: RequiredGrade | None,
+    stack: ExitStack,
+) -> _Opened:
+    settings = replace(settings_of(context, vm, None, required, required_grade), type=Type.PRODUCTION)
     recover_all(context, vm)
     part, running = begin_part(context, vm, plan(context, vm, name, settings), stack)
     return _Opened(vm, part, running)

@@ -24,6 +24,7 @@ from quiesce.operations.divergence import require_agreement
 from quiesce.recovery import journalled, operating
 from quiesce.storage.port import Storage
 from quiesce.taking import requirements
+from quiesce.wire.messages import Prepare
 
 FLUSH_TIMEOUT_S = 30.0
 """Longest time for the guest to write out its dirty pages before the VM is powered off, in seconds."""
@@ -303,6 +304,6 @@ def _flush(context: Context, vm: Vm, facts: Facts) -> None:
     try:
         linux.require_agent_port(facts)
         with context.guest(vm, facts) as found:
-            found.prepare(1000, False, FLUSH_TIMEOUT_S)
+            found.prepare(Prepare(window_ms=1000, insist=False), FLUSH_TIMEOUT_S)
     except QuiesceError as error:
         context.emit(Warned(f"the guest was not flushed before it was powered off: {error.message}"))

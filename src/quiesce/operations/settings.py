@@ -8,7 +8,7 @@ from typing import Any
 from quiesce.catalog import lock
 from quiesce.context import Context
 from quiesce.model.events import Warned
-from quiesce.model.grades import Consistency
+from quiesce.model.grades import Consistency, RequiredGrade
 from quiesce.model.settings import Settings, Type
 from quiesce.taking.requirements import require_some_disk_left
 
@@ -19,6 +19,7 @@ def settings(
     *,
     type: Type | None = None,
     require: Consistency | None = None,
+    require_grade: RequiredGrade | None = None,
     automatic: bool | None = None,
     exclude: tuple[str, ...] | None = None,
 ) -> Settings:
@@ -27,7 +28,13 @@ def settings(
     New settings apply from the next checkpoint on. Raises UsageError, and changes nothing, if the VM does not have a disk of
     `exclude`, or if no disk would be left; NotFoundError.
     """
-    given: dict[str, Any] = {"type": type, "require": require, "automatic": automatic, "exclude": exclude}
+    given: dict[str, Any] = {
+        "type": type,
+        "require": require,
+        "require_grade": require_grade,
+        "automatic": automatic,
+        "exclude": exclude,
+    }
     changes = {name: value for name, value in given.items() if value is not None}
     with context.vm(vm_name) as vm:
         catalog = context.catalog

@@ -8,7 +8,7 @@ from typing import Any
 
 from quiesce.guests.port import GuestRefusedError
 from quiesce.model.errors import ConsistencyError, HypervisorError, QuiesceError
-from quiesce.model.grades import LEVELS, Consistency, Grade, judge
+from quiesce.model.grades import LEVELS, Consistency, Grade, RequiredGrade, judge
 from quiesce.model.reports import FreezeState, WriterReport, required_grades
 from quiesce.taking.evidence import Evidence
 from quiesce.taking.participant import Switched
@@ -116,6 +116,18 @@ def fell_short(asked: Asked, report: WindowReport, found: Evidence) -> Consisten
         hint="nothing was kept, and the guest runs; try again, or accept a lower label with --require",
         details={"writers": [_brief(writer) for writer in found.writers]},
     )
+
+
+def require_grade(asked: Asked, required: RequiredGrade, writers: Sequence[WriterReport]) -> None:
+    """Raises ConsistencyError if a required application has a lower grade."""
+    lower = [writer for writer in writers if writer.required and not required.accepts(writer.grade)]
+    if lower:
+        reasons = "; ".join(f"{writer.id} is {writer.grade.value}" for writer in lower)
+        raise ConsistencyError(
+            f"{asked.vm_name}: {required.value} is required of every application, and {reasons}",
+            hint="nothing was kept, and the guest runs; leave --require-grade out, or make the writer optional (Required=no)",
+            details={"writers": [_brief(writer) for writer in lower]},
+        )
 
 
 def _as_crash(writer: WriterReport) -> WriterReport:

@@ -14,7 +14,7 @@ from quiesce.guests.port import POST_CHECKPOINT_TIMEOUT_S, PREPARE_TIMEOUT_S, Gu
 from quiesce.hypervisor.vm import Facts, Vm
 from quiesce.model.errors import QuiesceError
 from quiesce.model.events import Warned
-from quiesce.model.grades import Consistency
+from quiesce.model.grades import Consistency, RequiredGrade
 from quiesce.taking import judgement
 from quiesce.taking.evidence import Evidence
 from quiesce.taking.judgement import Asked
@@ -22,7 +22,7 @@ from quiesce.taking.part import Part
 from quiesce.taking.participant import Switched, VmParticipant
 from quiesce.window.driver import ABORT_TIMEOUT_S, WindowReport, drive
 from quiesce.window.machine import Action, WindowMember, WindowStep
-from quiesce.wire.messages import Inventory
+from quiesce.wire.messages import Inventory, Prepare
 
 
 def open_guest(context: Context, vm: Vm, facts: Facts, required: Consistency, stack: contextlib.ExitStack) -> Guest | None:
@@ -103,6 +103,7 @@ class RunningPart:
         self._vm = vm
         self._part = part
         self._required = part.plan.settings.require
+        self._required_grade = part.plan.settings.require_grade
         self._guest = guest
         self._inventory: Inventory | None = None
         self._switch_number = -1
@@ -129,10 +130,12 @@ class RunningPart:
         if guest is None:
             return
         insist = self._required is Consistency.APPLICATION
+        nil_redo = self._required_grade is RequiredGrade.NIL_REDO
         try:
             if before:  # if another member stopped the window early, this one may still be prepared
                 guest.abort(ABORT_TIMEOUT_S)
-            self._inventory = guest.prepare(int(window_s * 1000), insist, PREPARE_TIMEOUT_S)
+            asked = Prepare(int(window_s * 1000), insist, nil_redo)
+            self._inventory = guest.prepare(asked, PREPARE_TIMEOUT_S)
         except GuestRefusedError as refusal:
             self._leave_alone(judgement.inconsistent(self.asked(), refusal))
         except QuiesceError as error:
@@ -190,6 +193,8 @@ class RunningPart:
         found = judgement.evidence(asked, report, switched)
         if not found.consistency.satisfies(self._required):
             raise judgement.fell_short(asked, report, found)
+        if self._required is Consistency.APPLICATION:
+            judgement.require_grade(asked, self._required_grade, found.writers)
         return found
 
     def tell_writers(self, *, kept: bool) -> None:

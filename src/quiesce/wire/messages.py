@@ -111,6 +111,8 @@ class Prepare:
     insist: bool
     """Whether a required writer that cannot hold fails the attempt. If not, that writer is released and gets the grade
     *crash*."""
+    nil_redo: bool = False
+    """Whether a writer that has the choice must get its application to nil redo; otherwise it takes the shorter hold."""
 
 
 @dataclass(frozen=True)

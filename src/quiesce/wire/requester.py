@@ -77,8 +77,8 @@ class Requester:
     def identify(self, timeout: float) -> messages.Inventory:
         return self._call(Op.IDENTIFY, messages.Nothing(), timeout)
 
-    def prepare(self, window_ms: int, insist: bool, timeout: float) -> messages.Inventory:
-        return self._call(Op.PREPARE, messages.Prepare(window_ms, insist), timeout)
+    def prepare(self, asked: messages.Prepare, timeout: float) -> messages.Inventory:
+        return self._call(Op.PREPARE, asked, timeout)
 
     def hold(self, level: Level, timeout: float) -> messages.Held:
         return self._call(Op.HOLD, messages.AtLevel(level), timeout)

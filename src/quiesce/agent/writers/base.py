@@ -71,7 +71,8 @@ class ApplicationWriter:
         self.last_error: Optional[str] = None
         self.required = True
         self.nil_redo = False
-        """The host wants no transaction in flight and nothing to redo, where the application can have both that and less."""
+        """Whether the host, or the guest's configuration, asks that no transaction is in flight and nothing is left to replay.
+        A writer that has the choice takes the way that leads there."""
         self._paths: list[str] = []
         self.hold_limit_ms: Optional[int] = None
         self.holding = False

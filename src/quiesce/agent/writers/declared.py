@@ -27,7 +27,7 @@ from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.agent.writers.sqlite import Sqlite
 from quiesce.agent.writers.stopped import StoppedService
-from quiesce.model.grades import Grade, Level
+from quiesce.model.grades import Grade, Level, RequiredGrade
 from quiesce.model.reports import Outcome
 
 DIRECTORY = "/etc/quiesce/writers.d"
@@ -38,7 +38,7 @@ _WRITER = {
     *("name", "level", "required", "stateless", "holdtimeoutsec", "paths", "application"),
     *("unit", "action", "cgroup", "prepare", "hold", "release", "position"),
 }
-_MATCH = {"writer", "required", "holdtimeoutsec", "level", "action"}
+_MATCH = {"writer", "required", "holdtimeoutsec", "level", "action", "grade"}
 
 
 class _ConfigurationError(Exception):
@@ -133,6 +133,8 @@ def _stops(section: configparser.SectionProxy) -> bool:
 
 def _apply(writer: ApplicationWriter, section: configparser.SectionProxy) -> None:
     writer.required = section.getboolean("required", writer.required)
+    if "grade" in section:
+        writer.nil_redo = RequiredGrade(section["grade"]) is RequiredGrade.NIL_REDO
     if "level" in section:
         writer.level = Level(section["level"])
     if "holdtimeoutsec" in section:

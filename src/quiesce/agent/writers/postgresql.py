@@ -1,23 +1,19 @@
-"""PostgreSQL 13 and later: every database held at a commit boundary, its log proved to end at a checkpoint.
+"""PostgreSQL 13 and later, held in one of two ways:
 
-How: every table of every database is locked in SHARE mode, then the catalogs (postgresql_locks.py), so that no transaction is
-open that wrote, and neither DDL nor autovacuum writes. Then comes a CHECKPOINT, after which a recovery would replay only the
-checkpoint's own records ("nil redo"). The write-ahead log itself is read to prove this: once under the hold, and once more
-before the locks are released.
-
-The sessions' `idle_in_transaction_session_timeout` is the server's own dead-man: the locks end with the session.
+stands still    the kernel stops all processes of the cluster at one instant (postgresql_still.py). Always possible where the
+                cluster has a control group of its own
+nil redo        locks keep every writer out until the log ends at a checkpoint (postgresql_nil_redo.py). For who asks for it,
+                and where the cluster cannot be stopped alone
 """
 
 from __future__ import annotations
 
 import os
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, Optional
 
-from quiesce.agent import memory
 from quiesce.agent.deadman import Undo
-from quiesce.agent.writers import wal
 from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.agent.writers.postgresql_files import (
     Postmaster,
@@ -26,30 +22,23 @@ from quiesce.agent.writers.postgresql_files import (
     paths_of,
     read_version,
     running_postmasters,
+    unlogged_databases,
 )
-from quiesce.agent.writers.postgresql_locks import ClusterLocks, writing_transactions
-from quiesce.agent.writers.postgresql_session import close, connect, user_of, words_of
+from quiesce.agent.writers.postgresql_hold import ClusterHold
+from quiesce.agent.writers.postgresql_nil_redo import NilRedo
+from quiesce.agent.writers.postgresql_session import close, connect, sqlstate_of, user_of, words_of
 from quiesce.agent.writers.postgresql_still import StandingCluster
 from quiesce.agent.writers.postgresql_stopped import StoppedCluster
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
-HOLD_BUDGET_MS = 5000
-"""Longest time spent on taking the locks, in milliseconds; never more than half of the time left to the deadline."""
-MAX_CHECKPOINTS = 3
-WRITTEN_WITHIN_S = 1.0
-"""Longest wait until inserted records are in the log's file, in seconds. The server's bookkeeping records are written by its
-WAL writer, every 200 ms (wal_writer_delay), not by the process that inserts them."""
-MAX_RECORDS = 20
-"""Most records of the log named in a report. After a good hold there are three."""
-
 MIB = 1024 * 1024
 CHECKPOINT_ROOM = 16 * MIB
 """Room that a checkpoint needs besides two segments of the log, in bytes: for what the server allocates only as it writes (free
 space maps, transaction status, the end of a relation on a filesystem that allocates late)."""
-
-MEMORY = "postgresql-lock-order"
-MAINTENANCE_DATABASE = "postgres"
+MAINTENANCE_DATABASES = ("postgres", "template1")
+"""Where the writer asks its questions: the first that exists and lets it in."""
+_NO_SUCH_DATABASE, _NOT_ALLOWED = "3D000", "55000"
 
 _UNLOGGED = """
 SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -59,12 +48,6 @@ _NOW = """
 SELECT s.system_identifier::text, c.timeline_id::text, pg_current_wal_insert_lsn()::text,
        pg_snapshot_xmax(pg_current_snapshot())::text,
        ARRAY(SELECT x::text FROM pg_snapshot_xip(pg_current_snapshot()) x)
-FROM pg_control_checkpoint() c, pg_control_system() s
-"""
-_POSITION = """
-SELECT s.system_identifier::text, c.timeline_id, c.checkpoint_lsn::text, c.redo_lsn::text, c.next_xid::text,
-       pg_current_wal_insert_lsn()::text,
-       EXISTS (SELECT 1 FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid())
 FROM pg_control_checkpoint() c, pg_control_system() s
 """
 
@@ -88,25 +71,26 @@ class Cluster(ApplicationWriter):
         self.version = read_version(postmaster.directory)
         self.data_directory = postmaster.directory
         self._control: Any = None
-        self._still: Optional[StandingCluster] = None
-        """Where the cluster can be stopped as a whole; else its tables are locked."""
-        self._locks = ClusterLocks()
         self._segment_size = 0
-        self._insert_lsn = ""
+        self._chosen: Optional[ClusterHold] = None
+
+    @property
+    def _way(self) -> ClusterHold:
+        """How the cluster is held. The choice is made once in an attempt."""
+        if self._chosen is None:
+            self._chosen = (None if self.nil_redo else StandingCluster.of(self._postmaster)) or NilRedo(self._postmaster)
+            self.outlives = self._chosen.undo is not None
+        return self._chosen
 
     def undo(self) -> Optional[Undo]:
-        if self.nil_redo or self._postmaster.container:
-            return None
-        self._still = StandingCluster.of(self._postmaster)
-        self.outlives = self._still is not None
-        return self._still.undo if self._still else None
+        return None if self._postmaster.container else self._way.undo
 
     # -- identify
 
     def on_identify(self, deadline_ns: int) -> None:
         if self._postmaster.container:
             raise WriterError("it runs in a container; its writer cannot reach it yet", Outcome.NON_RETRYABLE)
-        self._control = connect(self._postmaster, MAINTENANCE_DATABASE, deadline_ns)
+        self._control = self._connect(deadline_ns)
         version, recovery, superuser, segment_size, version_number = self._control.run(
             "SELECT current_setting('server_version'), pg_is_in_recovery(),"
             " (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),"
@@ -121,17 +105,20 @@ class Cluster(ApplicationWriter):
         self.role = "primary"
         self._see_position()
         if not superuser:
-            reason = f"the role {user_of(self._postmaster)} is not a superuser; CHECKPOINT and locks need one"
+            reason = f"the role {user_of(self._postmaster)} is not a superuser; CHECKPOINT needs one"
             raise WriterError(reason, Outcome.NON_RETRYABLE)
-        if self._still is None and not self.nil_redo and (found := StandingCluster.of(self._postmaster)):
-            found.close()
-            self.grade, self.reason = Grade.STANDS_STILL, None
-            return
-        if self._still:
-            self.grade, self.reason = Grade.STANDS_STILL, None
-            return
-        self._refuse_prepared_transactions()
-        self.grade, self.reason = Grade.NIL_REDO, None
+        self._way.segment_size = self._segment_size
+        self._way.require_possible(self._control)
+        self.grade, self.reason = self._way.grade, None
+
+    def _connect(self, deadline_ns: int) -> Any:
+        for database in MAINTENANCE_DATABASES[:-1]:
+            try:
+                return connect(self._postmaster, database, deadline_ns)
+            except Exception as error:
+                if sqlstate_of(error) not in (_NO_SUCH_DATABASE, _NOT_ALLOWED):
+                    raise
+        return connect(self._postmaster, MAINTENANCE_DATABASES[-1], deadline_ns)
 
     def _see_standby(self) -> None:
         self.role = "standby"
@@ -162,37 +149,11 @@ class Cluster(ApplicationWriter):
         if in_progress:  # transaction numbers below next_xid that may still commit
             self.position["in_progress_xids"] = ",".join(in_progress)
 
-    def _refuse_prepared_transactions(self) -> None:
-        prepared = self._control.run(
-            "SELECT gid, database, extract(epoch FROM now() - prepared)::int FROM pg_prepared_xacts ORDER BY prepared"
-        )
-        if not prepared:
-            return
-        gid, database, age = prepared[0]
-        more = f" and {len(prepared) - 1} more" if len(prepared) > 1 else ""
-        raise WriterError(
-            f"prepared transaction {gid!r} in database {database!r}, {age} s old{more}, holds its locks until it is"
-            " committed or rolled back (COMMIT PREPARED, ROLLBACK PREPARED)"
-        )
-
     # -- the attempt
 
     def on_prepare(self, deadline_ns: int, window_ms: int) -> None:
-        if self._still:
-            self._still.prepare(self._control, self._segment_size)
-            for (database,) in self._control.run("SELECT datname::text FROM pg_database WHERE datallowconn"):
-                with closing(connect(self._postmaster, database, deadline_ns)) as connection:
-                    self._warn_of_unlogged_tables(database, connection)
-            self._checkpoint_twice(window_ms)
-            return
-        learned = memory.recall(MEMORY).get(self._postmaster.directory, {})
-        for (database,) in self._control.run("SELECT datname::text FROM pg_database WHERE datallowconn"):
-            connection = connect(self._postmaster, database, deadline_ns)
-            self._locks.prepare(database, connection, learned.get(database, []), window_ms)
-            self._warn_of_unlogged_tables(database, connection)
-        self._checkpoint_twice(window_ms)
-
-    def _checkpoint_twice(self, window_ms: int) -> None:
+        self._way.prepare(self._control, deadline_ns, window_ms)
+        self._warn_of_unlogged_tables(deadline_ns)
         self._require_room()
         started = time.monotonic_ns()
         # Twice: the first writes the mass of dirty pages, the second the pages that were dirtied meanwhile.
@@ -215,102 +176,38 @@ class Cluster(ApplicationWriter):
                     Outcome.OUT_OF_RESOURCES,
                 )
 
-    def _warn_of_unlogged_tables(self, database: str, connection: Any) -> None:
-        unlogged = [name for (name,) in connection.run(_UNLOGGED)]
-        if unlogged:
-            self.warnings.append(
-                f"database {database!r}: unlogged table {unlogged[0]}"
-                + (f" and {len(unlogged) - 1} more" if len(unlogged) > 1 else "")
-                + " will be empty after a restore, as after any recovery"
-            )
+    def _warn_of_unlogged_tables(self, deadline_ns: int) -> None:
+        oids = unlogged_databases(self._postmaster.directory)
+        for oid, database in self._control.run("SELECT oid::text, datname::text FROM pg_database ORDER BY oid"):
+            if oid not in oids:
+                continue
+            found = "unlogged tables"
+            # No connection may be left, or the database may let nobody in. Then the tables go without their names.
+            with suppress(Exception), closing(connect(self._postmaster, database, deadline_ns)) as connection:
+                tables = [name for (name,) in connection.run(_UNLOGGED)]
+                if not tables:
+                    continue
+                found = f"unlogged table {tables[0]}" + (f" and {len(tables) - 1} more" if len(tables) > 1 else "")
+            self.warnings.append(f"database {database!r}: {found} will be empty after a restore, as after any recovery")
 
     def on_hold(self, deadline_ns: int) -> None:
         started = time.monotonic_ns()
-        if self._still:
-            self.reason = self._still.stop(self._control, deadline_ns)
-            self.position = self._still.position
-            self.time("stop", started)
-            return
-        budget_ns = min(HOLD_BUDGET_MS * 1_000_000, (deadline_ns - started) // 2)
         try:
-            self._locks.take(self._control, min(deadline_ns, started + budget_ns))
+            self.reason = self._way.take(self._control, deadline_ns)
         finally:
-            self.timings["lock_tries"] = self._locks.tries
-        self.time("lock", started)
-        started = time.monotonic_ns()
-        self._settle(deadline_ns)
-        self.time("checkpoint", started)
-
-    def _settle(self, deadline_ns: int) -> None:
-        """Repeats CHECKPOINT until the log ends with a checkpoint's own records. Raises WriterError."""
-        last = ""
-        for _ in range(MAX_CHECKPOINTS):
-            left_ms = (deadline_ns - time.monotonic_ns()) // 1_000_000
-            if left_ms <= 0:
-                raise WriterError("the deadline passed during its checkpoint", Outcome.TIMEOUT)
-            self._control.run("CHECKPOINT")
-            last = self._read_position()
-            if not last:
-                return
-        raise WriterError(f"its log does not come to rest: {last}")
-
-    def _read_position(self) -> str:
-        """Notes where the log ends. Returns what a recovery would replay besides bookkeeping records, or the empty string."""
-        system, timeline, checkpoint, redo, next_xid, insert, writing = self._control.run(_POSITION)[0]
-        self._insert_lsn = insert
-        self.position = {
-            "system_identifier": system,
-            "timeline": str(timeline),
-            "checkpoint_lsn": checkpoint,
-            "redo_lsn": redo,
-            "next_xid": next_xid,
-        }
-        if writing:  # a transaction that writes without a lock on a table
-            return writing_transactions(self._control) or "a transaction that just ended"
-        return self._beyond_bookkeeping(insert)
-
-    def _beyond_bookkeeping(self, end: str) -> str:
-        """Notes which records a recovery from the checkpoint to `end` would replay, and returns those that are not
-        bookkeeping, or the empty string."""
-        self.position["insert_lsn"] = end
-        directory = os.path.join(self._postmaster.directory, "pg_wal")
-        start, timeline = wal.parse_lsn(self.position["redo_lsn"]), int(self.position["timeline"])
-        try:
-            found = wal.records(directory, timeline, self._segment_size, start, wal.parse_lsn(end))
-        except (wal.WalError, OSError) as error:
-            return f"its log from {self.position['redo_lsn']} to {end}: {error}"
-        self.position["redo_records"] = ",".join(name for _, name in found[:MAX_RECORDS])
-        self.position["redo_bytes"] = str(wal.parse_lsn(end) - start)
-        foreign = [f"{name} at {at:X}" for at, name in found if name not in wal.NAMES.values()]
-        return ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+            self.position = self._way.position or self.position
+            self.timings.update(self._way.timings)
+        self.time("take", started)
 
     def on_release(self) -> None:
-        if self._still:
-            self._still.release()
-            return
-        insert = self._control.run("SELECT pg_current_wal_insert_lsn()::text")[0][0]
-        # A session that can still roll back has existed all the time, and so have its locks.
-        lost = self._locks.let_go()
-        if lost:
-            raise WriterError(f"the hold of database {lost[0]!r} was lost during the window", Outcome.INCONSISTENT)
-        if insert == self._insert_lsn:
-            return
-        self._wait_until_written(insert)
-        moved = self._beyond_bookkeeping(insert)
-        if moved:
-            raise WriterError(f"its log moved during the window: {moved}", Outcome.INCONSISTENT)
-
-    def _wait_until_written(self, end: str) -> None:
-        """Returns when the log's files reach `end`, or after WRITTEN_WITHIN_S: reading the log then tells what is missing."""
-        deadline = time.monotonic() + WRITTEN_WITHIN_S
-        while not self._control.run(f"SELECT pg_current_wal_lsn() >= '{end}'::pg_lsn")[0][0] and time.monotonic() < deadline:
-            time.sleep(0.02)
+        try:
+            self._way.release(self._control)
+        finally:
+            self.position = self._way.position or self.position
 
     def on_abort(self) -> None:
-        if self._still:
-            self._still.close()
-            self._still = None
-        self._locks.close()
+        if self._chosen:
+            self._chosen.close()
         close(self._control)
         self._control = None
 
@@ -318,10 +215,8 @@ class Cluster(ApplicationWriter):
         return paths_of(self._postmaster.directory)
 
     def remember(self) -> None:
-        if self._locks.learned:
-            known = memory.recall(MEMORY)
-            known.setdefault(self._postmaster.directory, {}).update(self._locks.learned)
-            memory.retain(MEMORY, known)
+        if self._chosen:
+            self._chosen.remember()
 
     def say(self, error: Exception) -> str:
         return words_of(error)

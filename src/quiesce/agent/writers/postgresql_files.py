@@ -83,6 +83,17 @@ def paths_of(directory: str) -> list[str]:
     return [os.path.realpath(path) for path in (directory, *linked)]
 
 
+def unlogged_databases(directory: str) -> set[str]:
+    """The databases, by OID, that have unlogged tables: those have a file for what a recovery leaves of them. Source:
+    PostgreSQL's documentation, "The Initialization Fork"."""
+    forks = (os.path.join("base", "*"), os.path.join("pg_tblspc", "*", "PG_*", "*"))
+    return {
+        os.path.basename(os.path.dirname(path))
+        for pattern in forks
+        for path in glob.iglob(os.path.join(glob.escape(directory), pattern, "*_init"))
+    }
+
+
 def read_control_file(directory: str) -> tuple[int, int, int, int]:
     """(system identifier, state, checkpoint LSN, redo LSN); catalog/pg_control.h, this part unchanged since 11."""
     with open(os.path.join(directory, "global", "pg_control"), "rb") as file:

@@ -33,6 +33,11 @@ class Standstill:
         self._cgroup.open()
 
     @property
+    def path(self) -> str:
+        """Of the control group, as `/system.slice/mariadb.service`."""
+        return self._cgroup.path
+
+    @property
     def undo(self) -> Undo:
         return self._cgroup.undo
 

@@ -1,12 +1,14 @@
 """Reads PostgreSQL's write-ahead log, as far as is needed to tell what a recovery would replay.
 
-Nil redo has to be proved inside the window, which is too short for pg_waldump. Layout: PostgreSQL's access/xlogrecord.h and
+Nil redo, and where the log of a cluster ends that stands still, have to be found inside the window, which is too short for
+pg_waldump. Layout: PostgreSQL's access/xlogrecord.h and
 access/xlog_internal.h, unchanged since 9.5.
 """
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import Optional
 
 PAGE = 8192
@@ -15,9 +17,11 @@ _PAGE_HEADER = struct.Struct("=HHIQI")
 _RECORD_HEADER = struct.Struct("=IIQBB2xI")
 _CHECKSUM_AT = 20
 """Offset of a record's checksum, which is not part of what it is computed from."""
-MOST = 256 * 1024
+MOST = 1024 * 1024
 """Most bytes of log that are gone through within a window."""
-_RM_XLOG, _RM_STANDBY = 0, 8
+_RM_XLOG, _RM_XACT, _RM_STANDBY = 0, 1, 8
+_ENDS = (0x00, 0x20)
+"""Commit and abort: bits of xl_info."""
 _CHECKPOINT_ONLINE, _CHECKPOINT_REDO = 0x10, 0xE0
 _RUNNING_XACTS = 0x10
 
@@ -31,6 +35,22 @@ NAMES = {
 
 class WalError(Exception):
     """The log cannot be read there."""
+
+
+class _EndError(WalError):
+    """The log has no such page yet."""
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The last records of a log."""
+
+    end: int
+    """LSN of the end of the last whole record."""
+    begun: frozenset[int]
+    """Numbers of the transactions that wrote one of the records, 32 bits of each."""
+    ended: frozenset[int]
+    """Those that were committed or aborted."""
 
 
 def parse_lsn(text: str) -> int:
@@ -52,12 +72,12 @@ def records(directory: str, timeline: int, segment_size: int, start: int, end: i
     if end - start > 64 * 1024:
         raise WalError(f"{end - start} bytes of log, far more than a checkpoint's own records")
     found: list[tuple[int, str]] = []
-    position = start
+    pages, position = _Pages(directory, timeline, segment_size), start
     while True:
         position = _skip_page_header(position, segment_size)
         if position >= end:
             return found
-        header = _read(directory, timeline, segment_size, position, _RECORD_HEADER.size)
+        header = pages.read(position, _RECORD_HEADER.size)
         length, _xid, _previous, info, manager, _crc = _RECORD_HEADER.unpack(header)
         if length < _RECORD_HEADER.size:
             raise WalError("the log ends early")
@@ -68,33 +88,89 @@ def records(directory: str, timeline: int, segment_size: int, start: int, end: i
         position = (position + 7) & ~7
 
 
-def end(directory: str, timeline: int, segment_size: int, start: int) -> int:
-    """Where the log ends that is in the files: after the last record from `start` on that is whole, by its checksum, as a
-    recovery sees it. `start`: LSN of a record, or of the end of one. Raises WalError if the log is longer than MOST from there,
-    OSError."""
+def tail(directory: str, timeline: int, segment_size: int, start: int) -> Tail:
+    """The log from `start` to the end that a recovery would find. `start`: LSN of a record, or of the end of one, up to which
+    the log is on disk. Raises WalError if the rest is longer than MOST bytes; OSError."""
+    pages = _Pages(directory, timeline, segment_size)
     position, previous = (start + 7) & ~7, None
+    found: list[tuple[int, int, bytes]] = []
     while True:
         at = _skip_page_header(position, segment_size)
-        try:
-            record = _whole_record(directory, timeline, segment_size, at, previous)
-        except (WalError, OSError):
-            return position
+        record = _next_record(pages, at, previous)
         if record is None:
-            return position
-        previous, position = at, (_advance(at, record, segment_size) + 7) & ~7
+            break
+        previous, position = at, (_advance(at, len(record), segment_size) + 7) & ~7
+        found.append((at, position, record))
         if position - start > MOST:
             raise WalError(f"more than {MOST} bytes of log")
+    # The server writes whole pages, so only in the last page can a record be that its process had not finished.
+    last_page = position - position % PAGE - PAGE
+    for index, (_, ends, record) in enumerate(found):
+        if ends >= last_page and not _intact(record):
+            del found[index:]
+            break
+    begun, ended = set(), set()
+    for _, _, record in found:
+        begun |= {_RECORD_HEADER.unpack_from(record)[1]} - {0}
+        ended |= _ended(record)
+    return Tail(found[-1][1] if found else (start + 7) & ~7, frozenset(begun), frozenset(ended))
 
 
-def _whole_record(directory: str, timeline: int, segment_size: int, at: int, previous: Optional[int]) -> Optional[int]:
-    """Length of the record at this LSN; None if there is no whole one. `previous`: LSN of the record before it, if known."""
-    header = _read(directory, timeline, segment_size, at, _RECORD_HEADER.size)
-    length, _xid, before, _info, _manager, checksum = _RECORD_HEADER.unpack(header)
-    if not _RECORD_HEADER.size <= length <= MOST or (previous is not None and before != previous):
+def _next_record(pages: _Pages, at: int, previous: Optional[int]) -> Optional[bytes]:
+    """The record at this LSN, if the log goes on there. `previous`: LSN of the record before it, if known. A segment that is
+    used again has old records, which name other records before them."""
+    try:
+        length, _xid, before, _info, _manager, _checksum = _RECORD_HEADER.unpack(pages.read(at, _RECORD_HEADER.size))
+        if length < _RECORD_HEADER.size or (before >= at if previous is None else before != previous):
+            return None
+        if length <= MOST:
+            return pages.read(at, length)
+    except (_EndError, FileNotFoundError):
         return None
-    record = _read(directory, timeline, segment_size, at, length)
-    found = _crc32c(record[:_CHECKSUM_AT], _crc32c(record[_RECORD_HEADER.size :]))
-    return int(length) if found == checksum else None
+    raise WalError(f"more than {MOST} bytes of log")
+
+
+def _intact(record: bytes) -> bool:
+    return bool(_RECORD_HEADER.unpack_from(record)[5] == _crc32c(record[:_CHECKSUM_AT], _crc32c(record[_RECORD_HEADER.size :])))
+
+
+def _ended(record: bytes) -> set[int]:
+    """The transactions that this record commits or aborts, subtransactions among them; access/xact.h, xl_xact_commit and
+    xl_xact_abort, this part unchanged since 9.5."""
+    _length, xid, _previous, info, manager, _checksum = _RECORD_HEADER.unpack_from(record)
+    if manager != _RM_XACT or info & 0x70 not in _ENDS:
+        return set()
+    data = _main_data(record)
+    at = 8  # after the time
+    if not info & 0x80:
+        return {xid}
+    (what,) = struct.unpack_from("=I", data, at)
+    at += 4
+    if what & 1:  # XACT_XINFO_HAS_DBINFO
+        at += 8
+    ended = {xid}
+    if what & 2:  # XACT_XINFO_HAS_SUBXACTS
+        (count,) = struct.unpack_from("=i", data, at)
+        ended |= set(struct.unpack_from(f"={count}I", data, at + 4))
+    return ended - {0}
+
+
+def _main_data(record: bytes) -> bytes:
+    """What a record has besides pages; access/xlogrecord.h. Of a record with pages: nothing, as no commit has them."""
+    at = _RECORD_HEADER.size
+    while at < len(record):
+        kind = record[at]
+        if kind == 255:  # XLR_BLOCK_ID_DATA_SHORT
+            return record[at + 2 :][-record[at + 1] :]
+        if kind == 254:  # XLR_BLOCK_ID_DATA_LONG
+            return record[at + 5 :]
+        if kind == 253:  # XLR_BLOCK_ID_ORIGIN
+            at += 3
+        elif kind == 252:  # XLR_BLOCK_ID_TOPLEVEL_XID
+            at += 5
+        else:
+            return b""
+    return b""
 
 
 def _crc32c(data: bytes, before: int = 0) -> int:
@@ -117,6 +193,42 @@ def _crc_table() -> list[int]:
 _CRC_TABLE = _crc_table()
 
 
+class _Pages:
+    """Reads the log's files, each page once."""
+
+    def __init__(self, directory: str, timeline: int, segment_size: int) -> None:
+        self._directory = directory
+        self._timeline = timeline
+        self._segment_size = segment_size
+        self._page = (-1, b"")
+
+    def read(self, position: int, length: int) -> bytes:
+        """`length` bytes from the LSN `position` on, without page headers. Raises WalError, OSError."""
+        result = bytearray()
+        while len(result) < length:
+            position = _skip_page_header(position, self._segment_size)
+            within = position % PAGE
+            result += self._at(position - within)[within : within + length - len(result)]
+            position += PAGE - within
+        return bytes(result)
+
+    def _at(self, address: int) -> bytes:
+        if self._page[0] != address:
+            page = self._load(address)
+            if len(page) < PAGE or _PAGE_HEADER.unpack_from(page)[3] != address:
+                raise _EndError("the log ends early")
+            self._page = (address, page)
+        return self._page[1]
+
+    def _load(self, address: int) -> bytes:
+        number = address // self._segment_size
+        per_id = 0x100000000 // self._segment_size
+        name = f"{self._timeline:08X}{number // per_id:08X}{number % per_id:08X}"
+        with open(f"{self._directory}/{name}", "rb") as file:
+            file.seek(address % self._segment_size)
+            return file.read(PAGE)
+
+
 def _skip_page_header(position: int, segment_size: int) -> int:
     if position % segment_size == 0:
         return position + _LONG_PAGE_HEADER
@@ -131,26 +243,3 @@ def _advance(position: int, length: int, segment_size: int) -> int:
         position += here
         length -= here
     return position
-
-
-def _read(directory: str, timeline: int, segment_size: int, position: int, length: int) -> bytes:
-    result = b""
-    while len(result) < length:
-        position = _skip_page_header(position, segment_size)
-        here = min(length - len(result), PAGE - position % PAGE)
-        number = position // segment_size
-        per_id = 0x100000000 // segment_size
-        name = f"{timeline:08X}{number // per_id:08X}{number % per_id:08X}"
-        with open(f"{directory}/{name}", "rb") as file:
-            page = position - position % PAGE
-            file.seek(page % segment_size)
-            page_header = file.read(_PAGE_HEADER.size)
-            if len(page_header) < _PAGE_HEADER.size or _PAGE_HEADER.unpack(page_header)[3] != page:
-                raise WalError("the log ends early")
-            file.seek(position % segment_size)
-            data = file.read(here)
-            if len(data) < here:
-                raise WalError("the log ends early")
-            result += data
-        position += here
-    return result
