@@ -39,7 +39,7 @@ class Recorder:
     failure: dict[str, Exception] = {}  # noqa: RUF012
     left: int | None = None
 
-    def __init__(self, token: str, _window_ms: int, _insist: bool) -> None:
+    def __init__(self, token: str, _asked: messages.Prepare) -> None:
         self.token = token
         self.state = State.IDLE
         self.calls: list[str] = []

@@ -16,6 +16,7 @@ from quiesce.agent.deadman import DeadManError, Undo
 from quiesce.agent.filesystems import FreezeError
 from quiesce.model.grades import Level
 from quiesce.model.reports import Filesystem, FreezeState
+from quiesce.wire.messages import Prepare
 from tests.unit.sample_writer import Sample
 
 WINDOW_MS = 10_000
@@ -122,7 +123,7 @@ def soon(seconds: float = 30) -> int:
 
 
 def prepared(*found: Sample, insist: bool = True, window_ms: int = WINDOW_MS) -> Attempt:
-    attempt = Attempt("token", window_ms, insist)
+    attempt = Attempt("token", Prepare(window_ms, insist))
     attempt.prepare(found, soon())
     return attempt
 

@@ -12,7 +12,7 @@ from quiesce.agent.deadman import Undo
 from quiesce.agent.writers.base import WriterError
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome
-from quiesce.wire.messages import ErrorCode, State
+from quiesce.wire.messages import ErrorCode, Prepare, State
 from tests.unit.attempt_world import FROZEN, WINDOW_MS, World, hold_all, make_world, prepared, release_all, soon
 
 
@@ -30,7 +30,7 @@ def test_from_first_to_last(world):
     web = world.writer("web", Level.FRONT_END, undo="/thaw-web")
     one, two = world.writer("one"), world.writer("two", undo="/thaw-two")
     system = world.writer("system", Level.SYSTEM)
-    attempt = Attempt("token", WINDOW_MS, insist=True)
+    attempt = Attempt("token", Prepare(WINDOW_MS, insist=True))
     states = [attempt.state]
     inventory = attempt.prepare([one, system, two, web], soon())
     states.append(attempt.state)

@@ -14,7 +14,7 @@ from quiesce.agent.attempt import Attempt, AttemptError
 from quiesce.agent.deadman import DeadManError
 from quiesce.agent.writers.base import WriterError
 from quiesce.model.grades import Level
-from quiesce.wire.messages import ErrorCode, State
+from quiesce.wire.messages import ErrorCode, Prepare, State
 from tests.unit.attempt_world import WINDOW_MS, World, make_world, prepared, soon
 from tests.unit.sample_writer import Sample
 
@@ -108,7 +108,7 @@ def reach(attempt: Attempt, state: State, found: list[Sample]) -> None:
 @pytest.mark.parametrize("state", list(State))
 def test_it_can_be_aborted_from_every_state_and_again(state, world):
     """Broken: a host that hangs up at the wrong moment would leave the guest frozen, or its applications held."""
-    attempt = Attempt("token", WINDOW_MS, insist=True)
+    attempt = Attempt("token", Prepare(WINDOW_MS, insist=True))
     one, two = world.writer("one", undo="/thaw-one"), world.writer("two")
     reach(attempt, state, [one, two])
     held = state in (State.HELD, State.FROZEN, State.THAWED)
@@ -130,7 +130,7 @@ def test_it_can_be_aborted_from_every_state_and_again(state, world):
 
 def test_an_abort_after_a_failed_preparation_closes_what_was_opened(world):
     """Broken: the sessions of those that were ready would stay open."""
-    attempt = Attempt("token", WINDOW_MS, insist=True)
+    attempt = Attempt("token", Prepare(WINDOW_MS, insist=True))
     with pytest.raises(AttemptError):
         attempt.prepare([world.writer("good"), world.writer("bad", prepare=WriterError("no"))], soon())
     attempt.abort()

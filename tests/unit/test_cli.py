@@ -28,8 +28,8 @@ VERBS = {
     "guest install": set(),
     "guest agent-file": set(),
     "writers": set(),
-    "settings": {"--type", "--require", "--automatic", "--no-automatic", "--exclude", "--no-exclude"},
-    "checkpoint": {"--name", "--type", "--require", "--exclude", "--window"},
+    "settings": {"--type", "--require", "--require-grade", "--automatic", "--no-automatic", "--exclude", "--no-exclude"},
+    "checkpoint": {"--name", "--type", "--require", "--require-grade", "--exclude", "--window"},
     "tree": set(),
     "show": set(),
     "diff": set(),
@@ -40,14 +40,14 @@ VERBS = {
     "export": set(),
     "import": {"--to", "--name", "--same", "--start"},
     **{f"group {verb}": set() for verb in ("create", "add", "remove", "list", "show", "divergence", "forget")},
-    "group checkpoint": {"--name", "--require", "--window"},
+    "group checkpoint": {"--name", "--require", "--require-grade", "--window"},
     "group restore": {"--start", "--discard-current", "--accept-divergence"},
     "group delete": {"--dry-run"},
     "start": set(),
     "doctor": {"--repair"},
     "catalog rebuild": {"--directory"},
 }
-MENTIONED = {"--require", "--repair", "--type", "--name", "--exclude", "--automatic", "--install"}
+MENTIONED = {"--require", "--require-grade", "--repair", "--type", "--name", "--exclude", "--automatic", "--install"}
 """Options that the help of other verbs speaks of."""
 
 
@@ -154,7 +154,7 @@ def test_an_error_is_for_people_unless_json_is_asked_for(tmp_path):
         ["nonsense"],
         ["vms", "--nonsense"],
         ["tree"],
-        ["checkpoint", "web1", "--require", "perfect"],
+        ["checkpoint", "web1", "--require", "--require-grade", "perfect"],
         ["checkpoint", "web1", "--window", "0.1"],
         ["checkpoint", "web1", "--window", "61"],
     ],

@@ -33,7 +33,7 @@ HOST = """
   </domain>
 </node>
 """
-UNSET = {"type": "production", "require": "application", "automatic": False, "exclude": []}
+UNSET = {"type": "production", "require": "application", "automatic": False, "exclude": [], "require_grade": "stands-still"}
 
 
 class Program:
@@ -67,7 +67,8 @@ def test_what_is_set_stays_and_nothing_else_changes(program):
     assert program("--require", "crash") == {**UNSET, "require": "crash"}
     assert program("--automatic") == {**UNSET, "require": "crash", "automatic": True}
     assert program("--exclude", "vdb", "--type", "standard")["exclude"] == ["vdb"]
-    expected = {"type": "standard", "require": "crash", "automatic": True, "exclude": ["vdb"]}
+    assert program("--require-grade", "nil-redo")["require_grade"] == "nil-redo"
+    expected = {"type": "standard", "require": "crash", "automatic": True, "exclude": ["vdb"], "require_grade": "nil-redo"}
     assert program() == expected
     assert program("--no-automatic", "--no-exclude") == {**expected, "automatic": False, "exclude": []}
 
@@ -94,7 +95,9 @@ def test_what_cannot_be_is_refused_and_nothing_changed(program, arguments, messa
     assert program() == before
 
 
-@pytest.mark.parametrize("arguments", [("--type", "instant"), ("--require", "perfect"), ("--exclude",)])
+@pytest.mark.parametrize(
+    "arguments", [("--type", "instant"), ("--require", "perfect"), ("--require-grade", "crash"), ("--exclude",)]
+)
 def test_what_the_command_line_does_not_have(program, arguments):
     """Broken: a mistyped value would be taken for a default."""
     assert program.run("web1", *arguments).exit_code == 2
@@ -119,6 +122,7 @@ def test_what_is_shown(program):
         "require    application",
         "automatic  yes",
         "exclude    vdb",
+        "grade      stands-still",
     ]
 
 

@@ -21,6 +21,7 @@ from quiesce.wire.messages import (
     Frozen,
     Held,
     Inventory,
+    Prepare,
     Released,
     State,
     Thawed,
@@ -44,13 +45,12 @@ class AttemptError(Exception):
 class Attempt:
     """Holds, freezes and lets go. The conversation sees to the order of the calls."""
 
-    def __init__(self, token: str, window_ms: int, insist: bool, *, nil_redo: bool = False) -> None:
-        """As in wire.messages.Prepare."""
+    def __init__(self, token: str, asked: Prepare) -> None:
         self.token = token
         self.state = State.IDLE
-        self._window_ns = window_ms * 1_000_000
-        self._insist = insist
-        self._nil_redo = nil_redo
+        self._window_ns = asked.window_ms * 1_000_000
+        self._insist = asked.insist
+        self._nil_redo = asked.nil_redo
         self._deadline_ns: Optional[int] = None
         self._started_ns: Optional[int] = None
         self._writers: list[ApplicationWriter] = []

@@ -157,7 +157,7 @@ class Conversation:
             raise AttemptError(ErrorCode.BAD_REQUEST, f"window_ms must be from 1 to {messages.MAX_WINDOW_MS}")
         self._expired = False
         asked: messages.Prepare = request.args
-        self._attempt = Attempt(request.token, asked.window_ms, asked.insist, nil_redo=asked.nil_redo)
+        self._attempt = Attempt(request.token, asked)
         return self._attempt.prepare(self._discover(), deadline_ns)
 
     def _post_checkpoint(self, request: Request, deadline_ns: int) -> messages.Status:

@@ -113,8 +113,9 @@ class _Held:
         self._window_ms = min(max(int(window), 1), MAX_WINDOW_MS) if isinstance(window, int) else int(DEFAULT_WINDOW_S * 1000)
         self._without = str(request.get("without", ""))
         from quiesce.agent.attempt import Attempt  # so that the idle service stays small
+        from quiesce.wire.messages import Prepare
 
-        self.attempt = Attempt(secrets.token_hex(16), self._window_ms, insist=True)
+        self.attempt = Attempt(secrets.token_hex(16), Prepare(self._window_ms, insist=True))
         self.ended = False
 
     def freeze(self, discover: Discover) -> dict[str, Any]:

@@ -21,9 +21,9 @@ def _show(found: Settings) -> None:
     out = terminal.out
     out.print(f"type       {found.type.value}")
     out.print(f"require    {render.label(found.require)}")
-    out.print(f"grade      {found.require_grade.value}")
     out.print(f"automatic  {'yes' if found.automatic else 'no'}")
     out.print(f"exclude    {escape(' '.join(found.exclude)) or '-'}")
+    out.print(f"grade      {found.require_grade.value}")
 
 
 @verb(_show)

@@ -21,12 +21,12 @@ class Settings:
     type: Type = Type.PRODUCTION
     require: Consistency = Consistency.APPLICATION
     """The lowest label to accept. APPLICATION is Hyper-V's "production only"."""
-    require_grade: RequiredGrade = RequiredGrade.STANDS_STILL
-    """The lowest grade of a required application that *application* may rest on."""
     automatic: bool = False
     """quiesce takes a checkpoint when the VM starts and has none, and removes it when the VM has shut down cleanly."""
     exclude: tuple[str, ...] = ()
     """Targets of the disks that checkpoints leave out."""
+    require_grade: RequiredGrade = RequiredGrade.STANDS_STILL
+    """The lowest grade of an application in an application-consistent checkpoint."""
 
     @property
     def wants_automatic(self) -> bool:
