@@ -3,11 +3,13 @@ Each test fails if one check of the host side is left out."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from quiesce.guests import scripted
 from quiesce.model.errors import BusyError, ConsistencyError, HypervisorError, RefusedError
-from quiesce.model.grades import Consistency, Grade, Level
+from quiesce.model.grades import Consistency, Grade, Level, RequiredGrade
 from quiesce.model.names import CheckpointReference
 from quiesce.model.settings import Settings, Type
 from quiesce.model.tree import Kind, Role
@@ -69,6 +71,34 @@ def test_the_label_is_that_of_the_worst_required_writer(world, grade):
         world.take(vm)
     world.nothing_left(vm)
     assert world.take(vm, "b", Consistency.FILESYSTEM).consistency is Consistency.FILESYSTEM
+
+
+@pytest.mark.parametrize("grade", [Grade.STANDS_STILL, Grade.HELD])
+@pytest.mark.parametrize("by", ["option", "setting"])
+def test_a_grade_below_the_required_one_is_refused(world, grade, by):
+    """Broken: who asked for nothing in flight would get less, and not hear of it."""
+    vm = world.vm(writers=())
+    guest = world.guests["web1"]
+    guest.writers = (scripted.writer("one"), scripted.writer("two", grade=grade))
+    option = RequiredGrade.NIL_REDO if by == "option" else None
+    if by == "setting":
+        world.catalog.settings.put(vm.key, Settings(require_grade=RequiredGrade.NIL_REDO))
+    with pytest.raises(ConsistencyError, match=f"nil-redo is required of every application, and two is {grade.value}"):
+        checkpoint(world.context, "web1", required_grade=option, window_s=WINDOW_S)
+    world.nothing_left(vm)
+    assert guest.asked and guest.asked.nil_redo
+    guest.writers = (scripted.writer("one"), replace(scripted.writer("two", grade=grade), required=False))
+    node = checkpoint(world.context, "web1", name="b", required_grade=option, window_s=WINDOW_S)
+    assert node.consistency is Consistency.APPLICATION
+
+
+def test_a_grade_that_nobody_requires_is_not_asked_for(world):
+    """Broken: every checkpoint would wait for transactions to end, and many never be had."""
+    vm = world.vm(writers=())
+    guest = world.guests["web1"]
+    guest.writers = (scripted.writer("two", grade=Grade.STANDS_STILL),)
+    assert world.take(vm).consistency is Consistency.APPLICATION
+    assert guest.asked and not guest.asked.nil_redo
 
 
 @pytest.mark.parametrize("step", ["prepare", "hold back-end", "freeze", "thaw", "release back-end"])

@@ -34,6 +34,8 @@ class ScriptedGuest:
         """If not empty, the guest refuses `prepare` with `insist`, for this reason."""
         self.token_at_thaw: str | None = None
         """The freeze token in the answer to `thaw`; None: that of its own freeze."""
+        self.asked: Prepare | None = None
+        """What the last `prepare` asked for."""
         self.unbroken = True
         self.frozen = False
         self.held: set[Level] = set()
@@ -51,6 +53,7 @@ class ScriptedGuest:
 
     def prepare(self, asked: Prepare, _timeout: float) -> Inventory:
         self._step("prepare")
+        self.asked = asked
         if asked.insist and self.refuses:
             raise GuestRefusedError("scripted", self.refuses, self.writers)
         return Inventory(self.writers, (ROOT,))
