@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 from lab.machine import GuestCommandError, Machine
 
+_END = (
+    r"(?:invalid record length|invalid magic number.*|unexpected pageaddr.*|record with incorrect prev-link \S+"
+    r"|incorrect resource manager data checksum in record|invalid resource manager ID \d+) at ([0-9A-F]+/[0-9A-F]+)"
+)
+"""How PostgreSQL says where the log ends; the last segment may have been used before. Source: access/transam/xlogreader.c."""
 LOG = "/var/log/postgresql/postgresql-17-main.log"
 
 
@@ -36,7 +41,7 @@ def recovery(machine: Machine) -> Recovery:
     return Recovery(
         _find(r"redo starts at ([0-9A-F]+/[0-9A-F]+)", text),
         _find(r"redo done at ([0-9A-F]+/[0-9A-F]+)", text),
-        _find(r"(?:invalid record length|invalid magic number.*|unexpected pageaddr.*) at ([0-9A-F]+/[0-9A-F]+)", text),
+        _find(_END, text),
         tuple(last),
     )
 

@@ -9,7 +9,6 @@ import pytest
 
 from lab import Machine
 from lab.demo import Narrator, holds, run_demo
-from quiesce.agent.writers import wal
 from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.vm import Vm
 from tests.host import Quiesce
@@ -28,16 +27,13 @@ def test_the_main_job(machine: Machine, tmp_path: Path) -> None:
     """Given a database under load, when everything is ruined, then a restore brings back exactly what was acknowledged."""
     result = run_demo(machine, tmp_path / "catalog.db", Narrator(silent=True))
     assert holds(result), result
-    assert "CHECKPOINT_ONLINE" in result["proof"]["redo_records"]
-    assert set(result["proof"]["redo_records"]) <= set(wal.NAMES.values())
-    assert result["proof"]["redo_bytes_replayed"] < 1024
 
 
 def test_checkpoint_says_what_it_is(machine: Machine, quiesce: Quiesce) -> None:
     """A checkpoint without load: its record is complete, in the catalog and in the manifest beside the images."""
     node = quiesce("checkpoint", machine.name, "--name", "quiet")
     assert node["consistency"] == "application"
-    assert node["writers"][0]["grade"] == "nil-redo"
+    assert node["writers"][0]["grade"] == "stands-still"
     assert [(item["mountpoint"], item["state"]) for item in node["filesystems"]] == [
         ("/var/lib/postgresql", "thawed"),
         ("/", "thawed"),
@@ -51,7 +47,7 @@ def test_checkpoint_says_what_it_is(machine: Machine, quiesce: Quiesce) -> None:
     assert (summary["agent"], summary["checkpoints"]) == ("ready", 1)
     text = quiesce.run("checkpoint", machine.name, "--name", "second")
     assert "application" in text.stdout
-    assert "nil-redo" in text.stdout
+    assert "stands-still" in text.stdout
 
 
 def test_restore_and_undo_it(machine: Machine, quiesce: Quiesce, vm: Vm) -> None:

@@ -1,0 +1,65 @@
+"""Loads and settings of production servers: the application grade is had under each of them, and is what the server's own log
+says after a restore."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab import Machine, loads
+from lab.ledger import Ledger
+from lab.proof import recovery
+from tests.host import Quiesce
+
+SITE = """
+ALTER SYSTEM SET max_prepared_transactions = 5;
+ALTER SYSTEM SET wal_log_hints = on;
+ALTER SYSTEM SET statement_timeout = '3s';
+ALTER SYSTEM SET lock_timeout = '1s';
+ALTER SYSTEM SET synchronous_standby_names = 'nobody';
+ALTER SYSTEM SET synchronous_commit = local;
+CREATE DATABASE closed;
+"""
+"""Settings that stood in the way once."""
+
+
+@pytest.mark.timeout(600)
+def test_every_load_at_once(machine: Machine, quiesce: Quiesce) -> None:
+    """Standing still needs no lock, so nothing that clients do is in the way. They wait, and get no error."""
+    for statement in SITE.strip().splitlines():
+        machine.sql(statement)
+    machine.run("pg_ctlcluster 17 main restart")
+    machine.wait_for_postgresql()
+    ledger = Ledger(machine)
+    ledger.start()
+    loads.start(machine, loads.LOADS)
+    machine.spawn('exec setsid runuser -u postgres -- sh -c "sleep 900 | psql -X -q -d closed"')
+    machine.sql("ALTER DATABASE closed ALLOW_CONNECTIONS false")
+
+    node = quiesce("checkpoint", machine.name, "--name", "busy", timeout=200)
+    (writer,) = node["writers"]
+    assert (node["consistency"], writer["grade"]) == ("application", "stands-still"), writer
+    assert "rolls back the " in writer["reason"]
+    message = quiesce.fails("checkpoint", machine.name, "--require-grade", "nil-redo", "--window", "4", code=6)
+    assert "prepared transaction 'transfer-42' in database 'loads'" in message
+    ledger.stop()
+    assert ledger.errors() == ""
+    assert loads.errors(machine) == ""
+    entries = ledger.acknowledged()
+    held, released = node["guest_clock_ns"]["held"], node["guest_clock_ns"]["released"]
+    before = {entry.key for entry in entries if entry.acknowledged_ns < held}
+    after = {entry.key for entry in entries if entry.started_ns > released}
+    assert before
+    assert after
+
+    quiesce("restore", f"{machine.name}@busy", "--start", "--discard-current", timeout=200)
+    machine.wait_for_guest()
+    machine.wait_for_postgresql()
+    seen, position = recovery(machine), writer["position"]
+    print(writer["reason"], seen)
+    assert (seen.redo_starts, seen.log_ends) == (position["redo_lsn"], position["insert_lsn"])
+    assert seen.redo_bytes() == int(position["redo_bytes"])
+    stored = ledger.stored()
+    assert before <= stored
+    assert not after & stored
+    assert machine.sql("SELECT gid FROM pg_prepared_xacts") == "transfer-42"
+    assert machine.sql("SELECT count(*) FROM nightly", database=loads.DATABASE) == "0"
