@@ -11,8 +11,8 @@ from lab.machine import Machine
 
 DATABASE = "loads"
 DIRECTORY = "/run/quiesce-loads"
-PER_SECOND = 15
-"""Transactions of each load. Without KVM a guest can do some hundreds."""
+PER_SECOND = 4
+"""Transactions of each load. Without KVM a guest does few."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def command_line(pid: int) -> list[str]:
         return []
 
 
-def name(pid: int) -> str:
+def kernel_name(pid: int) -> str:
     """The kernel's name of the process; empty if it ended."""
     try:
         with open(f"/proc/{pid}/comm", errors="replace") as file:

@@ -52,7 +52,7 @@ class Standstill:
             raise WriterError(f"it left the control group {self._cgroup.path}")
         if others := self.others():
             raise WriterError(
-                f"process {others[0]} ({processes.name(others[0])}) is in its control group {self._cgroup.path} as well",
+                f"process {others[0]} ({processes.kernel_name(others[0])}) is in its control group {self._cgroup.path} as well",
                 Outcome.NON_RETRYABLE,
             )
         try:
