@@ -11,7 +11,7 @@ from lab.machine import Machine
 
 DATABASE = "loads"
 DIRECTORY = "/run/quiesce-loads"
-PER_SECOND = 4
+PER_SECOND = 1
 """Transactions of each load. Without KVM a guest does few."""
 
 

@@ -32,7 +32,7 @@ def test_every_load_at_once(machine: Machine, quiesce: Quiesce) -> None:
     machine.run("pg_ctlcluster 17 main restart")
     machine.wait_for_postgresql()
     machine.sql("CREATE DATABASE closed")
-    ledger = Ledger(machine)
+    ledger = Ledger(machine, clients=1)
     ledger.start()
     loads.start(machine, loads.LOADS)
     machine.spawn('exec setsid runuser -u postgres -- sh -c "sleep 900 | psql -X -q -d closed"')

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 
 SYSTEMCTL = "/usr/bin/systemctl"
-TIMEOUT_S = 10.0
+TIMEOUT_S = 20.0
 _PROPERTIES = (
     *("LoadState", "ActiveState", "Result", "ExecMainStartTimestamp"),
     *("WatchdogUSec", "FreezerState", "ControlGroup"),
