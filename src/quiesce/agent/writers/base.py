@@ -7,11 +7,13 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Optional, Protocol
 
+from quiesce.agent import processes
 from quiesce.agent.deadman import Undo
 from quiesce.model.grades import Grade, Level
-from quiesce.model.reports import Outcome, WriterReport
+from quiesce.model.reports import OpenFiles, Outcome, WriterReport
 
 IDENTIFY_TIMEOUT_S = 10.0
 """Longest wait for one application to identify itself, in seconds."""
@@ -25,6 +27,32 @@ class WriterError(Exception):
         self.outcome = outcome
         self.grade = grade
         """What a checkpoint has of the application if it is not held, where that is known before an attempt."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """Whose files, open for writing, are an application's own, so that its writer answers for them."""
+
+    pids: tuple[int, ...] = ()
+    """First processes of the application. Their descendants are its own, too."""
+    unit: str = ""
+    """A system service, with all its processes."""
+    cgroup: str = ""
+    """A control group with all below it, as `/shop.slice`; empty: none."""
+    paths: tuple[str, ...] = ()
+    """Files, and directories with all that is in them."""
+
+    def has(self, pid: int, group: str) -> bool:
+        """Whether the process, which is in this control group, is the application's own."""
+        unit = processes.unit_of(group)
+        if (self.unit and unit == self.unit) or (self.cgroup and f"{group}/".startswith(f"{self.cgroup.rstrip('/')}/")):
+            return True
+        family = {pid, *processes.ancestors(pid)}
+        # A first process that systemd started has a service of its own. Under another supervisor, with several servers in one
+        # service, only its descendants are its own.
+        return any(
+            first in family or (unit and processes.parent(first) == 1 and processes.unit(first) == unit) for first in self.pids
+        )
 
 
 class CommandObserver(Protocol):
@@ -70,9 +98,12 @@ class ApplicationWriter:
         """What went wrong, with its phase and outcome; None if nothing did."""
         self.last_error: Optional[str] = None
         self.required = True
+        self.not_accounted_for: Optional[OpenFiles] = None
         self.nil_redo = False
         """Whether the host, or the guest's configuration, asks that no transaction is in flight and nothing is left to replay.
         A writer that has the choice takes the way that leads there."""
+        self.pids: tuple[int, ...] = ()
+        """The first processes of the application, as far as they are known."""
         self._paths: list[str] = []
         self.hold_limit_ms: Optional[int] = None
         self.holding = False
@@ -126,6 +157,10 @@ class ApplicationWriter:
     def paths(self) -> list[str]:
         """Directories that hold all its files. Each must be on a filesystem that can be frozen."""
         return list(self._paths)
+
+    def account(self) -> Account:
+        """Whose files are this application's. Asked for before `identify`."""
+        return Account(self.pids, paths=tuple(self._paths))
 
     def remember(self) -> None:
         """Keeps what the next attempt can use of this one. Called outside the window."""
@@ -222,6 +257,7 @@ class ApplicationWriter:
             outcome=self.outcome,
             stateless=self.stateless,
             last_error=self.error or self.last_error,
+            not_accounted_for=self.not_accounted_for,
         )
 
     def time(self, what: str, started_ns: int) -> None:

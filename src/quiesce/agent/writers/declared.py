@@ -16,17 +16,19 @@ import configparser
 import glob
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Optional
 
-from quiesce.agent import cgroups, commands
+from quiesce.agent import cgroups, commands, processes
 from quiesce.agent.deadman import Undo
 from quiesce.agent.trust import UntrustedError, require_trusted
-from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
+from quiesce.agent.writers.base import Account, ApplicationWriter, WriterError, left_s
 from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.agent.writers.sqlite import Sqlite
 from quiesce.agent.writers.stopped import StoppedService
+from quiesce.agent.writers.unsupported import Unreached, Unsupported
 from quiesce.model.grades import Grade, Level, RequiredGrade
 from quiesce.model.reports import Outcome
 
@@ -45,8 +47,11 @@ class _ConfigurationError(Exception):
     pass
 
 
-def configured(found: list[ApplicationWriter]) -> list[ApplicationWriter]:
-    """These writers and the declared ones, with the settings that the files give them."""
+def configured(
+    found: list[ApplicationWriter], unaccounted: Callable[[list[ApplicationWriter]], list[ApplicationWriter]] = lambda _: []
+) -> list[ApplicationWriter]:
+    """These writers, the declared ones, and those that `unaccounted` returns for what all these do not account for; with the
+    settings that the files give them."""
     sections: list[tuple[str, configparser.SectionProxy]] = []
     result = list(found)
     for path in sorted(glob.glob(os.path.join(DIRECTORY, "*.conf"))):
@@ -55,6 +60,8 @@ def configured(found: list[ApplicationWriter]) -> list[ApplicationWriter]:
         except (OSError, ValueError, UntrustedError, configparser.Error, _ConfigurationError) as error:
             result.append(Misconfigured(path, str(error)))
     for kind, apply in (("Writer", _declare), ("Match", _tune)):
+        if kind == "Match":
+            result += unaccounted(result)
         for path, section in sections:
             if section.name == kind:
                 try:
@@ -102,6 +109,15 @@ def _declare(found: list[ApplicationWriter], section: configparser.SectionProxy)
     # The administrator's declaration replaces a writer that would freeze the same unit, for a unit can be frozen only once. A
     # unit that is shut down has no SQLite file open, so that writer is not needed either.
     gives_way = (FrozenCgroup, Sqlite) if isinstance(writer, StoppedService) else FrozenCgroup
+    account = writer.account()
+    # It also answers for what quiesce knows by name only.
+    found = [
+        other
+        for other in found
+        if not (
+            isinstance(other, (Unsupported, Unreached)) and all(account.has(pid, processes.cgroup(pid)) for pid in other.pids)
+        )
+    ]
     for other in found:
         if unit and isinstance(other, Sqlite) and other.unit == unit:
             other.freezing = False
@@ -192,7 +208,11 @@ class Commands(ApplicationWriter):
         }
         if "release" not in self._commands:
             _missing("Release")
+        self._unit = section.get("unit", "")
         self._held = False
+
+    def account(self) -> Account:
+        return replace(super().account(), unit=self._unit)
 
     def undo(self) -> Optional[Undo]:
         return Undo(command=tuple(self._commands["release"]))
