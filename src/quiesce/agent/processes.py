@@ -75,6 +75,16 @@ def parent(pid: int) -> int:
         return 0
 
 
+def state(pid: int) -> str:
+    """`R` if it runs or waits for a processor, `S` or `D` if it waits for something else; empty if it ended. Source:
+    proc_pid_stat(5)."""
+    try:
+        with open(f"/proc/{pid}/stat", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 def ancestors(pid: int) -> Iterator[int]:
     """The process's parent, the parent's parent, and so on."""
     seen = {pid}

@@ -81,9 +81,14 @@ def discover(writers: Sequence[ApplicationWriter]) -> list[ApplicationWriter]:
                 time.sleep(PAUSE_S)
             looks.append(openfiles.look(deadline_ns, hung))
     except IncompleteError:
-        return [Unlooked()]
+        return [Unlooked(f"not all processes could be looked at within {LIMIT_S:.0f} s; try again", required=True)]
     accounts = [writer.account() for writer in writers]
-    return [Unaccounted(id, found) for id, found in summarise(judge_looks(looks, accounts))]
+    found: list[ApplicationWriter] = [Unaccounted(id, each) for id, each in summarise(judge_looks(looks, accounts))]
+    if hung:
+        names = ", ".join(f"{pid} ({sayable(processes.name(pid))})" for pid in sorted(hung)[:MAX_FILES])
+        reason = f"process {names} hangs whoever looks at it, perhaps at a mount that does not answer, and was passed over"
+        found.append(Unlooked(reason, required=False))
+    return found
 
 
 @dataclass
@@ -196,16 +201,15 @@ class Unaccounted(ApplicationWriter):
 
 
 class Unlooked(ApplicationWriter):
-    """Stands for what was not looked at."""
+    """Stands for processes that were not looked at, so that nobody knows what they write."""
 
     application = "not accounted for"
 
-    def __init__(self) -> None:
-        super().__init__("unaccounted:processes")
+    def __init__(self, reason: str, *, required: bool) -> None:
+        super().__init__(f"{ID}processes")
+        self.not_accounted_for = OpenFiles("", "", (), 0, kept=False)
+        self.required = required
+        self._reason = reason
 
     def on_identify(self, deadline_ns: int) -> None:
-        raise WriterError(
-            f"not all processes could be looked at within {LIMIT_S:.0f} s, so nobody knows what they write; try again",
-            Outcome.TIMEOUT,
-            Grade.CRASH,
-        )
+        raise WriterError(f"not accounted for: {self._reason}", Outcome.TIMEOUT, Grade.CRASH)
