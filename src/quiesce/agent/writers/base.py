@@ -7,11 +7,10 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Optional, Protocol
 
-from quiesce.agent import processes
 from quiesce.agent.deadman import Undo
+from quiesce.agent.writers.account import Account
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import OpenFiles, Outcome, WriterReport
 
@@ -27,32 +26,6 @@ class WriterError(Exception):
         self.outcome = outcome
         self.grade = grade
         """What a checkpoint has of the application if it is not held, where that is known before an attempt."""
-
-
-@dataclass(frozen=True)
-class Account:
-    """Whose files, open for writing, are an application's own, so that its writer answers for them."""
-
-    pids: tuple[int, ...] = ()
-    """First processes of the application. Their descendants are its own, too."""
-    unit: str = ""
-    """A system service, with all its processes."""
-    cgroup: str = ""
-    """A control group with all below it, as `/shop.slice`; empty: none."""
-    paths: tuple[str, ...] = ()
-    """Files, and directories with all that is in them."""
-
-    def has(self, pid: int, group: str) -> bool:
-        """Whether the process, which is in this control group, is the application's own."""
-        unit = processes.unit_of(group)
-        if (self.unit and unit == self.unit) or (self.cgroup and f"{group}/".startswith(f"{self.cgroup.rstrip('/')}/")):
-            return True
-        family = {pid, *processes.ancestors(pid)}
-        # A first process that systemd started has a service of its own. Under another supervisor, with several servers in one
-        # service, only its descendants are its own.
-        return any(
-            first in family or (unit and processes.parent(first) == 1 and processes.unit(first) == unit) for first in self.pids
-        )
 
 
 class CommandObserver(Protocol):

@@ -24,7 +24,8 @@ from typing import Optional
 from quiesce.agent import cgroups, commands, processes
 from quiesce.agent.deadman import Undo
 from quiesce.agent.trust import UntrustedError, require_trusted
-from quiesce.agent.writers.base import Account, ApplicationWriter, WriterError, left_s
+from quiesce.agent.writers.account import Account
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.agent.writers.sqlite import Sqlite
 from quiesce.agent.writers.stopped import StoppedService
@@ -111,17 +112,15 @@ def _declare(found: list[ApplicationWriter], section: configparser.SectionProxy)
     gives_way = (FrozenCgroup, Sqlite) if isinstance(writer, StoppedService) else FrozenCgroup
     account = writer.account()
     # It also answers for what quiesce knows by name only.
-    found = [
-        other
-        for other in found
-        if not (
-            isinstance(other, (Unsupported, Unreached)) and all(account.has(pid, processes.cgroup(pid)) for pid in other.pids)
-        )
-    ]
+    found = [other for other in found if not (isinstance(other, (Unsupported, Unreached)) and _has_all(account, other.pids))]
     for other in found:
         if unit and isinstance(other, Sqlite) and other.unit == unit:
             other.freezing = False
     return [other for other in found if not (unit and isinstance(other, gives_way) and other.unit == unit)] + [writer]
+
+
+def _has_all(account: Account, pids: tuple[int, ...]) -> bool:
+    return bool(pids) and all(account.has(pid, processes.cgroup(pid)) for pid in pids)
 
 
 def _tune(found: list[ApplicationWriter], section: configparser.SectionProxy) -> list[ApplicationWriter]:

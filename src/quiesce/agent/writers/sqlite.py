@@ -21,7 +21,8 @@ from typing import Optional
 from quiesce.agent import linux, processes, systemd
 from quiesce.agent.cgroups import Cgroup, CgroupError
 from quiesce.agent.deadman import Undo
-from quiesce.agent.writers.base import Account, ApplicationWriter, WriterError
+from quiesce.agent.writers.account import Account
+from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 

@@ -6,7 +6,8 @@ from typing import Optional
 
 from quiesce.agent import commands, systemd
 from quiesce.agent.deadman import Undo
-from quiesce.agent.writers.base import Account, ApplicationWriter, WriterError, left_s
+from quiesce.agent.writers.account import Account
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 

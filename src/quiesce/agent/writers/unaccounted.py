@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 from quiesce.agent import openfiles, processes
 from quiesce.agent.openfiles import IncompleteError, WritingProcess
-from quiesce.agent.writers.base import Account, ApplicationWriter, WriterError, deadline_in_ns
+from quiesce.agent.writers.account import Account
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
 from quiesce.model.grades import Grade
 from quiesce.model.reports import OpenFiles, Outcome
 from quiesce.wire.schema import printable
