@@ -17,6 +17,7 @@ from quiesce.agent import openfiles, processes
 from quiesce.agent.openfiles import Disks, IncompleteError, WritingProcess, parse_fdinfo
 from quiesce.agent.writers import declared, unaccounted
 from quiesce.agent.writers.base import ApplicationWriter
+from quiesce.agent.writers.sqlite import Sqlite
 from quiesce.agent.writers.unaccounted import Unaccounted, judge_looks, summarise
 from quiesce.agent.writers.unsupported import Unreached, Unsupported
 from quiesce.model.grades import Consistency, Grade, judge
@@ -139,6 +140,25 @@ def test_what_is_known_by_name_only_gives_way_to_a_declared_writer(known, machin
     stop = "[Writer]\nName=mine\nUnit={}\nAction=stop\n"
     assert set(answered(machine, stop.format("mongod.service"), writers=(known,))) == {"declared:mine"}
     assert set(answered(machine, stop.format("other.service"), writers=(known,))) == {"declared:mine", known.id}
+
+
+def test_a_service_that_is_stopped_is_accounted_for(machine, monkeypatch):
+    """Broken: a service that is shut down for the checkpoint would be listed for what it writes besides SQLite."""
+    monkeypatch.setattr(openfiles, "look", lambda *_: [process("/srv/shop.db", "/srv/index.bin")])
+    monkeypatch.setattr(unaccounted, "PAUSE_S", 0)
+    writers = [Sqlite("shop.service", ["/srv/shop.db"])]
+    assert [writer.id for writer in declared.configured(writers, unaccounted.discover)][1:] == ["unaccounted:shop.service"]
+    machine.file("[Match]\nWriter=sqlite:*\nAction=stop\n")
+    assert [writer.id for writer in declared.configured(writers, unaccounted.discover)] == ["sqlite:shop.service"]
+
+
+@pytest.mark.parametrize("pattern", ["*", "unaccounted:*", "sample"])
+def test_a_mistake_in_an_answer_is_told_once(pattern, machine):
+    """Broken: an answer that makes no sense would be passed over, or two files be looked for."""
+    found = answered(machine, f"[Match]\nWriter={pattern}\nRequired=perhaps\n", KEPT, writers=(Sample(),))
+    assert {"sample", "unaccounted:shop.service"} < found.keys()
+    [wrong] = [writer for id, writer in found.items() if id.startswith("configuration:")]
+    assert "perhaps" in str(wrong.reason)
 
 
 # -- names are anybody's

@@ -60,16 +60,24 @@ def configured(
             sections += [(path, section) for section in _read(path)]
         except (OSError, ValueError, UntrustedError, configparser.Error, _ConfigurationError) as error:
             result.append(Misconfigured(path, str(error)))
-    for kind, apply in (("Writer", _declare), ("Match", _tune)):
-        if kind == "Match":
-            result += unaccounted(result)
-        for path, section in sections:
-            if section.name == kind:
-                try:
-                    result = apply(result, section)
-                except (ValueError, _ConfigurationError) as error:
-                    result.append(Misconfigured(path, str(error)))
-    return result
+    result = _apply_all("Match", _apply_all("Writer", result, sections), sections)
+    more = _apply_all("Match", unaccounted(result), sections)
+    wrong = {writer.id for writer in result if isinstance(writer, Misconfigured)}
+    return [*result, *(writer for writer in more if writer.id not in wrong)]
+
+
+def _apply_all(
+    kind: str, found: list[ApplicationWriter], sections: list[tuple[str, configparser.SectionProxy]]
+) -> list[ApplicationWriter]:
+    """The writers as these sections make them, and one for each file of which a section makes no sense."""
+    apply = _declare if kind == "Writer" else _tune
+    for path, section in sections:
+        if section.name == kind:
+            try:
+                found = apply(found, section)
+            except (ValueError, _ConfigurationError) as error:
+                found = [*found, Misconfigured(path, str(error))]
+    return found
 
 
 def _read(path: str) -> list[configparser.SectionProxy]:
