@@ -13,7 +13,7 @@ from quiesce.model.divergence import Agreement, Finding, ServerFindings
 from quiesce.model.errors import DivergenceError, NotFoundError, QuiesceError
 from quiesce.model.grades import Consistency, Grade, Level
 from quiesce.model.groups import Group, Member, Tier
-from quiesce.model.reports import Filesystem, FreezeState, Outcome, WriterReport
+from quiesce.model.reports import Filesystem, FreezeState, OpenFiles, Outcome, WriterReport
 from quiesce.model.settings import Settings, Type
 from quiesce.model.tree import GroupPart, MachineFile, Role, Tree, Witness
 from quiesce.operations.delete import Deleted
@@ -56,6 +56,16 @@ REDIS = WriterReport(
     required=False,
     outcome=Outcome.NON_RETRYABLE,
     last_error="hold: timeout",
+)
+UNACCOUNTED = WriterReport(
+    id="unaccounted:shop.service",
+    application="not accounted for",
+    version="unknown",
+    level=Level.BACK_END,
+    grade=Grade.CRASH,
+    reason="not accounted for: /usr/sbin/shopd of shop.service writes /srv/shop/orders",
+    outcome=Outcome.NON_RETRYABLE,
+    not_accounted_for=OpenFiles("/usr/sbin/shopd", "shop.service", ("/srv/shop/orders",), 4, kept=True),
 )
 ROOT = Filesystem("/", "ext4", "/dev/vda1", FreezeState.THAWED, freeze_us=15321)
 RUN = Filesystem("/run", "tmpfs", "tmpfs", FreezeState.SKIPPED, "not on a disk")
@@ -120,7 +130,7 @@ RESULTS: dict[str, tuple[list[str], str, Any]] = {
     "writers": (
         ["writers", "web1"],
         "writers.writers",
-        GuestReport("0.1.0", (POSTGRESQL, REDIS), (ROOT, RUN), Consistency.CRASH),
+        GuestReport("0.1.0", (POSTGRESQL, REDIS, UNACCOUNTED), (ROOT, RUN), Consistency.CRASH),
     ),
     "settings": (["settings", "web1"], "settings.settings", Settings(Type.STANDARD, Consistency.FILESYSTEM, True, ("vdb",))),
     "checkpoint": (["checkpoint", "web1"], "checkpoint.checkpoint", FULL),

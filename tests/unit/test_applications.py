@@ -29,7 +29,7 @@ WITHOUT_FILE = {
         "haproxy",
     ),  # compared by all that their writers report, which may be nothing
     *(*UNSUPPORTED, "an Erlang server"),  # no writer can hold them
-    *("script", "service", "configuration", "systemd"),  # not one application
+    *("script", "service", "configuration", "systemd", "not accounted for"),  # not one application
 }
 """Applications of which the host knows nothing of its own. Programs and declared writers have any name."""
 NAMED_ELSEWHERE = {

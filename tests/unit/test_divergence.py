@@ -8,6 +8,7 @@ import pytest
 
 from quiesce.applications.divergence import judge_server
 from quiesce.model.divergence import Agreement, Finding, ServerFindings, describe
+from quiesce.model.reports import OpenFiles
 from tests.unit.reports import NGINX, NOT_MOVED, found, mariadb, postgresql, redis, writer
 
 
@@ -18,6 +19,18 @@ def test_writers_that_keep_nothing_count_for_nothing():
         assert found(then, [later]) == (Agreement.SILENT, [])
     assert found([NGINX], []) == (Agreement.SILENT, [])
     assert found([NGINX, redis()], [NGINX, redis()]) == (Agreement.AGREES, [f"Redis 6379 {NOT_MOVED}"])
+
+
+def test_a_program_that_quiesce_does_not_know_counts_as_its_label_does():
+    """Broken: a restore would be refused because somebody copied a file there; or pass over a database."""
+    copying = writer(
+        "unaccounted:/usr/bin/cp", {}, required=False, not_accounted_for=OpenFiles("/usr/bin/cp", "", (), 1, False)
+    )
+    for then, now in ([], [copying]), ([copying], []), ([copying], [copying]):
+        assert found(then, now) == (Agreement.SILENT, [])
+    kept = replace(copying, required=True)
+    assert found([], [kept])[0] is Agreement.MOVED
+    assert found([kept], [kept])[0] is Agreement.UNKNOWN
 
 
 def test_a_server_that_keeps_nothing_is_silent_and_agrees():

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from quiesce.agent import memory
-from quiesce.agent.writers import declared, registry, scripts
+from quiesce.agent.writers import declared, registry, scripts, unaccounted
 from quiesce.agent.writers.base import WriterError
-from quiesce.model.reports import Outcome
+from quiesce.agent.writers.unaccounted import Unaccounted
+from quiesce.model.reports import OpenFiles, Outcome
 from tests.unit.sample_writer import Sample, attempt
 
 
@@ -20,6 +21,7 @@ def nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "BUILT_IN", ())
     monkeypatch.setattr(declared, "DIRECTORY", str(tmp_path / "writers.d"))
     monkeypatch.setattr(scripts, "discover", lambda **_: [])
+    monkeypatch.setattr(unaccounted, "discover", lambda _: [])
 
 
 def test_the_last_error_is_shown_until_it_goes_right_again(nothing_else):
@@ -62,3 +64,22 @@ def test_scripts_come_first_then_the_built_in_then_programs(nothing_else, monkey
     found = registry.discover([Sample("program")], without="vmware")
     assert [writer.id for writer in found] == ["script", "one", "two", "program"]
     assert asked == ["vmware"]
+
+
+def test_what_nobody_accounts_for_comes_last_and_its_errors_are_not_kept(nothing_else, monkeypatch):
+    """Broken: a program that is a writer would be listed once more as unknown; or fill the agent's memory."""
+    asked: list[list[str]] = []
+
+    def left_over(found: list[Sample]) -> list[Unaccounted]:
+        asked.append([writer.id for writer in found])
+        return [Unaccounted("unaccounted:/srv/x", OpenFiles("/srv/x", "", ("/srv/a",), 1, kept=True))]
+
+    monkeypatch.setattr(unaccounted, "discover", left_over)
+    found = registry.discover([Sample("program")])
+    assert asked == [["program"]]
+    assert [writer.id for writer in found] == ["program", "unaccounted:/srv/x"]
+    for writer in found:
+        writer.identify()
+    assert found[1].report().last_error is not None
+    registry.remember(found)
+    assert [writer.last_error for writer in registry.discover([Sample("program")])] == [None, None]

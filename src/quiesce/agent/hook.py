@@ -136,7 +136,7 @@ class _Held:
         except Exception as error:  # noqa: BLE001 - the platform waits for an answer
             self.ended = True
             return _answer(False, f"failed: {type(error).__name__}: {error}")
-        return _answer(True, *(f"{writer.id} holds" for writer in inventory.writers))
+        return _answer(True, *(f"{writer.id} holds" for writer in inventory.writers if writer.grade.vouched))
 
     def thaw(self) -> dict[str, Any]:
         self.ended = True

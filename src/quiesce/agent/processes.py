@@ -75,6 +75,24 @@ def parent(pid: int) -> int:
         return 0
 
 
+def state(pid: int) -> str:
+    """`R` if it runs or waits for a processor, `S` or `D` if it waits for something else; empty if it ended. Source:
+    proc_pid_stat(5)."""
+    try:
+        with open(f"/proc/{pid}/stat", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def ancestors(pid: int) -> Iterator[int]:
+    """The process's parent, the parent's parent, and so on."""
+    seen = {pid}
+    while (pid := parent(pid)) and pid not in seen:
+        seen.add(pid)
+        yield pid
+
+
 def own_pid(pid: int) -> str:
     """The process's number in its own process namespace, as its own files name it; empty if it ended. Example: a service with
     systemd's PrivatePIDs= is process 1, or 2, to itself. Source: proc_pid_status(5), NSpid."""
@@ -99,8 +117,13 @@ def cgroup(pid: int) -> str:
 
 def unit(pid: int) -> str:
     """The system service that the process belongs to, as `nginx.service`; empty if to none."""
+    return unit_of(cgroup(pid))
+
+
+def unit_of(group: str) -> str:
+    """The system service of a control group, as `unit`."""
     # The first name that is no slice, as systemd's cg_path_get_unit has it. Groups below are the unit's own, as a container's.
-    match = re.match(r"/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)(?:/|$)", cgroup(pid))
+    match = re.match(r"/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)(?:/|$)", group)
     return match.group(1) if match else ""
 
 

@@ -145,7 +145,7 @@ class Programs:
             except OSError:  # no connection is left, or no descriptor for one
                 return
             connection.setblocking(False)
-            if _peer_uid(connection) != os.geteuid():
+            if peer(connection)[1] != os.geteuid():
                 _refuse(connection, "only root may be a writer")
             elif len(self._connections) >= MAX_CONNECTIONS:
                 _refuse(connection, f"there are {MAX_CONNECTIONS} connections already")
@@ -255,10 +255,11 @@ def listen(path: str) -> socket.socket:
     return listener
 
 
-def _peer_uid(connection: socket.socket) -> int:
+def peer(connection: socket.socket) -> tuple[int, int]:
+    """Process and user who connected; unix(7), SO_PEERCRED."""
     credentials = struct.Struct("3i")  # struct ucred: pid, uid, gid
-    _, uid, _ = credentials.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))
-    return int(uid)
+    pid, uid, _ = credentials.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))
+    return int(pid), int(uid)
 
 
 def _refuse(connection: socket.socket, reason: str) -> None:

@@ -9,7 +9,7 @@ SYSTEMCTL = "/usr/bin/systemctl"
 TIMEOUT_S = 20.0
 _PROPERTIES = (
     *("LoadState", "ActiveState", "Result", "ExecMainStartTimestamp"),
-    *("WatchdogUSec", "FreezerState", "ControlGroup"),
+    *("WatchdogUSec", "FreezerState", "ControlGroup", "MainPID"),
 )
 NEVER_FROZEN = (
     "dbus",

@@ -25,7 +25,7 @@ def judge_server(
         following = next(filter(None, (_following(writer, primary) for primary in going)), None)
         if following:
             findings.append(following)
-        elif writer.stateless:
+        elif not writer.matters_to_others:
             continue
         elif writer.id in before:
             findings.append(_compare(before[writer.id], writer))
@@ -38,7 +38,7 @@ def judge_server(
     findings += [
         Finding(id, Agreement.UNKNOWN, f"{_name(before[id])} is not there now, or is not running")
         for id in sorted(gone)
-        if not before[id].stateless
+        if before[id].matters_to_others
     ]
     return ServerFindings(vm_name, tuple(findings))
 

@@ -48,6 +48,21 @@ class Outcome(str, Enum):
 
 
 @dataclass(frozen=True)
+class OpenFiles:
+    """The files that a program has open for writing on the VM's disks, and that no writer accounts for."""
+
+    executable: str
+    unit: str
+    """The system service that the program belongs to; empty if to none."""
+    files: tuple[str, ...]
+    """Some of the files, as the program sees them, which may be in a container."""
+    number: int
+    """How many files there are; at least, if there are very many."""
+    kept: bool
+    """Whether a file stayed open for writing, or mapped shared and writable, as a database keeps its files."""
+
+
+@dataclass(frozen=True)
 class WriterReport:
     """What a writer reports of its application."""
 
@@ -72,6 +87,14 @@ class WriterReport:
     """Whether the application keeps no data."""
     last_error: Optional[str] = None
     """The last failure since the guest booted (phase, outcome, text); None after a phase that succeeded."""
+    not_accounted_for: Optional[OpenFiles] = None
+    """Evidence of a program that quiesce does not know; None: the report is an application's."""
+
+    @property
+    def matters_to_others(self) -> bool:
+        """Whether other servers can disagree with the application: not if it keeps no data, nor if it is a program that quiesce
+        does not know and that no label depends on."""
+        return not self.stateless and (self.not_accounted_for is None or self.required)
 
 
 def required_grades(writers: Iterable[WriterReport]) -> list[Grade]:

@@ -103,7 +103,7 @@ def inconsistent(asked: Asked, refusal: GuestRefusedError) -> ConsistencyError:
 
 def fell_short(asked: Asked, report: WindowReport, found: Evidence) -> ConsistencyError:
     """The error to raise if the VM was switched, but the label is less than what is required."""
-    reasons = [f"{writer.id}: {writer.reason}" for writer in found.writers if not writer.grade.vouched]
+    reasons = [f"{writer.id}: {writer.reason}" for writer in found.writers if writer.required and not writer.grade.vouched]
     step, failure = report.outcome.failed_step, report.outcome.failure
     if step and failure:
         whose = "" if step.member == asked.member else f" of {step.member}"

@@ -155,7 +155,8 @@ class RunningPart:
             yield
 
     def member(self) -> WindowMember:
-        levels = frozenset(writer.level for writer in self._inventory.writers) if self._inventory else frozenset()
+        found = self._inventory.writers if self._inventory else ()
+        levels = frozenset(writer.level for writer in found if writer.not_accounted_for is None)  # nobody can hold those
         early = self._guest is not None and self._guest.freezes_first
         return WindowMember(self.name, levels, quiesced=self._inventory is not None, early=early)
 

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Optional, Protocol
 
 from quiesce.agent.deadman import Undo
+from quiesce.agent.writers.account import Account
 from quiesce.model.grades import Grade, Level
-from quiesce.model.reports import Outcome, WriterReport
+from quiesce.model.reports import OpenFiles, Outcome, WriterReport
 
 IDENTIFY_TIMEOUT_S = 10.0
 """Longest wait for one application to identify itself, in seconds."""
@@ -70,9 +71,12 @@ class ApplicationWriter:
         """What went wrong, with its phase and outcome; None if nothing did."""
         self.last_error: Optional[str] = None
         self.required = True
+        self.not_accounted_for: Optional[OpenFiles] = None
         self.nil_redo = False
         """Whether the host, or the guest's configuration, asks that no transaction is in flight and nothing is left to replay.
         A writer that has the choice takes the way that leads there."""
+        self.pids: tuple[int, ...] = ()
+        """The first processes of the application, as far as they are known."""
         self._paths: list[str] = []
         self.hold_limit_ms: Optional[int] = None
         self.holding = False
@@ -126,6 +130,10 @@ class ApplicationWriter:
     def paths(self) -> list[str]:
         """Directories that hold all its files. Each must be on a filesystem that can be frozen."""
         return list(self._paths)
+
+    def account(self) -> Account:
+        """Whose files are this application's. Asked for before `identify`."""
+        return Account(self.pids, paths=tuple(self._paths))
 
     def remember(self) -> None:
         """Keeps what the next attempt can use of this one. Called outside the window."""
@@ -222,6 +230,7 @@ class ApplicationWriter:
             outcome=self.outcome,
             stateless=self.stateless,
             last_error=self.error or self.last_error,
+            not_accounted_for=self.not_accounted_for,
         )
 
     def time(self, what: str, started_ns: int) -> None:

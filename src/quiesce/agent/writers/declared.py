@@ -16,17 +16,20 @@ import configparser
 import glob
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Optional
 
-from quiesce.agent import cgroups, commands
+from quiesce.agent import cgroups, commands, processes
 from quiesce.agent.deadman import Undo
 from quiesce.agent.trust import UntrustedError, require_trusted
+from quiesce.agent.writers.account import Account
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.agent.writers.sqlite import Sqlite
 from quiesce.agent.writers.stopped import StoppedService
+from quiesce.agent.writers.unsupported import Unreached, Unsupported
 from quiesce.model.grades import Grade, Level, RequiredGrade
 from quiesce.model.reports import Outcome
 
@@ -45,8 +48,11 @@ class _ConfigurationError(Exception):
     pass
 
 
-def configured(found: list[ApplicationWriter]) -> list[ApplicationWriter]:
-    """These writers and the declared ones, with the settings that the files give them."""
+def configured(
+    found: list[ApplicationWriter], unaccounted: Callable[[list[ApplicationWriter]], list[ApplicationWriter]] = lambda _: []
+) -> list[ApplicationWriter]:
+    """These writers, the declared ones, and those that `unaccounted` returns for what all these do not account for; with the
+    settings that the files give them."""
     sections: list[tuple[str, configparser.SectionProxy]] = []
     result = list(found)
     for path in sorted(glob.glob(os.path.join(DIRECTORY, "*.conf"))):
@@ -54,14 +60,24 @@ def configured(found: list[ApplicationWriter]) -> list[ApplicationWriter]:
             sections += [(path, section) for section in _read(path)]
         except (OSError, ValueError, UntrustedError, configparser.Error, _ConfigurationError) as error:
             result.append(Misconfigured(path, str(error)))
-    for kind, apply in (("Writer", _declare), ("Match", _tune)):
-        for path, section in sections:
-            if section.name == kind:
-                try:
-                    result = apply(result, section)
-                except (ValueError, _ConfigurationError) as error:
-                    result.append(Misconfigured(path, str(error)))
-    return result
+    result = _apply_all("Match", _apply_all("Writer", result, sections), sections)
+    more = _apply_all("Match", unaccounted(result), sections)
+    wrong = {writer.id for writer in result if isinstance(writer, Misconfigured)}
+    return [*result, *(writer for writer in more if writer.id not in wrong)]
+
+
+def _apply_all(
+    kind: str, found: list[ApplicationWriter], sections: list[tuple[str, configparser.SectionProxy]]
+) -> list[ApplicationWriter]:
+    """The writers as these sections make them, and one for each file of which a section makes no sense."""
+    apply = _declare if kind == "Writer" else _tune
+    for path, section in sections:
+        if section.name == kind:
+            try:
+                found = apply(found, section)
+            except (ValueError, _ConfigurationError) as error:
+                found = [*found, Misconfigured(path, str(error))]
+    return found
 
 
 def _read(path: str) -> list[configparser.SectionProxy]:
@@ -102,10 +118,17 @@ def _declare(found: list[ApplicationWriter], section: configparser.SectionProxy)
     # The administrator's declaration replaces a writer that would freeze the same unit, for a unit can be frozen only once. A
     # unit that is shut down has no SQLite file open, so that writer is not needed either.
     gives_way = (FrozenCgroup, Sqlite) if isinstance(writer, StoppedService) else FrozenCgroup
+    account = writer.account()
+    # It also answers for what quiesce knows by name only.
+    found = [other for other in found if not (isinstance(other, (Unsupported, Unreached)) and _has_all(account, other.pids))]
     for other in found:
         if unit and isinstance(other, Sqlite) and other.unit == unit:
             other.freezing = False
     return [other for other in found if not (unit and isinstance(other, gives_way) and other.unit == unit)] + [writer]
+
+
+def _has_all(account: Account, pids: tuple[int, ...]) -> bool:
+    return bool(pids) and all(account.has(pid, processes.cgroup(pid)) for pid in pids)
 
 
 def _tune(found: list[ApplicationWriter], section: configparser.SectionProxy) -> list[ApplicationWriter]:
@@ -192,7 +215,11 @@ class Commands(ApplicationWriter):
         }
         if "release" not in self._commands:
             _missing("Release")
+        self._unit = section.get("unit", "")
         self._held = False
+
+    def account(self) -> Account:
+        return replace(super().account(), unit=self._unit)
 
     def undo(self) -> Optional[Undo]:
         return Undo(command=tuple(self._commands["release"]))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Optional
 
 from quiesce.agent import processes, systemd
 from quiesce.agent.cgroups import Cgroup, CgroupError
 from quiesce.agent.deadman import Undo
+from quiesce.agent.writers.account import Account
 from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
@@ -31,6 +33,9 @@ class FrozenCgroup(ApplicationWriter):
         self.unit = unit
         self.hold_limit_ms = FREEZE_TIMEOUT_MS
         self._cgroup = Cgroup(cgroup or f"/system.slice/{unit}")
+
+    def account(self) -> Account:
+        return replace(super().account(), unit=self.unit, cgroup=self._cgroup.path)
 
     def undo(self) -> Optional[Undo]:
         try:

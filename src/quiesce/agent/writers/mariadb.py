@@ -81,6 +81,7 @@ class DatabaseServer(ApplicationWriter):
         super().__init__(f"{self.application}:{'main' if directory == '/var/lib/mysql' else directory}")
         self.data_directory = directory
         self._process = process
+        self.pids = (process.pid,)
         self._mariadb = True
         self._variables: dict[str, str] = {}
         self._control: Any = None

@@ -36,7 +36,7 @@ def discover() -> list[ApplicationWriter]:
     found: dict[str, ApplicationWriter] = {}
     for process in processes.running("slapd"):
         unit = processes.unit(process.pid)
-        writer = Slapd(unit, process) if unit else Unreached(f"openldap:{process.pid}", "openldap")
+        writer = Slapd(unit, process) if unit else Unreached(f"openldap:{process.pid}", "openldap", process.pid)
         found[writer.id] = writer
     return [found[id] for id in sorted(found)]
 

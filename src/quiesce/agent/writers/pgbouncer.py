@@ -45,6 +45,7 @@ class PgBouncer(ApplicationWriter):
     def __init__(self, process: Process, socket_path: str) -> None:
         super().__init__(f"pgbouncer:{socket_path.rpartition('.')[2]}")
         self._process = process
+        self.pids = (process.pid,)
         self._socket_path = socket_path
         self._console: Any = None
         self._rescue: Any = None

@@ -68,6 +68,7 @@ class Cluster(ApplicationWriter):
     def __init__(self, postmaster: Postmaster) -> None:
         super().__init__(cluster_id(postmaster.directory))
         self._postmaster = postmaster
+        self.pids = (postmaster.pid,)
         self.version = read_version(postmaster.directory)
         self.data_directory = postmaster.directory
         self._control: Any = None

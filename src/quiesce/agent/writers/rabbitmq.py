@@ -31,9 +31,9 @@ def discover() -> list[ApplicationWriter]:
         unit = processes.unit(process.pid)
         writer: ApplicationWriter
         if not any("rabbit" in word for word in processes.command_line(process.pid)):
-            writer = OtherErlang(f"erlang:{unit or process.pid}")
+            writer = OtherErlang(f"erlang:{unit or process.pid}", process.pid)
         else:
-            writer = RabbitMq(unit) if unit else Unreached(f"rabbitmq:{process.pid}", "rabbitmq")
+            writer = RabbitMq(unit) if unit else Unreached(f"rabbitmq:{process.pid}", "rabbitmq", process.pid)
         found[writer.id] = writer
     return [found[id] for id in sorted(found)]
 
@@ -75,6 +75,10 @@ class OtherErlang(ApplicationWriter):
     """An Erlang server that is not RabbitMQ."""
 
     application = "an Erlang server"
+
+    def __init__(self, id: str, pid: int) -> None:
+        super().__init__(id)
+        self.pids = (pid,)
 
     def on_identify(self, deadline_ns: int) -> None:
         raise WriterError(

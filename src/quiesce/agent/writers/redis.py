@@ -58,6 +58,7 @@ class RedisServer(ApplicationWriter):
         self._port = ports[0] if ports else 0
         self._path = paths[0] if paths else ""
         super().__init__(f"{self.application}:{self._port or self._path or process.pid}")
+        self.pids = (process.pid,)
         self._client: Any = None
         self._password: Optional[str] = None
         self._append_only = False

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterable
 
 from quiesce.agent import memory
-from quiesce.agent.writers import declared, scripts
+from quiesce.agent.writers import declared, scripts, unaccounted
 from quiesce.agent.writers.base import ApplicationWriter
 
 BUILT_IN = ("postgresql", "mariadb", "redis", "pgbouncer", "openldap", "rabbitmq", "web", "sqlite", "down", "unsupported")
@@ -16,7 +16,8 @@ LAST_ERRORS = "last-errors"
 
 
 def discover(others: Iterable[ApplicationWriter] = (), *, without: str = "") -> list[ApplicationWriter]:
-    """Every application found in this machine, and `others`, with the settings of the administrator's files.
+    """Every application found in this machine, `others`, and programs that none of these accounts for, with the settings of the
+    administrator's files.
 
     `without`: a platform that runs its own scripts itself, so that they are left out here.
     """
@@ -24,7 +25,7 @@ def discover(others: Iterable[ApplicationWriter] = (), *, without: str = "") -> 
     for name in BUILT_IN:
         found += importlib.import_module(f"quiesce.agent.writers.{name}").discover()
     errors = memory.recall(LAST_ERRORS)
-    found = declared.configured([*found, *others])
+    found = declared.configured([*found, *others], unaccounted.discover)
     seen: dict[str, int] = {}
     for writer in found:
         number = seen[writer.id] = seen.get(writer.id, 0) + 1
@@ -38,6 +39,7 @@ def remember(found: Iterable[ApplicationWriter]) -> None:
     """Keeps each writer's last error, and what else it wants to keep. Called outside the window."""
     errors = memory.recall(LAST_ERRORS)
     for writer in found:
-        errors[writer.id] = writer.error
+        if writer.not_accounted_for is None:  # the others' names are anybody's, and would be ever more
+            errors[writer.id] = writer.error
         writer.remember()
     memory.retain(LAST_ERRORS, {id: error for id, error in errors.items() if error})

@@ -21,6 +21,7 @@ from typing import Optional
 from quiesce.agent import linux, processes, systemd
 from quiesce.agent.cgroups import Cgroup, CgroupError
 from quiesce.agent.deadman import Undo
+from quiesce.agent.writers.account import Account
 from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
@@ -112,6 +113,10 @@ class Sqlite(ApplicationWriter):
         self._paths = paths
         self._files: list[_File] = []
         self._cgroup: Optional[Cgroup] = None
+
+    def account(self) -> Account:
+        """The service is frozen anywhere in its work, so that its other files are not at a boundary."""
+        return Account(paths=tuple(path + suffix for path in self._paths for suffix in ("", "-wal", "-shm", "-journal")))
 
     def undo(self) -> Optional[Undo]:
         if not self.freezing:

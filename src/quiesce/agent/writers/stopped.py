@@ -6,6 +6,7 @@ from typing import Optional
 
 from quiesce.agent import commands, systemd
 from quiesce.agent.deadman import Undo
+from quiesce.agent.writers.account import Account
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
@@ -23,6 +24,9 @@ class StoppedService(ApplicationWriter):
         self.application = application
         self.unit = unit
         self._stopped = False
+
+    def account(self) -> Account:
+        return Account(unit=self.unit)
 
     def undo(self) -> Optional[Undo]:
         return Undo(command=(systemd.SYSTEMCTL, "start", "--no-block", self.unit))

@@ -34,14 +34,15 @@ ERLANG = {"couchdb": "CouchDB"}
 
 def discover() -> list[ApplicationWriter]:
     """One writer for each of these applications of which a process runs."""
-    found = {}
+    found: dict[str, Unsupported] = {}
     for process in processes.running():
         name = process.name.partition(":")[0]  # some append what the process does, as in `samba: root process`
         if name in KNOWN:
-            found[name] = KNOWN[name]
+            found.setdefault(name, Unsupported(name, KNOWN[name])).pids += (process.pid,)
         elif application := _by_arguments(process):
-            found[application.lower()] = application
-    return [Unsupported(name, application) for name, application in sorted(found.items())]
+            name = application.lower()
+            found.setdefault(name, Unsupported(name, application)).pids += (process.pid,)
+    return [found[name] for name in sorted(found)]
 
 
 def _by_arguments(process: processes.Process) -> str:
@@ -74,9 +75,10 @@ class Unsupported(ApplicationWriter):
 class Unreached(ApplicationWriter):
     """An application that has a writer, which cannot reach it where it runs."""
 
-    def __init__(self, id: str, application: str) -> None:
+    def __init__(self, id: str, application: str, pid: int) -> None:
         super().__init__(id)
         self.application = application
+        self.pids = (pid,)
 
     def on_identify(self, deadline_ns: int) -> None:
         raise WriterError(
