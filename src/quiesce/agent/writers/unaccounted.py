@@ -86,7 +86,7 @@ def discover(writers: Sequence[ApplicationWriter]) -> list[ApplicationWriter]:
     accounts = [writer.account() for writer in writers]
     found: list[ApplicationWriter] = [Unaccounted(id, each) for id, each in summarise(judge_looks(looks, accounts))]
     if hung:
-        names = ", ".join(f"{pid} ({sayable(processes.name(pid))})" for pid in sorted(hung)[:MAX_FILES])
+        names = ", ".join(f"{pid} ({sayable(processes.kernel_name(pid))})" for pid in sorted(hung)[:MAX_FILES])
         reason = f"process {names} hangs whoever looks at it, perhaps at a mount that does not answer, and was passed over"
         found.append(Unlooked(reason, required=False))
     return found
