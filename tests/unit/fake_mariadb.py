@@ -15,7 +15,7 @@ from pymysql.err import OperationalError
 
 from quiesce.agent import memory, processes
 from quiesce.agent.processes import Process
-from quiesce.agent.writers import mariadb, mariadb_locks
+from quiesce.agent.writers import mariadb, mariadb_locked, mariadb_locks
 from quiesce.agent.writers.base import deadline_in_ns
 from quiesce.agent.writers.mariadb import DatabaseServer
 
@@ -81,7 +81,7 @@ class Server:
         for start, answer in self.answers.items():
             if statement.startswith(start):
                 return answer
-        if statement == mariadb._TABLES:
+        if statement == mariadb_locked.TABLES:
             return self.tables
         if statement == mariadb._ENGINES:
             return self.engines
@@ -145,8 +145,7 @@ def serving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]
     monkeypatch.setattr(pymysql, "connect", server.connect)
     monkeypatch.setattr(processes, "listening_paths", lambda _: ["/run/a/mysqlx.sock", "/run/mysqld/mysqld.sock"])
     monkeypatch.setattr(memory, "DIRECTORY", str(tmp_path))
-    for name, value in {"PREPARE_FLUSH_S": 0.01, "HOLD_BUDGET_MS": 100}.items():
-        monkeypatch.setattr(mariadb, name, value)
+    monkeypatch.setattr(mariadb_locked, "HOLD_BUDGET_MS", 100)
     for name, value in {"LOCK_TIMEOUT_MS": 2, "STALE_S": 0.001}.items():
         monkeypatch.setattr(mariadb_locks, name, value)
     yield server

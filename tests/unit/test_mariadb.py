@@ -13,6 +13,7 @@ from pymysql.err import OperationalError
 from quiesce.agent import processes
 from quiesce.agent.processes import Process
 from quiesce.agent.writers import mariadb
+from quiesce.agent.writers.mariadb_files import elsewhere
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome, WriterReport
 from quiesce.wire.schema import from_wire, to_wire
@@ -162,8 +163,8 @@ def test_tables_outside_the_data_directory_are_found(tmp_path):
     (data / "archive").symlink_to(other)
     (data / "shop" / "items.ibd").touch()
     (data / "shop" / "broken.isl").write_bytes(b"\xff")
-    assert mariadb.elsewhere(str(data)) == {str(fast / "shop"), str(slow), str(other)}
-    assert mariadb.elsewhere(str(tmp_path / "gone")) == set()
+    assert elsewhere(str(data)) == {str(fast / "shop"), str(slow), str(other)}
+    assert elsewhere(str(tmp_path / "gone")) == set()
     writer = database(directory=str(data))
     writer.data_directory = str(data)
     assert writer.paths() == sorted(map(str, (data, fast / "shop", slow, other)))

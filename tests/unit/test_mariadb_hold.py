@@ -11,7 +11,7 @@ from pymysql.err import ProgrammingError
 
 from lab.standstill import within
 from quiesce.agent import memory
-from quiesce.agent.writers import mariadb
+from quiesce.agent.writers import mariadb, mariadb_locked
 from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
@@ -32,7 +32,7 @@ def test_tables_are_locked_one_by_one_then_everything_then_the_log_is_emptied(se
     assert [statement for _, statement in locks] == [f"LOCK TABLES {name} READ" for name, _ in server.tables]
     assert len({id for id, _ in locks}) == 3
     said = [statement for _, statement in server.said]
-    assert said.index(locks[-1][1]) < said.index(FTWRL) < len(said) - said[::-1].index(mariadb._CHECKPOINT)
+    assert said.index(locks[-1][1]) < said.index(FTWRL) < len(said) - said[::-1].index(mariadb_locked.CHECKPOINT)
     assert not server.of("UNLOCK")
     writer.release()
     assert (writer.grade, writer.outcome, writer.error) == (Grade.NIL_REDO, Outcome.STABLE, None)
@@ -152,7 +152,7 @@ def test_a_log_that_still_moves_is_emptied_again(server, monkeypatch):
     perform, steps = server.perform, [("1100", "1000"), ("1116", "1100"), ("1132", "1116")]
 
     def move(connection: Connection, statement: str) -> Any:
-        if statement == mariadb._CHECKPOINT and steps:
+        if statement == mariadb_locked.CHECKPOINT and steps:
             server.status["Innodb_lsn_current"], server.status["Innodb_lsn_last_checkpoint"] = steps.pop(0)
         return perform(connection, statement)
 
@@ -194,7 +194,7 @@ def test_what_transactions_left_behind_is_waited_for(server):
     """Broken: its purge would write during the window."""
     server.status["Innodb_history_list_length"] = "7"
     held()
-    assert len(server.of(mariadb._CHECKPOINT)) > mariadb.MAX_FLUSHES // 2
+    assert len(server.of(mariadb_locked.CHECKPOINT)) > mariadb_locked.MAX_FLUSHES // 2
 
 
 def test_a_lost_session_loses_the_grade(server):
@@ -253,7 +253,7 @@ def test_tables_of_other_engines_need_no_wait_for_transactions(server):
 
 def test_a_flush_that_has_no_end_does_not_keep_from_being_prepared(server):
     """Broken: under load, where the checkpoint is never the log's end, nothing could be held."""
-    server.waits[mariadb._CHECKPOINT] = 1
+    server.waits[mariadb_locked.CHECKPOINT] = 1
     writer = prepared()
     assert writer.error is None
     assert len(server.of("KILL QUERY")) == 1

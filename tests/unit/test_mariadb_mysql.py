@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quiesce.agent.writers import mariadb
+from quiesce.agent.writers import mariadb_locked
 from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
@@ -41,7 +41,7 @@ def test_mysql_is_held_by_its_tables_and_recovers_all_the_same(mysql):
     assert (writer.grade, writer.version, writer.id) == (Grade.HELD, "8.0.36", "mysql:main")
     assert "recovery runs" in str(writer.reason)
     assert not mysql.of("FLUSH")
-    assert not mysql.of(mariadb._CHECKPOINT)
+    assert not mysql.of(mariadb_locked.CHECKPOINT)
     assert len(mysql.of("LOCK TABLES")) == 4
     (instance,) = mysql.of("LOCK INSTANCE FOR BACKUP")
     assert writer.position == {

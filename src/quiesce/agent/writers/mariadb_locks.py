@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Optional
 
 from quiesce.agent.writers.base import WriterError
+from quiesce.agent.writers.mariadb_blockers import Blockers, clipped
 from quiesce.agent.writers.mariadb_session import Session, code_of
 from quiesce.model.reports import Outcome
 
@@ -43,9 +44,24 @@ class _Transaction(NamedTuple):
     seconds: int
     modified: int
     """Rows."""
+    statement: Optional[str] = None
 
     def __str__(self) -> str:
-        return f"thread {self.thread} of user {self.user or 'unknown'!r} is in a transaction for {self.seconds} s"
+        if not self.thread:  # nobody's any more
+            return f"a prepared XA transaction, which XA RECOVER lists, is open for {self.seconds} s"
+        what = f"running {clipped(self.statement)}" if self.statement else "idle"
+        return f"thread {self.thread} of user {self.user or 'unknown'!r} is in a transaction for {self.seconds} s ({what})"
+
+
+class _Obstacle(NamedTuple):
+    text: str
+    by: str = ""
+    """The table, or _EVERYTHING, that could not be locked: somebody is to be named."""
+    pause_s: float = 0.01
+    """How long to let the application run before the next try."""
+
+
+_EVERYTHING = "everything"
 
 
 class DatabaseLocks:
@@ -65,22 +81,36 @@ class DatabaseLocks:
 
     def take(self, until_ns: int, deadline_ns: int) -> None:
         """Locks everything, beginning no try after `until_ns`. Raises WriterError, when a part may still be locked."""
-        obstacle = "no time was left"
+        obstacle = _Obstacle("no time was left")
         self.tries = 0
         while time.monotonic_ns() < until_ns:
             timeout_ms = min(LOCK_TIMEOUT_MS << self.tries, MAX_LOCK_TIMEOUT_MS)
             self.tries += 1
-            obstacle, pause_s = self._try(timeout_ms, until_ns, deadline_ns)
-            if not obstacle:
+            found = self._try(timeout_ms, until_ns, deadline_ns)
+            if not found:
                 return
+            obstacle = found
             lost = self.let_go(deadline_ns)
             if lost:
                 raise WriterError(f"the session for {lost[0]} was lost")
-            time.sleep(pause_s)
-        oldest = ""
+            time.sleep(obstacle.pause_s)
+        who = self._who(obstacle, deadline_ns)
+        raise WriterError(f"its writers could not be held in time: {obstacle.text}{who}", Outcome.TIMEOUT)
+
+    def _who(self, obstacle: _Obstacle, deadline_ns: int) -> str:
+        """Who stood in the way, if that is not in the obstacle's text. Nothing is locked by this writer any more."""
+        if not obstacle.by:
+            return ""
+        own = {session.id for session in (self._control, self._watcher, *self.sessions)}
+        blockers = Blockers(lambda question: self._watcher.run(question, deadline_ns), own)
+        named = blockers.of_everything() if obstacle.by is _EVERYTHING else blockers.of_table(obstacle.by)
+        if named:
+            return f": {named}"
         with suppress(Exception):
-            oldest = "".join(f"; {transaction}" for transaction in self._transactions(deadline_ns)[:1])
-        raise WriterError(f"its writers could not be held in time: {obstacle}{oldest}", Outcome.TIMEOUT)
+            found = self._transactions(deadline_ns)
+            if found:
+                return f"; of {len(found)} open transactions the oldest: {found[0]}" if found[1:] else f"; {found[0]}"
+        return ""
 
     def let_go(self, deadline_ns: int) -> list[str]:
         """Releases every lock. Returns what was locked by a session that was gone, so that its lock had ended before."""
@@ -116,9 +146,8 @@ class DatabaseLocks:
                 raise
         return False
 
-    def _try(self, timeout_ms: int, until_ns: int, deadline_ns: int) -> tuple[str, float]:
-        """One try. Returns what stood in the way, or the empty string, and how long to let the application run before the next
-        try, in seconds."""
+    def _try(self, timeout_ms: int, until_ns: int, deadline_ns: int) -> Optional[_Obstacle]:
+        """One try. Returns what stood in the way."""
         for session in list(self.sessions):
             give_up_ns = min(until_ns, time.monotonic_ns() + timeout_ms * 1_000_000)
             try:
@@ -133,13 +162,13 @@ class DatabaseLocks:
                 self.sessions.remove(session)
                 self.sessions.insert(0, session)
                 self.learned = [session.table, *(table for table in self.learned if table != session.table)]
-                return f"table {session.table} was in use", 0.01
+                return _Obstacle(f"table {session.table} was in use", session.table)
         everything = "FLUSH TABLES WITH READ LOCK" if self._mariadb else "LOCK INSTANCE FOR BACKUP"
         give_up_ns = min(until_ns, time.monotonic_ns() + timeout_ms * 1_000_000)
         if not self.run_until(self._control, everything, give_up_ns, deadline_ns):
-            return f"{everything} had to wait for a statement", 0.01
+            return _Obstacle(f"{everything} had to wait", _EVERYTHING)
         writing = [transaction for transaction in self._transactions(deadline_ns) if transaction.modified]
-        return "; ".join(map(str, writing[:3])), STALE_S
+        return _Obstacle("; ".join(map(str, writing[:3])), pause_s=STALE_S) if writing else None
 
     def _transactions(self, deadline_ns: int) -> list[_Transaction]:
         """Every open transaction but the watcher's own, the oldest first. Raises WriterError if only an older list can be had.
@@ -154,7 +183,7 @@ class DatabaseLocks:
                 mark = f"quiesce {self._looks}."
                 rows: list[Any] = self._watcher.run(_TRANSACTIONS.format(mark=mark), deadline_ns)
                 if any(row[0] == self._watcher.id and mark in str(row[4]) for row in rows):
-                    return [_Transaction(*row[:4]) for row in rows if row[0] != self._watcher.id]
+                    return [_Transaction(*row[:5]) for row in rows if row[0] != self._watcher.id]
                 time.sleep(STALE_S)
             raise WriterError(
                 "it does not say which transactions are open now; others read information_schema.innodb_trx too often"

@@ -15,6 +15,9 @@ from quiesce.model.reports import Outcome
 
 _COM_QUERY = 3
 _ACCESS_DENIED = (1045, 1698)
+_TOO_MANY_CONNECTIONS = 1040
+GONE = (2006, 2013, 1927, 4031)
+"""Numbers of errors that say that the session is no more, by PyMySQL and by the server."""
 _SETTINGS = (
     "SET SESSION wait_timeout = 28800",  # until the hold makes it the dead-man
     "SET SESSION lock_wait_timeout = 2",  # in seconds, if the agent dies meanwhile; else KILL QUERY comes first
@@ -24,6 +27,14 @@ _SETTINGS = (
     "SET SESSION slow_query_log = OFF",
     "SET SESSION max_statement_time = 0",
 )
+
+
+class TooManyConnectionsError(WriterError):
+    """Clients have all connections, and somebody has the one that the server keeps for an administrator."""
+
+    def __init__(self, who: str = "") -> None:
+        text = "all its connections are in use, also the one that it keeps for an administrator (max_connections)"
+        super().__init__(f"{text}: {who}" if who else text)
 
 
 class Session:
@@ -59,7 +70,8 @@ class Session:
 
 
 def connect(process: Process, application: str, table: str = "") -> Session:
-    """A session of the database's root, which the server lets in because this process is root. Raises WriterError."""
+    """A session of the database's root, which the server lets in because this process is root. Raises WriterError,
+    TooManyConnectionsError."""
     import pymysql
 
     paths = [path for path in processes.listening_paths(process.pid) if not path.endswith("mysqlx.sock")]
@@ -70,6 +82,8 @@ def connect(process: Process, application: str, table: str = "") -> Session:
             unix_socket=paths[0], user="root", autocommit=True, connect_timeout=5, read_timeout=5, write_timeout=5
         )
     except pymysql.err.OperationalError as error:
+        if code_of(error) == _TOO_MANY_CONNECTIONS:
+            raise TooManyConnectionsError from None
         if code_of(error) not in _ACCESS_DENIED:
             raise
         how = "VIA unix_socket" if application == "mariadb" else "WITH auth_socket"

@@ -11,6 +11,8 @@ import struct
 from dataclasses import dataclass
 from typing import Optional
 
+from quiesce.agent.writers.checksums import crc32c
+
 PAGE = 8192
 _SHORT_PAGE_HEADER, _LONG_PAGE_HEADER = 24, 40
 _PAGE_HEADER = struct.Struct("=HHIQI")
@@ -131,7 +133,7 @@ def _next_record(pages: _Pages, at: int, previous: Optional[int]) -> Optional[by
 
 
 def _intact(record: bytes) -> bool:
-    return bool(_RECORD_HEADER.unpack_from(record)[5] == _crc32c(record[:_CHECKSUM_AT], _crc32c(record[_RECORD_HEADER.size :])))
+    return bool(_RECORD_HEADER.unpack_from(record)[5] == crc32c(record[:_CHECKSUM_AT], crc32c(record[_RECORD_HEADER.size :])))
 
 
 def _ended(record: bytes) -> set[int]:
@@ -171,26 +173,6 @@ def _main_data(record: bytes) -> bytes:
         else:
             return b""
     return b""
-
-
-def _crc32c(data: bytes, before: int = 0) -> int:
-    """Castagnoli's, as PostgreSQL computes it (port/pg_crc32c.h)."""
-    value = before ^ 0xFFFFFFFF
-    for byte in data:
-        value = _CRC_TABLE[(value ^ byte) & 0xFF] ^ (value >> 8)
-    return value ^ 0xFFFFFFFF
-
-
-def _crc_table() -> list[int]:
-    table = []
-    for number in range(256):
-        for _ in range(8):
-            number = (number >> 1) ^ (0x82F63B78 if number & 1 else 0)
-        table.append(number)
-    return table
-
-
-_CRC_TABLE = _crc_table()
 
 
 class _Pages:
