@@ -30,11 +30,13 @@ VARIABLES = {
     "max_connections": "151",
     "innodb_log_checkpoint_now": "OFF",
     "innodb_flush_log_at_trx_commit": "1",
+    "aria_checkpoint_interval": "30",
     "gtid_binlog_pos": "0-1-7",
     "gtid_current_pos": "0-1-7",
 }
 STATUS = {
     "Threads_connected": "5",
+    "Tc_log_page_size": "0",
     "Innodb_lsn_current": "1016",
     "Innodb_lsn_last_checkpoint": "1000",
     "Innodb_buffer_pool_pages_dirty": "0",
@@ -51,6 +53,8 @@ class Server:
         self.engines: list[tuple[str, str, int]] = [("InnoDB", "shop.a", 3)]
         self.answers: dict[str, Any] = {"SHOW BINLOG STATUS": [("bin.000003", 4711, "", "")]}
         """By how a statement begins: rows, or an error."""
+        self.on: dict[str, Callable[[], Any]] = {}
+        """By statement: what else it does."""
         self.waits: dict[str, int] = {}
         """By statement: how often it waits for a kill."""
         self.transactions: list[list[tuple[Any, ...]]] = []
@@ -70,6 +74,8 @@ class Server:
     def perform(self, connection: Connection, statement: str) -> Any:
         """Rows, an error, or None: no answer yet."""
         self.said.append((connection.id, statement))
+        if statement in self.on:
+            self.on[statement]()
         if self.waits.get(statement):
             self.waits[statement] -= 1
             return None
