@@ -13,7 +13,7 @@ import pytest
 from pymysql.err import OperationalError
 
 from lab.standstill import wait_for
-from quiesce.agent import cgroups, processes
+from quiesce.agent import cgroups, processes, systemd
 from quiesce.agent.writers import standstill
 from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.agent.writers.mariadb import DatabaseServer
@@ -61,6 +61,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine
     monkeypatch.setattr(standstill, "ROOT", str(root))
     monkeypatch.setattr(processes, "cgroup", lambda _: MARIADB)
     monkeypatch.setattr(processes, "open_files", lambda _: iter(()))
+    monkeypatch.setattr(systemd, "freezable_cgroup", lambda unit: f"/system.slice/{unit}")
     with serving(monkeypatch, tmp_path) as server:
         server.variables.update(datadir=str(data), log_bin="OFF")
         made = Machine(server, data, group_below(root, MARIADB))
@@ -251,6 +252,21 @@ def test_who_asks_for_nil_redo_gets_locks(machine):
     writer.prepare(deadline_in_ns(5), 1500)
     writer.hold(deadline_in_ns(5))
     assert machine.server.of(FTWRL)
+    assert (writer.grade, machine.group.asked) == (Grade.CLEAN, "0")
+    writer.abort()
+
+
+def test_a_unit_with_a_watchdog_is_held_by_locks(machine, monkeypatch):
+    """Broken: systemd would kill a server that stands still."""
+
+    def watched(unit: str) -> str:
+        raise systemd.UnitError(f"{unit} has a watchdog")
+
+    monkeypatch.setattr(systemd, "freezable_cgroup", watched)
+    writer = database()
+    assert writer.undo() is None
+    writer.prepare(deadline_in_ns(5), 1500)
+    writer.hold(deadline_in_ns(5))
     assert (writer.grade, machine.group.asked) == (Grade.CLEAN, "0")
     writer.abort()
 

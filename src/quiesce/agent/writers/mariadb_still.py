@@ -29,7 +29,7 @@ class StandingServer:
 
     @classmethod
     def of(cls, pid: int) -> Optional[StandingServer]:
-        """None where the kernel cannot stop this server alone."""
+        """None where this server cannot be stopped alone."""
         found = standstill_of(pid)
         return cls(found) if found else None
 

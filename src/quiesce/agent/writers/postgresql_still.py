@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from typing import Any, Optional
 
-from quiesce.agent import processes, systemd
 from quiesce.agent.writers import wal
 from quiesce.agent.writers.base import WriterError
 from quiesce.agent.writers.postgresql_files import Postmaster, read_control_file
@@ -56,18 +55,9 @@ class StandingCluster(ClusterHold):
 
     @classmethod
     def of(cls, postmaster: Postmaster) -> Optional[StandingCluster]:
-        """None where the kernel cannot stop this cluster alone, or where systemd would notice (a watchdog)."""
+        """None where this cluster cannot be stopped alone."""
         found = standstill_of(postmaster.pid)
-        if not found:
-            return None
-        unit = processes.unit(postmaster.pid)
-        try:
-            if not unit or systemd.freezable_cgroup(unit) == found.path:
-                return cls(postmaster, found)
-        except systemd.UnitError:
-            pass
-        found.close()
-        return None
+        return cls(postmaster, found) if found else None
 
     def prepare(self, control: Any, deadline_ns: int, window_ms: int) -> None:
         self._asynchronous = bool(control.run(_ASYNCHRONOUS)[0][0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Optional
 
-from quiesce.agent import processes
+from quiesce.agent import processes, systemd
 from quiesce.agent.cgroups import ROOT, Cgroup, CgroupError
 from quiesce.agent.deadman import Undo
 from quiesce.agent.writers.base import WriterError
@@ -73,15 +73,20 @@ class Standstill:
 
 
 def standstill_of(pid: int) -> Optional[Standstill]:
-    """None where the kernel has no freezer for this process alone: without cgroup v2, or in a session with other programs."""
+    """None where the kernel has no freezer for this process alone (without cgroup v2, or in a session with other programs), or
+    where systemd would notice (a watchdog)."""
     try:
         found = Standstill(pid)
     except OSError:
         return None
-    if found.others():
-        found.close()
-        return None
-    return found
+    unit = processes.unit(pid)
+    try:
+        if not found.others() and (not unit or systemd.freezable_cgroup(unit) == found.path):
+            return found
+    except systemd.UnitError:
+        pass
+    found.close()
+    return None
 
 
 def _members(path: str) -> set[int]:
