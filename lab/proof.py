@@ -1,4 +1,4 @@
-"""Proof from a restored PostgreSQL itself: its log, and its own checks."""
+"""Proof from a restored PostgreSQL or MariaDB itself: its log, and its own checks."""
 
 from __future__ import annotations
 
@@ -43,6 +43,29 @@ def recovery(machine: Machine) -> Recovery:
         _find(r"redo done at ([0-9A-F]+/[0-9A-F]+)", text),
         _find(_END, text),
         tuple(last),
+    )
+
+
+@dataclass(frozen=True)
+class InnodbRecovery:
+    """The last start of MariaDB, from its log."""
+
+    starts: str | None
+    """LSN; None if the log was empty after its last checkpoint."""
+    ends: str | None
+    damaged: tuple[str, ...]
+    """What the server says of tables that it would have to repair."""
+
+
+def innodb_recovery(machine: Machine) -> InnodbRecovery:
+    lines = machine.run("journalctl -b -u mariadb -o cat --no-pager").stdout.splitlines()
+    starts = [index for index, line in enumerate(lines) if "Starting MariaDB" in line and "as process" in line]
+    last = lines[starts[-1] :] if starts else lines
+    text = "\n".join(last)
+    return InnodbRecovery(
+        _find(r"Starting crash recovery from checkpoint LSN=(\d+)", text),
+        _find(r"End of log at LSN=(\d+)", text),
+        tuple(line for line in last if "marked as crashed" in line or "corrupt" in line.lower()),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -104,6 +105,19 @@ def test_a_group_that_is_gone_needs_no_thaw(group, tmp_path):
     cgroup.thaw()
     assert not cgroup.ours
     cgroup.close()
+
+
+def test_a_group_that_a_restarted_service_has_anew_needs_no_thaw(group, cgroup, monkeypatch):
+    """Broken: a server that was killed and started again in the window would be said to be still held."""
+    group.settles()
+    cgroup.freeze(soon())
+
+    def removed(*_: object) -> int:
+        raise OSError(errno.ENODEV, "No such device")  # as the kernel answers for a group that was removed
+
+    monkeypatch.setattr(os, "pwrite", removed)
+    cgroup.thaw()
+    assert not cgroup.ours
 
 
 def test_in_a_group_that_is_gone_nothing_stands_still(group, cgroup):

@@ -6,6 +6,7 @@ requests in the socket's buffer. Source: the kernel's Documentation/admin-guide/
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from typing import Optional
@@ -73,8 +74,9 @@ class Cgroup:
         if self.ours and self._freeze is not None:
             try:
                 os.pwrite(self._freeze, b"0", 0)
-            except OSError:
-                if os.path.exists(self._directory):  # if it is gone, all its processes ended
+            except OSError as error:
+                # If it is gone, all its processes ended. There may be a new one of its name: a service that started again.
+                if error.errno != errno.ENODEV and os.path.exists(self._directory):
                     raise
         self.ours = False
 
