@@ -79,7 +79,8 @@ class Server:
         if self.waits.get(statement):
             self.waits[statement] -= 1
             return None
-        if kill := re.fullmatch(r"KILL QUERY (\d+)", statement):
+        kill = re.fullmatch(r"KILL QUERY (\d+)", statement)
+        if kill and "KILL QUERY" not in self.answers:
             self.connections[int(kill.group(1)) - 1].answer([] if self.late else KILLED)
         if named := re.match(r"SHOW GLOBAL (VARIABLES|STATUS) ", statement):
             values = self.variables if named.group(1) == "VARIABLES" else self.status
@@ -151,6 +152,7 @@ def serving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]
     monkeypatch.setattr(pymysql, "connect", server.connect)
     monkeypatch.setattr(processes, "listening_paths", lambda _: ["/run/a/mysqlx.sock", "/run/mysqld/mysqld.sock"])
     monkeypatch.setattr(memory, "DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(mariadb, "PREPARE_FLUSH_S", 0.01)
     monkeypatch.setattr(mariadb_locked, "HOLD_BUDGET_MS", 100)
     for name, value in {"LOCK_TIMEOUT_MS": 2, "STALE_S": 0.001}.items():
         monkeypatch.setattr(mariadb_locks, name, value)
