@@ -224,7 +224,7 @@ def test_a_process_that_hangs_the_look_is_named(monkeypatch):
 
     monkeypatch.setattr(openfiles, "look", look)
     monkeypatch.setattr(unaccounted, "PAUSE_S", 0)
-    monkeypatch.setattr(processes, "name", lambda _: "shop\x1b")
+    monkeypatch.setattr(processes, "kernel_name", lambda _: "shop\x1b")
     [writer] = unaccounted.discover([])
     writer.identify()
     assert (writer.id, writer.required) == ("unaccounted:processes", False)
