@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from quiesce import recovery
 from quiesce.catalog import journal, manifest
 from quiesce.catalog.journal import Journal
-from quiesce.disks import images, merges
+from quiesce.disks import fingerprints, images, merges
 from quiesce.disks.survey import Survey, survey
 from quiesce.model.grades import Consistency
 from quiesce.model.keys import VmKey
@@ -52,6 +52,8 @@ VERBS = [
     "clone",
     "remove_clone",
     "tidy",
+    *["tamper"] * 2,
+    "mend",
 ]
 STEPS = st.lists(
     st.tuples(
@@ -103,6 +105,10 @@ class Trees:
         self.coming_moments: dict[str, Moment] = {}
         self.sources: dict[str, str] = {}
         """What the VM wrote before."""
+        self.tampered: set[str] = set()
+        """The images that another program wrote into."""
+        self.harmed: set[str] = set()
+        """Ids of the checkpoints that read one of these images, or were taken on one before that was recorded."""
         self.left: int | None = None
         self.dead = False
         self.host.on_step = self.catalog.on_step = self.step
@@ -145,6 +151,9 @@ class Trees:
                     self.stopped(clean=False)  # if only for an instant
                 self.moments_of[node.id] = {disk.target: self.moments[disk.target] for disk in node.disks}
                 self.check_label(node)
+                if node.changed:
+                    assert self.head_reads() & self.tampered
+                    self.harmed.add(node.id)
         self.check()
 
     def check(self) -> None:
@@ -159,6 +168,17 @@ class Trees:
         moments = set(self.moments_of[node.id].values())
         consistent = len(moments) == 1 and all(moment.clean for moment in moments)
         assert consistent or node.consistency is Consistency.CRASH
+
+    def check_harm(self) -> None:
+        """Every checkpoint that reads an image which another program wrote into is shown so, and no other checkpoint is,
+        whatever quiesce did to the images itself."""
+        for node in fingerprints.tree_as_it_is(self.context, self.vm).checkpoints:
+            assert set(node.changed) <= self.tampered, node
+            assert bool(node.changed) == (node.id in self.harmed), node
+            assert not node.changed or node.consistency is Consistency.CRASH, node
+
+    def head_reads(self) -> set[str]:
+        return {image for path in self.vm.sources().values() for image in self.host.storage.chain(path)}
 
     def stopped(self, clean: bool) -> None:
         """A guest that ended uncleanly and had written nothing left its disks as they were."""
@@ -195,6 +215,7 @@ class Trees:
         assert journal.interrupted(self.catalog, VmKey("host1", self.vm.uuid)) == []
         self.survey().require_known_chain(self.vm.file_disks())
         assert {f"/i/{manifest.name(node.id)}" for node in self.tree.checkpoints} <= self.host.storage.files.keys()
+        self.check_harm()
 
     def check_files(self) -> None:
         """After an operation that removes what is not needed: all that is needed is there, and nothing else."""
@@ -242,7 +263,9 @@ class Trees:
             self.sources = self.vm.sources()
             self.coming = {target: dict(content) for target, content in self.contents[node.id].items()}
             self.coming_moments = dict(self.moments_of[node.id])
-            call = partial(restore, self.context, reference, discard_current=discard, start=number % 2 == 0)
+            call = partial(
+                restore, self.context, reference, discard_current=discard, start=number % 2 == 0, accept_changed=True
+            )
             if self.run(kill, call):
                 self.check_files()
             else:
@@ -303,12 +326,42 @@ class Trees:
         operation.finish("done")
         return waiting
 
+    def tamper(self, number: int, _kill: int | None) -> None:
+        """Another program writes into an image of a checkpoint. It writes what is there, so that the content of everything can
+        be compared as before. QEMU's locks keep it away from images that a running VM reads."""
+        self.run(None, lambda: recovery.recover_all(self.context, self.vm))
+        needed = self.survey().chains.needed(disk.path for node in self.tree.checkpoints for disk in node.disks)
+        if free := sorted(needed - (self.head_reads() if self.vm.active() else set())):
+            path = free[number % len(free)]
+            self.host.storage.touch(path)
+            self.tampered.add(path)
+            moments = dict.fromkeys(TARGETS, Moment(-len(self.tampered), clean=False))
+            for node in self.tree.nodes:
+                if any(path in self.host.storage.chain(disk.path) for disk in node.disks):
+                    self.harmed.add(node.id)
+                    self.moments_of[node.id] |= moments
+            if path in self.head_reads():
+                self.moments |= moments
+            assert path in self.survey().changed
+            self.check_harm()
+
+    def mend(self, _number: int, kill: int | None) -> None:
+        """As the doctor does."""
+        self.run(kill, self._mend)
+
+    def _mend(self) -> None:
+        recovery.recover_all(self.context, self.vm)
+        found = self.survey()
+        fingerprints.lower_for_good(self.context, self.vm, found, found.changed)
+        assert not self.survey().changed
+
     def end(self) -> None:
         """When the VM is off and nobody else is in the way, nothing is left to do, and nothing that nobody needs."""
         if self.vm.active():
             self.vm.power_off()
         self.remove_clone()
         assert self.run(None, self._tidy) == ()
+        self.run(None, self._mend)
         self.check_files()
         found = self.survey()
         owners = found.owners()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 
-from quiesce.catalog import images
+from quiesce.catalog import fingerprints, images
 from quiesce.catalog.database import Database, from_column, to_column
 from quiesce.catalog.schema import checkpoints, heads
 from quiesce.catalog.schema import images as images_table
 from quiesce.model.errors import NameTakenError
+from quiesce.model.fingerprints import Fingerprint
 from quiesce.model.keys import VmKey
 from quiesce.model.standing import Untouched
 from quiesce.model.tree import Checkpoint, GroupPart, Tree
@@ -30,6 +31,8 @@ class New:
     """The VM's new images, if the VM is off."""
     live: tuple[str, ...] = ()
     """The images that the VM writes from now on; it no longer writes the checkpoint's own images."""
+    fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
+    """Fingerprints that are recorded with it, by path."""
 
 
 class Checkpoints:
@@ -71,9 +74,10 @@ class Checkpoints:
         head_parent: str | None,
         untouched: Untouched | None = None,
         live: Iterable[str] = (),
+        fingerprints: Mapping[str, Fingerprint] | None = None,
     ) -> None:
         """Records a checkpoint and the new head of the VM. The arguments are those of `New`. Raises NameTakenError."""
-        self.add_together([New(checkpoint, domain_xml, head_parent, untouched, tuple(live))])
+        self.add_together([New(checkpoint, domain_xml, head_parent, untouched, tuple(live), fingerprints or {})])
 
     def add_together(self, new: Sequence[New]) -> None:
         """Records several checkpoints in one transaction: all of them or none. Raises NameTakenError."""
@@ -105,9 +109,10 @@ class Checkpoints:
                 f"cannot record {names}: the VM has another checkpoint of that name", hint="choose another name"
             ) from None
 
-    def moved(self, key: VmKey, old: str, new: str) -> list[Checkpoint]:
+    def moved(self, key: VmKey, old: str, new: str, renewed: Mapping[str, Fingerprint]) -> list[Checkpoint]:
         """Records that the content of the image `old` was committed into `new`, its backing file; `old` keeps its content while
-        the file is there. Returns the checkpoints, hidden ones too, that had `old` and now have `new`."""
+        the file is there. `renewed`: the fingerprints of images that the commit changed, by path. Returns the checkpoints,
+        hidden ones too, that had `old` and now have `new`."""
         with self._database.transaction() as connection:
             moved = [
                 replace(node, disks=tuple(replace(disk, path=new) if disk.path == old else disk for disk in node.disks))
@@ -118,6 +123,7 @@ class Checkpoints:
                 update(connection, node)
             merged = sa.update(images_table).where(images_table.c.host == key.host, images_table.c.path == old)
             connection.execute(merged.values(merged=True))
+            fingerprints.put(connection, key, renewed)
         return moved
 
     def with_file(self, host: str, path: str) -> list[str]:
@@ -199,6 +205,7 @@ def _insert(connection: sa.Connection, new: New) -> None:
     _set_head(connection, checkpoint.key, new.head_parent, new.untouched)
     images.set_live(connection, checkpoint.host, [disk.path for disk in checkpoint.disks], False)
     images.set_live(connection, checkpoint.host, new.live, True)
+    fingerprints.put(connection, checkpoint.key, new.fingerprints)
 
 
 def _node(body: str) -> Checkpoint:

@@ -18,7 +18,7 @@ from quiesce.catalog.sqlite import begin_immediate, prepare_sqlite
 from quiesce.codec import CodecError, decode, encode
 from quiesce.model.errors import QuiesceError
 
-REVISION = "0001"
+REVISION = "0002"
 """The newest migration. Alembic is imported only if a catalog has another revision."""
 
 _version = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))

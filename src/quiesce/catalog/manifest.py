@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from quiesce.codec import CodecError, decode, encode
 from quiesce.model.errors import QuiesceError
+from quiesce.model.fingerprints import Fingerprint
 from quiesce.model.tree import Checkpoint
 
 FORMAT = 2
@@ -25,6 +27,8 @@ class Manifest:
     domain_xml: str
     made: tuple[str, ...]
     """The files of the checkpoint that quiesce made; quiesce removes no others."""
+    fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
+    """Of the checkpoint's own images, by path. Empty in a manifest that an older quiesce wrote."""
 
 
 def dump(manifest: Manifest) -> bytes:
@@ -33,6 +37,7 @@ def dump(manifest: Manifest) -> bytes:
         "checkpoint": encode(manifest.checkpoint),
         "domain_xml": manifest.domain_xml,
         "made": sorted(manifest.made),
+        "fingerprints": {path: encode(fingerprint) for path, fingerprint in manifest.fingerprints.items()},
     }
     return json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"
 
@@ -44,8 +49,9 @@ def load(content: bytes) -> Manifest:
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise QuiesceError(f"not a manifest of format {FORMAT}, the format that this quiesce reads")
         checkpoint = decode(Checkpoint, value["checkpoint"])
-        return Manifest(checkpoint, str(value["domain_xml"]), tuple(str(path) for path in value["made"]))
-    except (ValueError, KeyError, TypeError, RecursionError, CodecError) as error:
+        prints = {path: decode(Fingerprint, print) for path, print in value.get("fingerprints", {}).items()}
+        return Manifest(checkpoint, str(value["domain_xml"]), tuple(str(path) for path in value["made"]), prints)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, CodecError) as error:
         raise QuiesceError(f"not a manifest: {error}") from error
 
 

@@ -51,6 +51,17 @@ images = sa.Table(
 """Files that quiesce made; quiesce removes no other file. A row is written before its file is made. `merged`: the image was
 committed into its backing file. `live`: a VM writes the image, or wrote it when the disk was detached from the VM."""
 
+fingerprints = sa.Table(
+    "fingerprints",
+    metadata,
+    sa.Column("host", sa.String, primary_key=True),
+    sa.Column("vm_uuid", sa.String, primary_key=True),
+    sa.Column("path", sa.String, primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+"""How the images that a VM's checkpoints read were left, by path. `body`: a model.fingerprints.Fingerprint. An image that the
+VM writes has none."""
+
 groups = sa.Table(
     "groups",
     metadata,

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from quiesce.catalog import checkpoints, groups, schema
 from quiesce.catalog.checkpoints import Checkpoints
 from quiesce.catalog.database import Database
+from quiesce.catalog.fingerprints import Fingerprints
 from quiesce.catalog.groups import Groups
 from quiesce.catalog.hosts import Hosts
 from quiesce.catalog.images import Images
@@ -26,6 +27,7 @@ class Catalog:
         self.hosts = Hosts(self.database)
         self.checkpoints = Checkpoints(self.database)
         self.images = Images(self.database)
+        self.fingerprints = Fingerprints(self.database)
         self.groups = Groups(self.database)
         self.settings = VmSettings(self.database)
 
@@ -54,10 +56,10 @@ class Catalog:
             with self.database.transaction() as connection:
                 for node in checkpoints.nodes_of(connection, old):
                     checkpoints.update(connection, replace(node, vm_uuid=new.uuid))
-                for table in (schema.heads, schema.settings):
+                for table in (schema.heads, schema.settings, schema.fingerprints):
                     connection.execute(sa.delete(table).where(table.c.host == new.host, table.c.vm_uuid == new.uuid))
                 groups.rehome(connection, old, new)
-                for table in (schema.heads, schema.images, schema.settings, schema.operations):
+                for table in (schema.heads, schema.images, schema.fingerprints, schema.settings, schema.operations):
                     same = table.c.host == old.host, table.c.vm_uuid == old.uuid
                     connection.execute(sa.update(table).where(*same).values(vm_uuid=new.uuid))
         except sa.exc.IntegrityError:

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from quiesce.cli import terminal
-from quiesce.cli.options import AcceptDivergence, PartReference
+from quiesce.cli.options import AcceptChanged, AcceptDivergence, PartReference
 from quiesce.cli.restore import show_restored
 from quiesce.cli.verb import verb
 from quiesce.context import Context
@@ -35,6 +35,7 @@ def command(
         bool, typer.Option("--discard-current", help="Do not keep the present states. Then the restore cannot be undone.")
     ] = False,
     accept_divergence: AcceptDivergence = False,
+    accept_changed_images: AcceptChanged = False,
 ) -> GroupRestored:
     """Restore all members of a group to one of its checkpoints.
 
@@ -44,4 +45,11 @@ def command(
 
     Example: quiesce group restore shop@before-upgrade --start
     """
-    return group_restore(context, reference, start=start, discard_current=discard_current, accept_divergence=accept_divergence)
+    return group_restore(
+        context,
+        reference,
+        start=start,
+        discard_current=discard_current,
+        accept_divergence=accept_divergence,
+        accept_changed=accept_changed_images,
+    )

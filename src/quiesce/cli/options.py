@@ -114,6 +114,13 @@ DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Only show what wo
 AcceptDivergence = Annotated[
     bool, typer.Option("--accept-divergence", help="Restore even if other servers have moved on or cannot be asked.")
 ]
+AcceptChanged = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changed-images",
+        help="Restore even if another program changed an image of the checkpoint. Its label is crash from then on.",
+    ),
+]
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON. Progress and warnings go to standard error.")]
 Connect = Annotated[

@@ -76,6 +76,7 @@ def node_line(node: Checkpoint) -> Text:
     notes = [node.kind.value] if node.kind is not Kind.PRODUCTION else []
     notes += ["off"] if node.off else []
     notes += [f"without {', '.join(node.excluded)}"] if node.excluded else []
+    notes += [f"changed by another program: {', '.join(node.changed)}"] if node.changed else []
     remarks = f"  ({escape('; '.join(notes))})" if notes else ""
     return Text.from_markup(
         f"[bold]{escape(node.name)}[/]  {label(node.consistency)}  {local_time(node.created)}{stall}{remarks}"

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from quiesce.cli import render, terminal
-from quiesce.cli.options import AcceptDivergence, Reference
+from quiesce.cli.options import AcceptChanged, AcceptDivergence, Reference
 from quiesce.cli.verb import verb
 from quiesce.context import Context
 from quiesce.model.names import parse_reference
@@ -33,6 +33,7 @@ def command(
         bool, typer.Option("--discard-current", help="Do not keep the present state. Then the restore cannot be undone.")
     ] = False,
     accept_divergence: AcceptDivergence = False,
+    accept_changed_images: AcceptChanged = False,
 ) -> Restored:
     """Restore a VM to a checkpoint: its disks, its definition, its UEFI variables and its TPM state.
 
@@ -40,7 +41,8 @@ def command(
     this one. The VM gets a new generation ID, which tells the guest that it went back in time. A standard checkpoint is resumed
     with its memory, with or without --start.
 
-    The command refuses the restore if other servers of a group would disagree with the VM; `quiesce divergence` shows which.
+    The command refuses the restore if other servers of a group would disagree with the VM (`quiesce divergence` shows which),
+    or if another program changed an image of the checkpoint.
 
     Example: quiesce restore db1@before-upgrade --start
     """
@@ -50,4 +52,5 @@ def command(
         start=start,
         discard_current=discard_current,
         accept_divergence=accept_divergence,
+        accept_changed=accept_changed_images,
     )

@@ -9,6 +9,7 @@ from quiesce.disks import images
 from quiesce.disks.survey import survey
 from quiesce.hypervisor.vm import PowerState, Vm
 from quiesce.model.errors import NotFoundError
+from quiesce.model.grades import Consistency
 from quiesce.model.standing import Standing, standing
 from quiesce.model.tree import Checkpoint
 
@@ -24,7 +25,8 @@ def has_content_of(context: Context, vm: Vm, node: Checkpoint) -> bool:
     if vm.facts().power is not PowerState.OFF or head(context, vm) != node.id:
         return False
     left = context.catalog.checkpoints.untouched(vm.key)
-    if not left or not left.written or not left.written.keys() <= set(vm.file_disks().values()):
+    heads = set(vm.file_disks().values())
+    if not left or not left.written or not left.written.keys() <= heads or survey(context, vm).changed_for(heads):
         return False
     try:
         return left.unchanged(images.untouched(context, vm, left.written).written)
@@ -33,7 +35,14 @@ def has_content_of(context: Context, vm: Vm, node: Checkpoint) -> bool:
 
 
 def standing_of(context: Context, vm: Vm, paths: Set[str]) -> Standing:
-    """What the images `paths` of the VM are worth. The VM must be off."""
-    tree, left = context.catalog.checkpoints.tree(vm.key), context.catalog.checkpoints.untouched(vm.key)
-    now = {path: image.written for path, image in survey(context, vm).images.items()} if left else {}
+    """What the images `paths` of the VM are worth. The VM must be off. If another program changed an image in their backing
+    chains, they are worth no more than after a crash."""
+    tree, left, found = (
+        context.catalog.checkpoints.tree(vm.key),
+        context.catalog.checkpoints.untouched(vm.key),
+        survey(context, vm),
+    )
+    if changed := found.changed_for(paths):
+        return Standing(Consistency.CRASH, note="; ".join(changed.values()))
+    now = {path: image.written for path, image in found.images.items()}
     return standing(left, tree.get(tree.head_parent), now, paths, shut_itself_down=vm.shut_itself_down())

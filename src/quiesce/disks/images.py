@@ -185,7 +185,9 @@ def write_manifest(context: Context, vm: Vm, node: Checkpoint) -> None:
 def manifest_of(context: Context, vm: Vm, node: Checkpoint) -> Manifest:
     """The manifest of a checkpoint, made from the catalog."""
     made = node.paths() & set(context.catalog.images.made_for(vm.key))
-    return Manifest(node, context.catalog.checkpoints.domain_xml(node.id), tuple(sorted(made)))
+    recorded = {} if node.hidden else context.catalog.fingerprints.of(vm.key)
+    own = {disk.path: recorded[disk.path] for disk in node.disks if disk.path in recorded}
+    return Manifest(node, context.catalog.checkpoints.domain_xml(node.id), tuple(sorted(made)), own)
 
 
 def read_manifest(context: Context, vm: Vm, node: Checkpoint) -> Manifest:

@@ -14,11 +14,15 @@ on checkpoint `b` has the file that `a` had, and the chain is `base <- b <- now`
 The committed image keeps its file and its content until it is removed: its backing file now has the same content. So every
 other image that has the committed image as its backing file reads the right content, even if we are killed at any moment. Such
 an image is a *branch*. It gets the merged image as its backing file by the same commit in its own chain: at once or, if the
-running VM has the merged image open, when the VM is off."""
+running VM has the merged image open, when the VM is off.
+
+A merge changes images whose fingerprints are recorded. Before it begins, the labels of checkpoints are lowered whose images
+another program changed: afterwards that could not be told any more. The fingerprints are renewed within the step of the
+journal, so that of a killed merge `conclude` does it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -26,10 +30,11 @@ from typing import TypeVar
 from quiesce.catalog.journal import Interrupted, Journal
 from quiesce.catalog.steps import Forget, Merge, MoveBranch
 from quiesce.context import Context
-from quiesce.disks import images
+from quiesce.disks import fingerprints, images
 from quiesce.disks.survey import Survey, survey
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import BusyError
+from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency
 from quiesce.model.standing import Untouched
 from quiesce.model.tree import Checkpoint
@@ -64,6 +69,10 @@ class _Merge:
     def key(self) -> tuple[str, str]:
         return self.top, self.base
 
+    def images(self, found: Survey) -> set[str]:
+        """The images whose bytes the merge changes, or copies."""
+        return _between(found, self.top, self.base) | set(self.branches)
+
 
 @dataclass(frozen=True)
 class _Branch:
@@ -78,8 +87,18 @@ class _Branch:
     def key(self) -> tuple[str, str]:
         return self.image, self.top
 
+    def images(self, found: Survey) -> set[str]:
+        """As _Merge.images."""
+        return _between(found, self.top, self.base) | {self.image}
+
 
 _Todo = TypeVar("_Todo", _Merge, _Branch)
+
+
+def _between(found: Survey, top: str, base: str) -> set[str]:
+    """Both, and the images between."""
+    chain = found.chains.chain(top)
+    return set(chain[: chain.index(base) + 1])
 
 
 def _first(todo: list[_Todo], waiting: Mapping[tuple[str, str], Waiting]) -> _Todo | None:
@@ -111,12 +130,14 @@ def _untouched(context: Context, vm: Vm) -> Iterator[None]:
     if not before or vm.active():
         yield
         return
-    now = {path: image.written for path, image in survey(context, vm).images.items()}
-    if not before.unchanged(now):
+    found = survey(context, vm)
+    if not before.unchanged({path: image.written for path, image in found.images.items()}):
         checkpoints.set_untouched(key, None)  # the VM ran since
         yield
         return
     worth = before.value(tree.get(tree.head_parent)) or Consistency.CRASH
+    if found.changed_for(before.written):
+        worth = Consistency.CRASH
     targets = [target for target, path in vm.file_disks().items() if path in before.written]
     checkpoints.set_untouched(key, Untouched({}, Consistency.CRASH))
     yield
@@ -139,6 +160,8 @@ def _merge_hidden(context: Context, vm: Vm, journal: Journal, merger: Merger) ->
             with journal.step(Forget(node.id, tuple(children))):
                 images.forget_checkpoint(context, vm, node)
         elif todo := _first(_merges(found), waiting):
+            if _lower_changed(context, vm, found, todo.images(found)):
+                continue
             others = found.chains.strangers(todo.base, todo.top, found.made - found.live)
             if others:
                 reason = f"{min(others)}, which belongs to no checkpoint, has {todo.base} as a backing file"
@@ -147,15 +170,36 @@ def _merge_hidden(context: Context, vm: Vm, journal: Journal, merger: Merger) ->
             try:
                 _merge(context, vm, journal, merger, found, todo)
             except BusyError as error:
+                fingerprints.renew(context, vm, todo.images(found))  # a part may have been written
                 waiting[todo.key] = Waiting(todo.hidden.name, error.message)
         elif branch := _first(_branches(found), waiting):
+            if _lower_changed(context, vm, found, branch.images(found)):
+                continue
             try:
                 _move(context, vm, journal, merger, branch)
             except BusyError as error:
+                fingerprints.renew(context, vm, branch.images(found))
                 reason = f"{branch.top} cannot be removed until {vm.name} is off: {error.message}"
                 waiting[branch.key] = Waiting(branch.owner, reason)
         else:
+            if unread := found.fingerprints.keys() - found.chains.needed(_owned(found)):
+                context.catalog.fingerprints.forget(vm.key, unread)
             return tuple(waiting.values())
+
+
+def _owned(found: Survey) -> list[str]:
+    return [disk.path for node in found.tree.nodes for disk in node.disks]
+
+
+def _lower_changed(context: Context, vm: Vm, found: Survey, changing: set[str]) -> bool:
+    """Before quiesce changes the images `changing`: lowers the labels of the checkpoints that read one which another program
+    changed. Returns whether there were any."""
+    changed = {path: text for path, text in found.changed.items() if path in changing}
+    if changed:
+        fingerprints.lower_for_good(context, vm, found, changed)
+    for text in changed.values():
+        context.emit(Warned(text))
+    return bool(changed)
 
 
 def anything_to_do(found: Survey) -> bool:
@@ -170,7 +214,7 @@ def can_move_branches(found: Survey) -> bool:
 
 def conclude(context: Context, vm: Vm, operation: Interrupted) -> None:
     """Finds out from the images' headers how the merges of an interrupted operation ended, and records those that were
-    complete. To be called after `Vm.cancel_merges`."""
+    complete. Renews the fingerprints of the images that any of them may have changed. To be called after `Vm.cancel_merges`."""
     for step in operation.unfinished(Merge):
         found = survey(context, vm)
         owner = found.tree.get(step.checkpoint)
@@ -180,7 +224,11 @@ def conclude(context: Context, vm: Vm, operation: Interrupted) -> None:
         else:
             done = step.checkpoint is None and found.head.get(step.target) == step.base
         if done:
-            _record(context, vm, owner, step.top, step.base)
+            _record(context, vm, owner, step.top, step.base, step.branches)
+        else:
+            fingerprints.renew(context, vm, {step.top, step.base, *step.branches})
+    for move in operation.unfinished(MoveBranch):
+        fingerprints.renew(context, vm, {move.image, move.top, move.base})
 
 
 def _finished(found: Survey) -> Checkpoint | None:
@@ -224,7 +272,7 @@ def _merge(context: Context, vm: Vm, journal: Journal, merger: Merger, found: Su
     with journal.step(Merge(todo.top, todo.base, todo.target, todo.branches, sharing, owner)):
         with minding_room(storage, place, needed, "the merge"):
             _commit(vm, merger, todo, context.progress("merge"))
-        _record(context, vm, todo.owner, todo.top, todo.base)
+        _record(context, vm, todo.owner, todo.top, todo.base, todo.branches)
 
 
 def _commit(vm: Vm, merger: Merger, todo: _Merge, progress: ReportProgress) -> None:
@@ -238,14 +286,18 @@ def _commit(vm: Vm, merger: Merger, todo: _Merge, progress: ReportProgress) -> N
         merger.commit_active(todo.top, todo.base, progress)
 
 
-def _record(context: Context, vm: Vm, owner: Checkpoint | None, top: str, base: str) -> None:
-    """Records that the owner has the image `base` from now on, instead of `top`. `owner`: a checkpoint; None: the VM."""
+def _record(context: Context, vm: Vm, owner: Checkpoint | None, top: str, base: str, branches: Iterable[str]) -> None:
+    """Records that the owner has the image `base` from now on, instead of `top`. `owner`: a checkpoint; None: the VM.
+    `branches`: the images whose backing file `top` was before."""
     if owner is None:
         context.catalog.images.set_live(vm.host.id, [top], False)
         context.catalog.images.set_live(vm.host.id, [base], True)
+        context.catalog.fingerprints.forget(vm.key, [base])
         return
-    for node in context.catalog.checkpoints.moved(vm.key, top, base):
+    renewed = fingerprints.now(context, vm, {top, base, *branches})
+    for node in context.catalog.checkpoints.moved(vm.key, top, base, renewed):
         images.write_manifest(context, vm, node)
+    fingerprints.write_manifests(context, vm, renewed)
 
 
 def _branches(found: Survey) -> list[_Branch]:
@@ -268,3 +320,4 @@ def _move(context: Context, vm: Vm, journal: Journal, merger: Merger, branch: _B
             vm.commit(branch.top, branch.base, context.progress("merge"))
         else:
             merger.commit(branch.image, branch.top, branch.base, context.progress("merge"))
+        fingerprints.renew(context, vm, {branch.image, branch.top, branch.base})

@@ -3,8 +3,8 @@ images' headers, not from the catalog."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
@@ -12,6 +12,7 @@ from quiesce.context import Context
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.chains import Chains, Image
 from quiesce.model.errors import HypervisorError, NotFoundError, RefusedError
+from quiesce.model.fingerprints import Fingerprint
 from quiesce.model.tree import Checkpoint, Tree
 from quiesce.storage.port import Listing, Storage
 
@@ -41,10 +42,23 @@ class Survey:
     """Images that the storage does not know: a block device, an NBD export. At such an image a chain ends for quiesce."""
     places: Mapping[str, str]
     """The place of each image."""
+    fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
+    """The recorded fingerprints of images, by path."""
 
     @cached_property
     def chains(self) -> Chains:
         return Chains({path: image.backing for path, image in self.images.items()})
+
+    @cached_property
+    def changed(self) -> Mapping[str, str]:
+        """The images in the backing chains of checkpoints, hidden ones too, that another program changed after a checkpoint was
+        taken: a sentence for each path. Images that are gone are not among them."""
+        return changed_images(self.tree, self.images, self.fingerprints)
+
+    def changed_for(self, paths: Iterable[str]) -> Mapping[str, str]:
+        """Those of `changed` that are in the backing chains of these images, or are one of them."""
+        read = self.chains.needed(paths)
+        return {path: text for path, text in self.changed.items() if path in read}
 
     def owners(self) -> dict[str, Checkpoint | None]:
         """The owner of each owned image: a checkpoint; None: the VM. If two checkpoints share an image after a merge, the one
@@ -151,6 +165,17 @@ class Survey:
         return self.places.get(path) in self.unreadable
 
 
+def changed_images(tree: Tree, images: Mapping[str, Image], recorded: Mapping[str, Fingerprint]) -> Mapping[str, str]:
+    """As Survey.changed. `recorded`: the fingerprints in the catalog."""
+    chains = Chains({path: image.backing for path, image in images.items()})
+    frozen = chains.needed(disk.path for node in tree.nodes for disk in node.disks)
+    found = {}
+    for path in sorted(frozen & recorded.keys() & images.keys()):
+        if difference := recorded[path].difference(Fingerprint.of(images[path])):
+            found[path] = f"another program changed the image {path} after a checkpoint was taken: {difference}"
+    return found
+
+
 def survey(context: Context, vm: Vm, *, patient: bool = False) -> Survey:
     """Looks at the images around a VM. Raises HypervisorError if a place cannot be read; with `patient`, `unreadable` lists
     these places instead."""
@@ -184,6 +209,7 @@ def survey(context: Context, vm: Vm, *, patient: bool = False) -> Survey:
         others=others,
         elsewhere=frozenset(path for path in needed if not storage.knows(path)),
         places={path: storage.place(path) for path in needed if storage.knows(path)},
+        fingerprints=catalog.fingerprints.of(key),
     )
 
 

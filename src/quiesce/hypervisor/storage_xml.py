@@ -17,6 +17,7 @@ def volume(xml: str) -> Image:
         capacity=int(root.findtext("./capacity") or 0),
         allocation=int(root.findtext("./allocation") or 0),
         written=root.findtext("./target/timestamps/mtime") or "",
+        size=int(root.findtext("./physical") or 0),
     )
 
 

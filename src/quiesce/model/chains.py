@@ -30,6 +30,8 @@ class Image:
     """Space that the file takes in the storage, in bytes."""
     written: str
     """When the file was last written: seconds since 1970, with nanoseconds, as text."""
+    size: int = 0
+    """Length of the file, in bytes; 0 if the storage does not tell."""
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,8 @@ class Checkpoint:
     """The guest's CLOCK_MONOTONIC: `held`, when the last writer held; `released`, when the first writer was released."""
     warnings: tuple[str, ...] = ()
     group: GroupPart | None = None
+    changed: tuple[str, ...] = ()
+    """Images in its backing chains that another program changed after the checkpoint was taken. The label is then crash."""
 
     @property
     def key(self) -> VmKey:

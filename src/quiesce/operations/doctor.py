@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from quiesce.catalog import journal, manifest
 from quiesce.context import Context
-from quiesce.disks import images, merges
+from quiesce.disks import fingerprints, images, merges
 from quiesce.disks.survey import Survey, survey
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError
@@ -93,7 +93,18 @@ def _findings(context: Context, vm: Vm, known: list[str]) -> Iterator[_Finding]:
     """The findings whose texts are not in `known`. The caller asks anew after each one, because a correction may change the
     other findings."""
     found = survey(context, vm, patient=True)
-    for check in (_directories, _renamed, _missing, _overwritten, _moved, _snapshots, _manifests, _orphans, _unmerged):
+    for check in (
+        _directories,
+        _renamed,
+        _missing,
+        _overwritten,
+        _changed,
+        _moved,
+        _snapshots,
+        _manifests,
+        _orphans,
+        _unmerged,
+    ):
         for finding in check(context, vm, found):
             if finding.text not in known:
                 yield finding
@@ -133,6 +144,26 @@ def _overwritten(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
         if spoilt:
             text = f"checkpoint {node.name!r} can no longer be restored: {vm.name} writes to its image {min(spoilt)}"
             yield _Finding(text, _giving_up(context, vm, node))
+
+
+def _changed(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
+    """Images of checkpoints that another program changed, without those that the VM writes: see `_overwritten`."""
+    for path in found.changed.keys() - set(found.head.values()):
+        changed = {path: found.changed[path]}
+        names = [node.name for node in found.tree.checkpoints if path in found.chains.needed(disk.path for disk in node.disks)]
+
+        def mend(changed: Mapping[str, str] = changed) -> str:
+            names = fingerprints.lower_for_good(context, vm, found, changed)
+            return f"{_listed(names)} recorded as crash-consistent"
+
+        yield _Finding(f"{found.changed[path]}; {_listed(names)} crash-consistent at best", mend)
+
+
+def _listed(names: list[str]) -> str:
+    """As the beginning of a sentence."""
+    if not names:
+        return "the disks as they are now are"
+    return f"checkpoint{'s' if names[1:] else ''} {', '.join(map(repr, names))} {'are' if names[1:] else 'is'}"
 
 
 def _giving_up(context: Context, vm: Vm, node: Checkpoint) -> Callable[[], str]:

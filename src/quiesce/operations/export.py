@@ -15,6 +15,7 @@ from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import HypervisorError, RefusedError, UsageError
 from quiesce.model.events import Warned
+from quiesce.model.fingerprints import lowered
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, Role
 from quiesce.recovery import journalled, operating
@@ -50,8 +51,12 @@ def export(context: Context, reference: CheckpointReference, directory: str) -> 
                     f"checkpoint {node.name!r} cannot be exported: {', '.join(missing)} is gone",
                     hint=f"quiesce doctor {vm.name}",
                 )
+            changed = found.changed_for(disk.path for disk in node.disks)
+            node = lowered(node, changed)
             needed = _bytes(found, node)
             _require_empty(context.storage(vm.host), directory, needed)
+        for text in changed.values():
+            context.emit(Warned(f"the export of {node.name!r} is crash-consistent: {text}"))
         if node.file(Role.MEMORY):
             context.emit(Warned(f"the memory of {node.name!r} is left out: an export has only the disks"))
         names = (*(f"{disk.target}.qcow2" for disk in node.disks), *_NAMES.values(), exported.DOMAIN, exported.NAME)

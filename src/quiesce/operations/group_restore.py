@@ -43,6 +43,7 @@ def group_restore(
     start: bool = False,
     discard_current: bool = False,
     accept_divergence: bool = False,
+    accept_changed: bool = False,
 ) -> GroupRestored:
     """Restores every member to its part of the group's checkpoint `GROUP@CHECKPOINT`, as `restore` does with one VM, front ends
     first. With `start`, then starts them all, back ends first; a tier starts when the applications of the tier before answer.
@@ -52,7 +53,8 @@ def group_restore(
     the rest.
 
     Raises RefusedError if a part is gone: the restored members would then not be of one instant with that server. Raises
-    DivergenceError, unless `accept_divergence`, if servers outside the group's checkpoint would disagree with it.
+    DivergenceError, unless `accept_divergence`, if servers outside the group's checkpoint would disagree with it; RefusedError,
+    unless `accept_changed`, if another program changed an image of a part.
     """
     part, nodes = parts_of(context, reference)
     if len(nodes) < len(part.members):
@@ -68,7 +70,10 @@ def group_restore(
         with context.phase("plan"):
             for vm in vms.values():
                 recover_all(context, vm)
-            plans = {id: plan_restore(context, vm, id, discard_current=discard_current) for id, vm in vms.items()}
+            plans = {
+                id: plan_restore(context, vm, id, discard_current=discard_current, accept_changed=accept_changed)
+                for id, vm in vms.items()
+            }
         if not accept_divergence:
             require_agreement(context, nodes)
         tiers = _tiers(context, part)

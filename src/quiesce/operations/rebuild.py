@@ -82,7 +82,7 @@ def _record(context: Context, host: Host, uuid: str, mine: list[Manifest]) -> li
         if not node.hidden and node.name in names:
             node = replace(node, name=f"{node.name[:80]} {node.id[:8]}")
         names.add(node.name)
-        catalog.checkpoints.add(node, item.domain_xml, head_parent=tree.head_parent)
+        catalog.checkpoints.add(node, item.domain_xml, head_parent=tree.head_parent, fingerprints=item.fingerprints)
         for path in item.made:
             if path not in noted:
                 catalog.images.note(key, path)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from quiesce.catalog.journal import Interrupted, Journal
 from quiesce.catalog.steps import PutBack, Stop
 from quiesce.context import Context
-from quiesce.disks import images, machine_files, merges
+from quiesce.disks import fingerprints, images, machine_files, merges
 from quiesce.disks.survey import Survey, survey
 from quiesce.guests import linux
 from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.vm import Facts, PowerState, Vm
 from quiesce.model.errors import NotFoundError, QuiesceError, RefusedError
 from quiesce.model.events import Warned
+from quiesce.model.fingerprints import lowered
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, DiskImage, Kind, MachineFile, Role, Tree
@@ -47,6 +49,7 @@ def restore(
     start: bool = False,
     discard_current: bool = False,
     accept_divergence: bool = False,
+    accept_changed: bool = False,
 ) -> Restored:
     """Stops the VM and gives it the disks, definition, UEFI variables and TPM state of the checkpoint. Leaves it off unless
     `start`; a standard checkpoint always resumes with its memory. Disks that the checkpoint leaves out stay as they are.
@@ -56,11 +59,14 @@ def restore(
     it stops the VM. A failure after that leaves the VM off: as it was before or, if the new definition was in effect, at the
     checkpoint. A warning tells which.
 
-    Raises DivergenceError, unless `accept_divergence`, if other servers of a group would disagree with the restored VM.
+    Raises DivergenceError, unless `accept_divergence`, if other servers of a group would disagree with the restored VM. Raises
+    RefusedError, unless `accept_changed`, if another program changed an image of the checkpoint, or one of its backing files.
     """
     with operating(context, reference.vm, "restore") as vm:
         with context.phase("plan"):
-            planned = plan_restore(context, vm, reference.checkpoint, discard_current=discard_current)
+            planned = plan_restore(
+                context, vm, reference.checkpoint, discard_current=discard_current, accept_changed=accept_changed
+            )
         if not accept_divergence:
             require_agreement(context, [planned.node])
         return restore_planned(context, vm, planned, start=start)
@@ -75,9 +81,11 @@ class RestorePlan:
     node: Checkpoint
     kept: tuple[str, ...]
     safety: Checkpoint | None
+    changed: Mapping[str, str]
+    """Images of the checkpoint that another program changed: a sentence for each path."""
 
 
-def plan_restore(context: Context, vm: Vm, checkpoint: str, *, discard_current: bool) -> RestorePlan:
+def plan_restore(context: Context, vm: Vm, checkpoint: str, *, discard_current: bool, accept_changed: bool) -> RestorePlan:
     """For the checkpoint of this name or id. To be called under the VM's lock, when nothing is interrupted. Raises QuiesceError
     for whatever cannot work; changes nothing."""
     facts = vm.facts()
@@ -87,17 +95,24 @@ def plan_restore(context: Context, vm: Vm, checkpoint: str, *, discard_current: 
     requirements.require_no_saved_memory(facts)
     requirements.require_nothing_in_the_way(facts)
     _require_files(found, node)
+    changed = found.changed_for(disk.path for disk in node.disks)
+    if changed and not accept_changed:
+        raise _changed_error(node, changed)
     kept = _kept(context, vm, found, facts, node)
     _require_memory_fits(vm, node)
     safety = None if discard_current else _safety(vm, facts, found.tree, kept)
     if safety:
         found.require_known_chain({disk.target: disk.path for disk in safety.disks})
-    return RestorePlan(facts, found, node, kept, safety)
+    return RestorePlan(facts, found, lowered(node, changed), kept, safety, changed)
 
 
 def restore_planned(context: Context, vm: Vm, planned: RestorePlan, *, start: bool = False) -> Restored:
     """Does what `plan_restore` planned, under the same lock."""
     node, safety = planned.node, planned.safety
+    if planned.changed:
+        fingerprints.lower_for_good(context, vm, planned.found, planned.changed)
+    for text in planned.changed.values():
+        context.emit(Warned(text))
     if planned.facts.power is PowerState.RUNNING and safety:
         with context.phase("flush the guest"):
             _flush(context, vm, planned.facts)
@@ -220,7 +235,10 @@ def _record(context: Context, vm: Vm, step: PutBack) -> None:
         machine_files.put_tpm(context, vm, step.tpm)
     made = step.sources.values()
     if step.safety and not checkpoints.has(step.safety.id):
-        checkpoints.add(step.safety, step.before, head_parent=step.checkpoint, untouched=step.untouched, live=made)
+        new = fingerprints.of_new_checkpoint(context, vm, [disk.path for disk in step.safety.disks])
+        checkpoints.add(
+            step.safety, step.before, head_parent=step.checkpoint, untouched=step.untouched, live=made, fingerprints=new
+        )
         return
     checkpoints.set_head(vm.key, step.checkpoint, step.untouched)
     catalog_images.set_live(vm.key.host, made, True)
@@ -236,6 +254,15 @@ def _require_files(found: Survey, node: Checkpoint) -> None:
             f"checkpoint {node.name!r} cannot be restored: {', '.join(missing)} is gone",
             hint="bring the file back from a backup; `quiesce doctor --repair` gives the checkpoint up",
         )
+
+
+def _changed_error(node: Checkpoint, changed: Mapping[str, str]) -> RefusedError:
+    return RefusedError(
+        f"checkpoint {node.name!r} is not what it was when it was taken: {'; '.join(changed.values())}",
+        hint="bring the file back from a backup that keeps its time, or restore what is there as a crash-consistent checkpoint:"
+        " --accept-changed-images",
+        details={"changed": sorted(changed)},
+    )
 
 
 def _kept(context: Context, vm: Vm, found: Survey, facts: Facts, node: Checkpoint) -> tuple[str, ...]:

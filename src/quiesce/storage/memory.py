@@ -137,7 +137,8 @@ class MemoryStorage:
 
     def image(self, name: str) -> Image:
         path, file = self._file(name)
-        return Image(path, file.format, file.below, file.capacity, len(file.blocks) * BLOCK, str(file.written))
+        size = max(file.blocks, default=0) * BLOCK
+        return Image(path, file.format, file.below, file.capacity, len(file.blocks) * BLOCK, str(file.written), size)
 
     def make_overlay(self, name: str, capacity: int, backing: str, _backing_format: str) -> None:
         path = self.identity(name)

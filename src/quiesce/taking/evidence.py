@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from quiesce.model.fingerprints import Fingerprint
 from quiesce.model.grades import Consistency
 from quiesce.model.reports import Filesystem, WriterReport
 from quiesce.model.standing import Untouched
@@ -26,5 +27,8 @@ class Evidence:
     files: tuple[MachineFile, ...] = ()
     untouched: Untouched | None = None
     """If the VM is off: its new overlays, to which nobody has written yet."""
+    fingerprints: dict[str, Fingerprint] | None = None
+    """If the VM is off: of the images that the label was given to, from before it was given. None: nobody writes to the images
+    since the switch, so they are read when the checkpoint is recorded."""
     switched_ns: int = 0
     """When the switch returned, by this host's CLOCK_MONOTONIC."""

@@ -11,8 +11,9 @@ from quiesce.catalog.checkpoints import New
 from quiesce.catalog.journal import Journal
 from quiesce.catalog.steps import Record
 from quiesce.context import Context
-from quiesce.disks import images, machine_files
+from quiesce.disks import fingerprints, images, machine_files
 from quiesce.hypervisor.vm import Vm
+from quiesce.model.fingerprints import lowered
 from quiesce.model.tree import Checkpoint, DiskImage, GroupPart, MachineFile, Role
 from quiesce.taking.evidence import Evidence
 from quiesce.taking.plan import Plan
@@ -72,7 +73,7 @@ class Part:
         warnings = [*evidence.warnings, *self._warnings]
         if self.plan.excluded:
             warnings.append(f"disk {', '.join(self.plan.excluded)} is left out, with all that applications keep there")
-        return Checkpoint(
+        node = Checkpoint(
             id=self.id,
             host=self._vm.key.host,
             vm_uuid=self._vm.uuid,
@@ -95,13 +96,19 @@ class Part:
             warnings=tuple(warnings),
             group=group,
         )
+        return lowered(node, self.plan.changed)
 
     def new(self, node: Checkpoint, evidence: Evidence) -> New:
         """The record for the catalog."""
-        return New(node, self._vm.definition(), node.id, evidence.untouched, tuple(self.overlays.values()))
+        prints = evidence.fingerprints
+        if prints is None:
+            prints = fingerprints.of_new_checkpoint(self._context, self._vm, self.plan.images)
+        return New(node, self._vm.definition(), node.id, evidence.untouched, tuple(self.overlays.values()), prints)
 
-    def write_manifest(self, node: Checkpoint) -> None:
-        images.write_manifest(self._context, self._vm, node)
+    def write_manifests(self, new: New) -> None:
+        """The checkpoint's manifest, and those of earlier checkpoints whose images have a fingerprint only now."""
+        images.write_manifest(self._context, self._vm, new.checkpoint)
+        fingerprints.write_manifests(self._context, self._vm, new.fingerprints.keys() - self.plan.images)
 
     def _write_state(self) -> tuple[MachineFile, ...]:
         return tuple(
@@ -119,6 +126,6 @@ def record(context: Context, taken: Sequence[tuple[Part, Evidence]], group: Grou
         for (part, _), node in zip(taken, nodes, strict=True):
             steps.enter_context(part.journal.step(Record(node.id)))
         context.catalog.checkpoints.add_together(new)
-    for (part, _), node in zip(taken, nodes, strict=True):
-        part.write_manifest(node)
+    for (part, _), item in zip(taken, new, strict=True):
+        part.write_manifests(item)
     return nodes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quiesce.context import Context
@@ -29,6 +30,9 @@ class Plan:
     """Targets of the disks that it leaves out."""
     parent: str | None
     """The checkpoint that the VM is based on."""
+    changed: Mapping[str, str]
+    """Images below, which earlier checkpoints read and another program changed: a sentence for each path. The checkpoint is
+    crash-consistent at best."""
 
     @property
     def off(self) -> bool:
@@ -59,9 +63,11 @@ def plan(context: Context, vm: Vm, name: str, settings: Settings, exclude: tuple
         raise NameTakenError(f"{vm.name} has a checkpoint named {name!r} already", hint="choose another --name")
     found.require_known_chain({disk.target: str(disk.path) for disk in disks})
     requirements.require_short_chains(disks, found.chains, context.emit)
-    planned = Plan(name, settings, facts, disks, tuple(dict.fromkeys(excluded)), found.tree.head_parent)
+    changed = found.changed_for(str(disk.path) for disk in disks)
+    _require_unchanged(vm, changed, settings.require)
+    planned = Plan(name, settings, facts, disks, tuple(dict.fromkeys(excluded)), found.tree.head_parent, changed)
     if planned.off:
-        _require_worth(vm, standing_of(context, vm, planned.images), settings.require)
+        require_worth(vm, standing_of(context, vm, planned.images), settings.require)
     if settings.type is Type.STANDARD and excluded:
         raise RefusedError(
             f"a standard checkpoint cannot leave out disk {', '.join(excluded)}: a restore resumes the guest with its old"
@@ -85,7 +91,20 @@ def _require_power(facts: Facts, settings: Settings) -> None:
         requirements.require_answering(facts, settings.require)
 
 
-def _require_worth(vm: Vm, found: Standing, required: Consistency) -> None:
+def _require_unchanged(vm: Vm, changed: Mapping[str, str], required: Consistency) -> None:
+    """A guest that runs on a changed image may have read it before and after: nothing tells what its disks are worth."""
+    if changed and required is not Consistency.CRASH:
+        raise ConsistencyError(
+            f"a checkpoint of {vm.name} would only be crash-consistent, {required.value} is required:"
+            f" {'; '.join(changed.values())}",
+            hint=f"`quiesce doctor {vm.name} --repair` lowers the labels of the checkpoints that read the image; later ones"
+            " can then get any label",
+            details={"changed": sorted(changed)},
+        )
+
+
+def require_worth(vm: Vm, found: Standing, required: Consistency) -> None:
+    """Raises ConsistencyError if the disks of a VM that is off are worth less than required."""
     if not found.consistency.satisfies(required):
         raise ConsistencyError(
             f"{vm.name} is off, but its guest is not known to have shut itself down; a checkpoint would only be"
