@@ -9,6 +9,7 @@ from typing import Protocol
 import pytest
 
 from quiesce.model.errors import BusyError, HypervisorError, NoSpaceError, NotFoundError
+from quiesce.model.fingerprints import Fingerprint
 from quiesce.storage.port import Storage, minding_room, require_room
 
 CAPACITY = 2**20
@@ -34,6 +35,9 @@ class Scene(Protocol):
 
     def fill(self) -> None:
         """Nothing more can be written to the place."""
+
+    def put_back(self, image: str) -> None:
+        """The file is gone, and comes back from a backup that keeps the time of the last write."""
 
     def open_elsewhere(self, image: str) -> None:
         """A program has the image open for writing, until the end of the test."""
@@ -158,6 +162,33 @@ class StorageContract:
         assert scene.storage.image(base).written == before
         scene.write(base, 0, 1)
         assert scene.storage.image(base).written != before
+
+    def test_whatever_changes_an_image_changes_its_fingerprint(self, scene: Scene) -> None:
+        """Broken: a checkpoint would keep its label although another program wrote to its image."""
+        base, middle, top = self.chain(scene)
+        before = {path: Fingerprint.of(scene.storage.image(path)) for path in (base, middle, top)}
+        with scene.storage.merger() as merger:
+            merger.commit(top, middle, base, no_progress)
+        after = {path: Fingerprint.of(scene.storage.image(path)) for path in (base, top)}
+        assert all(before[path].difference(after[path]) for path in (base, top))
+        assert before[top].header != after[top].header  # it has another backing file
+        scene.write(top, 4, 1)
+        assert after[top].difference(Fingerprint.of(scene.storage.image(top)))
+
+    def test_whoever_only_reads_an_image_leaves_its_fingerprint(self, scene: Scene) -> None:
+        """Broken: checkpoints would lose their labels by being exported, started on, or copied back from a backup."""
+        base, middle, top = self.chain(scene)
+        before = {path: Fingerprint.of(scene.storage.image(path)) for path in (base, middle)}
+        scene.content(top)
+        scene.write(top, 5, 7)
+        copy = scene.storage.inside(scene.place, "copy.qcow2")
+        scene.storage.make_flat(copy, CAPACITY)
+        with scene.storage.merger() as merger:
+            merger.copy(middle, copy, no_progress)
+        self.overlay(scene, "beside.qcow2", middle)
+        scene.put_back(middle)
+        for path, fingerprint in before.items():
+            assert fingerprint.difference(Fingerprint.of(scene.storage.image(path))) is None
 
     def test_small_files(self, scene: Scene) -> None:
         """Broken: manifests and TPM states would not be what was written; a shorter one would keep the end of the longer."""

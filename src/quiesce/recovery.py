@@ -17,7 +17,18 @@ from contextlib import contextmanager, suppress
 
 from quiesce.catalog import journal
 from quiesce.catalog.journal import Interrupted, Journal
-from quiesce.catalog.steps import Forget, Hide, MakeOverlay, Merge, MoveBranch, Rename, Switch, WriteExport
+from quiesce.catalog.steps import (
+    Forget,
+    Hide,
+    MakeOverlay,
+    Merge,
+    MoveBranch,
+    Record,
+    Relabel,
+    Rename,
+    Switch,
+    WriteExport,
+)
 from quiesce.context import Context
 from quiesce.disks import images, merges
 from quiesce.disks.survey import survey
@@ -35,6 +46,7 @@ VERBS = {
     "import": "quiesce.operations.import_",
     "group restore": "quiesce.operations.group_restore",
     "define": "quiesce.repair.lost",
+    "doctor": "quiesce.operations.doctor",
 }
 """The module with the function `recover` of each journalled verb. An operation of another verb stays open: see
 `recover_all`."""
@@ -143,6 +155,10 @@ def _described(operation: Interrupted) -> set[str]:
     found: set[str] = set()
     for hide in operation.unfinished(Hide):
         found.update(hide.checkpoints)
+    for relabel in operation.unfinished(Relabel):
+        found.update(relabel.checkpoints)
+    for record in operation.of(Record):
+        found.update(record.earlier)
     for rename in operation.unfinished(Rename):
         found.add(rename.checkpoint)
     for merge in operation.unfinished(Merge):

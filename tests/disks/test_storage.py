@@ -63,6 +63,12 @@ class FileScene:
             free = os.statvfs(self._path)
             os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
 
+    def put_back(self, image: str) -> None:
+        aside = self._root / "aside"
+        subprocess.run(["cp", "-a", "--sparse=never", image, aside], check=True)
+        Path(image).unlink()
+        subprocess.run(["cp", "-a", aside, image], check=True)
+
     def open_elsewhere(self, image: str) -> None:
         command = ["qemu-io", image]
         program = self._stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))

@@ -86,6 +86,7 @@ FULL = node(
     guest_clock_ns={"held": 5, "released": 6},
     warnings=("vdc is left out",),
     group=PART,
+    changed=("/images/n0.vda.qcow2",),
 )
 """A checkpoint with every field set."""
 PLAIN = node("n0", off=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 from quiesce.storage.memory import MemoryStorage
@@ -31,6 +33,9 @@ class MemoryScene:
 
     def fill(self) -> None:
         self.storage.free = 0
+
+    def put_back(self, image: str) -> None:
+        self.storage.files[image] = copy.deepcopy(self.storage.files[image])
 
     def open_elsewhere(self, image: str) -> None:
         self.storage.open_by_others = lambda: [image]

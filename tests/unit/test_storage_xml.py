@@ -72,6 +72,7 @@ def test_a_volume_is_read_as_it_is():
         capacity=10 * 2**30,
         allocation=200704,
         written="1767225600.123456789",
+        size=393216,
     )
 
 

@@ -14,7 +14,8 @@ from quiesce.model.errors import QuiesceError
 from quiesce.model.fingerprints import Fingerprint
 from quiesce.model.tree import Checkpoint
 
-FORMAT = 2
+FORMAT = 3
+"""A manifest of format 2 has no fingerprints; an older quiesce wrote it. It is read, too."""
 
 
 def name(checkpoint_id: str) -> str:
@@ -46,13 +47,17 @@ def load(content: bytes) -> Manifest:
     """Raises QuiesceError if `content` is not a manifest."""
     try:
         value = json.loads(content)
-        if not isinstance(value, dict) or value.get("format") != FORMAT:
+        if not isinstance(value, dict) or value.get("format") not in (2, FORMAT):
             raise QuiesceError(f"not a manifest of format {FORMAT}, the format that this quiesce reads")
         checkpoint = decode(Checkpoint, value["checkpoint"])
-        prints = {path: decode(Fingerprint, print) for path, print in value.get("fingerprints", {}).items()}
+        prints = {path: decode(Fingerprint, print) for path, print in _fingerprints(value).items()}
         return Manifest(checkpoint, str(value["domain_xml"]), tuple(str(path) for path in value["made"]), prints)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, CodecError) as error:
         raise QuiesceError(f"not a manifest: {error}") from error
+
+
+def _fingerprints(value: dict[str, Any]) -> dict[str, Any]:
+    return dict(value["fingerprints"]) if value["format"] == FORMAT else {}
 
 
 def checkpoint_id(name: str) -> str | None:

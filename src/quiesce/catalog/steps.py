@@ -48,6 +48,8 @@ class Record:
     """A checkpoint is recorded."""
 
     checkpoint: str
+    earlier: tuple[str, ...] = ()
+    """Ids of earlier checkpoints whose images have a fingerprint only now."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,13 @@ class Forget:
 
 
 @dataclass(frozen=True)
+class Relabel:
+    """The labels of checkpoints are lowered, because another program changed their images."""
+
+    checkpoints: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class WriteExport:
     """Files with these names are written into `directory`."""
 
@@ -163,6 +172,7 @@ Step = (
     | Merge
     | MoveBranch
     | Forget
+    | Relabel
     | WriteExport
     | CopyDisk
     | CopyIn

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from quiesce.catalog import journal
-from quiesce.catalog.steps import Merge, MoveBranch
+from quiesce.catalog.journal import Journal, interrupted
+from quiesce.catalog.steps import Merge, MoveBranch, Relabel
 from quiesce.context import Context
 from quiesce.disks import images
 from quiesce.disks.survey import Survey, changed_images
@@ -55,13 +55,17 @@ def renew(context: Context, vm: Vm, paths: Iterable[str]) -> None:
 
 def write_manifests(context: Context, vm: Vm, paths: Iterable[str]) -> None:
     """Writes the manifests of the checkpoints that have one of these images as their own."""
+    for node in owners(context, vm, paths):
+        images.write_manifest(context, vm, node)
+
+
+def owners(context: Context, vm: Vm, paths: Iterable[str]) -> list[Checkpoint]:
+    """The checkpoints that are not hidden and have one of these images as their own."""
     own = set(paths)
-    for node in context.catalog.checkpoints.tree(vm.key).nodes:
-        if not node.hidden and any(disk.path in own for disk in node.disks):
-            images.write_manifest(context, vm, node)
+    return [node for node in context.catalog.checkpoints.tree(vm.key).checkpoints if not own.isdisjoint(_own(node))]
 
 
-def lower_for_good(context: Context, vm: Vm, found: Survey, changed: Mapping[str, str]) -> list[str]:
+def lower_for_good(context: Context, vm: Vm, journal: Journal, found: Survey, changed: Mapping[str, str]) -> list[str]:
     """Records that these images of `found.changed` were changed: every checkpoint that reads one of them is crash-consistent
     from now on, and so are the disks of a VM that is off. Records the present fingerprints, so that the next change is seen.
     Returns the names of the checkpoints that are not hidden. Can be killed and called again."""
@@ -73,10 +77,11 @@ def lower_for_good(context: Context, vm: Vm, found: Survey, changed: Mapping[str
     if changed.keys() & found.chains.needed(heads):
         left = None if vm.active() else images.untouched(context, vm, heads, Consistency.CRASH)
         context.catalog.checkpoints.set_untouched(vm.key, left)
-    context.catalog.checkpoints.update(*nodes)
-    context.catalog.fingerprints.put(vm.key, {path: Fingerprint.of(found.images[path]) for path in changed})
-    for node in nodes:
-        images.write_manifest(context, vm, node)
+    with journal.step(Relabel(tuple(node.id for node in nodes))):
+        context.catalog.checkpoints.update(*nodes)
+        context.catalog.fingerprints.put(vm.key, {path: Fingerprint.of(found.images[path]) for path in changed})
+        for node in nodes:
+            images.write_manifest(context, vm, node)
     return [node.name for node in nodes if not node.hidden]
 
 
@@ -107,7 +112,7 @@ def _as_it_is(node: Checkpoint, read: set[str], changed: Mapping[str, str]) -> C
 def _comparable(context: Context, key: VmKey) -> dict[str, Fingerprint]:
     """The recorded fingerprints, without those of images that an unfinished operation of ours changes."""
     changing: set[str] = set()
-    for operation in journal.interrupted(context.catalog, key):
+    for operation in interrupted(context.catalog, key):
         for step in operation.unfinished(Merge):
             changing |= {step.top, step.base, *step.branches}
         for move in operation.unfinished(MoveBranch):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from quiesce.catalog import journal, manifest
+from quiesce.catalog.journal import Interrupted
 from quiesce.context import Context
 from quiesce.disks import fingerprints, images, merges
 from quiesce.disks.survey import Survey, survey
@@ -14,7 +15,7 @@ from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError
 from quiesce.model.tree import Checkpoint
 from quiesce.operations.delete import go_on
-from quiesce.recovery import recover_all
+from quiesce.recovery import journalled, recover_all
 from quiesce.repair import lost
 
 
@@ -153,10 +154,16 @@ def _changed(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
         names = [node.name for node in found.tree.checkpoints if path in found.chains.needed(disk.path for disk in node.disks)]
 
         def mend(changed: Mapping[str, str] = changed) -> str:
-            names = fingerprints.lower_for_good(context, vm, found, changed)
+            with journalled(context, vm, "doctor") as operation:
+                names = fingerprints.lower_for_good(context, vm, operation, found, changed)
             return f"{_listed(names)} recorded as crash-consistent"
 
         yield _Finding(f"{found.changed[path]}; {_listed(names)} crash-consistent at best", mend)
+
+
+def recover(_context: Context, _vm: Vm, _operation: Interrupted) -> str:
+    """Nothing to do: the labels are lowered or not, and recovery.py writes the manifests again."""
+    return "can be called again"
 
 
 def _listed(names: list[str]) -> str:

@@ -109,14 +109,14 @@ def plan_restore(context: Context, vm: Vm, checkpoint: str, *, discard_current: 
 def restore_planned(context: Context, vm: Vm, planned: RestorePlan, *, start: bool = False) -> Restored:
     """Does what `plan_restore` planned, under the same lock."""
     node, safety = planned.node, planned.safety
-    if planned.changed:
-        fingerprints.lower_for_good(context, vm, planned.found, planned.changed)
     for text in planned.changed.values():
         context.emit(Warned(text))
     if planned.facts.power is PowerState.RUNNING and safety:
         with context.phase("flush the guest"):
             _flush(context, vm, planned.facts)
     with journalled(context, vm, "restore") as journal:
+        if planned.changed:
+            fingerprints.lower_for_good(context, vm, journal, planned.found, planned.changed)
         restored = _Restore(context, vm, planned, journal)
         restored.run()
     memory = node.file(Role.MEMORY)

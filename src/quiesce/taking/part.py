@@ -105,10 +105,12 @@ class Part:
             prints = fingerprints.of_new_checkpoint(self._context, self._vm, self.plan.images)
         return New(node, self._vm.definition(), node.id, evidence.untouched, tuple(self.overlays.values()), prints)
 
-    def write_manifests(self, new: New) -> None:
-        """The checkpoint's manifest, and those of earlier checkpoints whose images have a fingerprint only now."""
-        images.write_manifest(self._context, self._vm, new.checkpoint)
-        fingerprints.write_manifests(self._context, self._vm, new.fingerprints.keys() - self.plan.images)
+    def earlier(self, new: New) -> list[Checkpoint]:
+        """Earlier checkpoints whose images have a fingerprint only now, as those of an older quiesce."""
+        return fingerprints.owners(self._context, self._vm, new.fingerprints.keys() - self.plan.images)
+
+    def write_manifest(self, node: Checkpoint) -> None:
+        images.write_manifest(self._context, self._vm, node)
 
     def _write_state(self) -> tuple[MachineFile, ...]:
         return tuple(
@@ -122,10 +124,12 @@ def record(context: Context, taken: Sequence[tuple[Part, Evidence]], group: Grou
     their manifests."""
     nodes = [part.checkpoint(evidence, group) for part, evidence in taken]
     new = [part.new(node, evidence) for (part, evidence), node in zip(taken, nodes, strict=True)]
+    earlier = [part.earlier(item) for (part, _), item in zip(taken, new, strict=True)]
     with ExitStack() as steps:
-        for (part, _), node in zip(taken, nodes, strict=True):
-            steps.enter_context(part.journal.step(Record(node.id)))
+        for (part, _), node, others in zip(taken, nodes, earlier, strict=True):
+            steps.enter_context(part.journal.step(Record(node.id, tuple(other.id for other in others))))
         context.catalog.checkpoints.add_together(new)
-    for (part, _), item in zip(taken, new, strict=True):
-        part.write_manifests(item)
+    for (part, _), node, others in zip(taken, nodes, earlier, strict=True):
+        for each in (node, *others):
+            part.write_manifest(each)
     return nodes
