@@ -165,6 +165,9 @@ def test_no_member_of_a_group_is_touched_if_the_image_of_one_was_changed(world):
     result = group_restore(world.context, "shop@g", accept_changed=True)
     assert [item.checkpoint.consistency for item in result.restored] == [APPLICATION, CRASH]
     assert group_restore(world.context, "shop@g").restored == ()  # both have that content
+    change(world, "/i/one.qcow2")
+    (again,) = group_restore(world.context, "shop@g", accept_changed=True).restored
+    assert (again.checkpoint.vm_name, again.checkpoint.consistency) == ("one", CRASH)
 
 
 # -- what inherits a label
