@@ -67,7 +67,7 @@ def test_a_commit_with_virsh_of_what_the_vm_writes(three_branches: Scene) -> Non
         scene.virsh("blockcommit", scene.name, target, "--base", image(scene, "here", target), "--active", "--pivot", "--wait")
     scene.stop()
     assert changed(scene).keys() == {"here"}
-    with pytest.raises(RefusedError, match="not what it was when it was taken"):
+    with pytest.raises(RefusedError, match="not what was checkpointed"):
         restore(scene.context, scene.reference("here"), discard_current=True)
 
 

@@ -212,6 +212,31 @@ def test_a_guest_that_shut_itself_down_does_not_vouch_for_what_was_written_below
     assert world.take(vm, "b").consistency is APPLICATION
 
 
+def test_a_vm_that_is_off_inherits_nothing_if_an_image_is_changed_after_the_plan(world, monkeypatch):
+    """Broken: a change that comes after the first look would be recorded with the label of what was there before."""
+    vm = vm_with(world, "a")
+    world.restore(vm, discard_current=True)
+    make = images.make_overlay
+
+    def change_first(*arguments: Any, **named: Any) -> str:
+        change(world)
+        return make(*arguments, **named)
+
+    monkeypatch.setattr(images, "make_overlay", change_first)
+    with pytest.raises(ConsistencyError, match=IMAGE):
+        world.take(vm, "b")
+    assert world.names(vm) == ["a"]
+
+
+def test_the_state_before_a_restore_says_on_what_it_was(world):
+    """Broken: the state that a restore keeps would not name the image that was changed below it."""
+    vm = vm_with(world, "a", "b")
+    change(world, world.tree(vm).find("b").disks[0].path)
+    safety = world.restore(vm, "a").safety
+    assert safety is not None
+    assert safety.changed == (world.tree(vm).find("b").disks[0].path,)
+
+
 def test_what_is_changed_while_a_checkpoint_is_taken_is_seen_afterwards(world):
     """Broken: a change between the judgement and the record would be recorded as what was judged."""
     vm = world.vm(running=False)

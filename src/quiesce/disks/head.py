@@ -37,12 +37,8 @@ def has_content_of(context: Context, vm: Vm, node: Checkpoint) -> bool:
 def standing_of(context: Context, vm: Vm, paths: Set[str]) -> Standing:
     """What the images `paths` of the VM are worth. The VM must be off. If another program changed an image in their backing
     chains, they are worth no more than after a crash."""
-    tree, left, found = (
-        context.catalog.checkpoints.tree(vm.key),
-        context.catalog.checkpoints.untouched(vm.key),
-        survey(context, vm),
-    )
+    left, found = context.catalog.checkpoints.untouched(vm.key), survey(context, vm)
     if changed := found.changed_for(paths):
         return Standing(Consistency.CRASH, note="; ".join(changed.values()))
     now = {path: image.written for path, image in found.images.items()}
-    return standing(left, tree.get(tree.head_parent), now, paths, shut_itself_down=vm.shut_itself_down())
+    return standing(left, found.tree.get(found.tree.head_parent), now, paths, shut_itself_down=vm.shut_itself_down())

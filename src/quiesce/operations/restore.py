@@ -103,6 +103,7 @@ def plan_restore(context: Context, vm: Vm, checkpoint: str, *, discard_current: 
     safety = None if discard_current else _safety(vm, facts, found.tree, kept)
     if safety:
         found.require_known_chain({disk.target: disk.path for disk in safety.disks})
+        safety = lowered(safety, found.changed_for(disk.path for disk in safety.disks))
     return RestorePlan(facts, found, lowered(node, changed), kept, safety, changed)
 
 
@@ -258,7 +259,7 @@ def _require_files(found: Survey, node: Checkpoint) -> None:
 
 def _changed_error(node: Checkpoint, changed: Mapping[str, str]) -> RefusedError:
     return RefusedError(
-        f"checkpoint {node.name!r} is not what it was when it was taken: {'; '.join(changed.values())}",
+        f"the content of checkpoint {node.name!r} is not what was checkpointed: {'; '.join(changed.values())}",
         hint="bring the file back from a backup that keeps its time, or restore what is there as a crash-consistent checkpoint:"
         " --accept-changed-images",
         details={"changed": sorted(changed)},

@@ -31,7 +31,7 @@ def take_offline(context: Context, vm: Vm, part: Part) -> Evidence:
         found.consistency,
         off=True,
         writers=found.source.writers if found.source else (),
-        warnings=(found.note,) if found.note else (),
+        warnings=(found.note,) if found.note and not part.plan.changed else (),  # the plan's are added by the part
         untouched=images.untouched(context, vm, part.overlays.values()),
         fingerprints=recorded,
     )

@@ -108,6 +108,6 @@ def require_worth(vm: Vm, found: Standing, required: Consistency) -> None:
     if not found.consistency.satisfies(required):
         raise ConsistencyError(
             f"{vm.name} is off, but its guest is not known to have shut itself down; a checkpoint would only be"
-            f" {found.consistency.value}-consistent, {required.value} is required",
+            f" {found.consistency.value}-consistent, {required.value} is required{f': {found.note}' if found.note else ''}",
             hint="start it and shut it down (virsh shutdown), or accept a lower label with --require crash",
         )
