@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -152,7 +152,7 @@ class Trees:
                 self.moments_of[node.id] = {disk.target: self.moments[disk.target] for disk in node.disks}
                 self.check_label(node)
                 if node.changed:
-                    assert self.head_reads() & self.tampered
+                    assert self.read(disk.path for disk in node.disks) & self.tampered
                     self.harmed.add(node.id)
         self.check()
 
@@ -177,8 +177,8 @@ class Trees:
             assert bool(node.changed) == (node.id in self.harmed), node
             assert not node.changed or node.consistency is Consistency.CRASH, node
 
-    def head_reads(self) -> set[str]:
-        return {image for path in self.vm.sources().values() for image in self.host.storage.chain(path)}
+    def read(self, paths: Iterable[str]) -> set[str]:
+        return {image for path in paths for image in self.host.storage.chain(path)}
 
     def stopped(self, clean: bool) -> None:
         """A guest that ended uncleanly and had written nothing left its disks as they were."""
@@ -330,23 +330,22 @@ class Trees:
         """Another program writes into an image of a checkpoint. It writes what is there, so that the content of everything can
         be compared as before. QEMU's locks keep it away from images that a running VM reads."""
         self.run(None, lambda: recovery.recover_all(self.context, self.vm))
-        needed = self.survey().chains.needed(disk.path for node in self.tree.checkpoints for disk in node.disks)
-        if free := sorted(needed - (self.head_reads() if self.vm.active() else set())):
+        needed = self.read(disk.path for node in self.tree.checkpoints for disk in node.disks)
+        if free := sorted(needed - self.read((self.vm.live or {}).values())):
             path = free[number % len(free)]
             self.host.storage.touch(path)
             self.tampered.add(path)
             moments = dict.fromkeys(TARGETS, Moment(-len(self.tampered), clean=False))
             for node in self.tree.nodes:
-                if any(path in self.host.storage.chain(disk.path) for disk in node.disks):
+                if path in self.read(disk.path for disk in node.disks):
                     self.harmed.add(node.id)
                     self.moments_of[node.id] |= moments
-            if path in self.head_reads():
+            if path in self.read(self.vm.sources().values()):
                 self.moments |= moments
             assert path in self.survey().changed
             self.check_harm()
 
     def mend(self, _number: int, kill: int | None) -> None:
-        """As the doctor does."""
         self.run(kill, self._mend)
 
     def _mend(self) -> None:

@@ -23,6 +23,7 @@ ONE_MEANING = {
     "connect": "opens a session with a database server",
     "dump": "the bytes of a file of ours",
     "load": "what the bytes of a file of ours say",
+    "upgrade": "what one migration of the catalog does; Alembic calls it",
 }
 """Names that several modules define, each time with this meaning. Any other public name is defined once."""
 
