@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from quiesce.model.grades import Consistency
 from quiesce.operations.doctor import doctor
 from quiesce.operations.tree import tree
@@ -33,3 +36,13 @@ def vm_with(world: World, *names: str) -> FakeVm:
         vm.write("vda", 1, f"before {name}")
         world.take(vm, name)
     return vm
+
+
+def writing_before(world: World, look: Callable[..., Any]) -> Callable[..., Any]:
+    """`look`, while another program writes again and again."""
+
+    def looked(*arguments: Any, **named: Any) -> Any:
+        change(world)
+        return look(*arguments, **named)
+
+    return looked

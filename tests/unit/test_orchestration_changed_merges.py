@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from quiesce.disks.survey import survey
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
 from quiesce.operations.delete import delete
 from quiesce.recovery import recover_all
-from tests.unit.changed_images import IMAGE, change, found, labels, vm_with
+from tests.unit.changed_images import IMAGE, change, found, labels, vm_with, writing_before
 
 APPLICATION, CRASH = Consistency.APPLICATION, Consistency.CRASH
 
@@ -28,6 +29,14 @@ def test_a_merge_does_not_hide_what_was_changed_before(world):
     assert {node.name: node.consistency for node in world.tree(vm).checkpoints} == {"b": CRASH, "c": CRASH}
     assert labels(world) == {"b": CRASH, "c": CRASH}
     assert any(IMAGE in text for text in world.warnings())
+
+
+def test_a_deletion_ends_although_somebody_goes_on_writing(world, monkeypatch):
+    """Broken: a deletion would look at the image again and again, and never merge."""
+    vm = vm_with(world, "a", "b", "c")
+    monkeypatch.setattr("quiesce.disks.merges.survey", writing_before(world, survey))
+    delete(world.context, [CheckpointReference("web1", "a")])
+    assert {node.name: node.consistency for node in world.tree(vm).checkpoints} == {"b": CRASH, "c": CRASH}
 
 
 def test_a_merge_of_a_vm_that_is_off_does_not_hide_what_was_changed_before(world):

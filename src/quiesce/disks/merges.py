@@ -148,6 +148,7 @@ def _untouched(context: Context, vm: Vm) -> Iterator[None]:
 
 def _merge_hidden(context: Context, vm: Vm, journal: Journal, merger: Merger) -> tuple[Waiting, ...]:
     waiting: dict[tuple[str, str], Waiting] = {}
+    known: set[str] = set()
     while True:
         found = survey(context, vm)
         found.require_complete_chains()
@@ -160,7 +161,7 @@ def _merge_hidden(context: Context, vm: Vm, journal: Journal, merger: Merger) ->
             with journal.step(Forget(node.id, tuple(children))):
                 images.forget_checkpoint(context, vm, node)
         elif todo := _first(_merges(found), waiting):
-            if _lower_changed(context, vm, journal, found, todo.images(found)):
+            if _lower_changed(context, vm, journal, found, todo.images(found), known):
                 continue
             others = found.chains.strangers(todo.base, todo.top, found.made - found.live)
             if others:
@@ -173,7 +174,7 @@ def _merge_hidden(context: Context, vm: Vm, journal: Journal, merger: Merger) ->
                 fingerprints.renew(context, vm, todo.images(found))  # a part may have been written
                 waiting[todo.key] = Waiting(todo.hidden.name, error.message)
         elif branch := _first(_branches(found), waiting):
-            if _lower_changed(context, vm, journal, found, branch.images(found)):
+            if _lower_changed(context, vm, journal, found, branch.images(found), known):
                 continue
             try:
                 _move(context, vm, journal, merger, branch)
@@ -191,10 +192,12 @@ def _owned(found: Survey) -> list[str]:
     return [disk.path for node in found.tree.nodes for disk in node.disks]
 
 
-def _lower_changed(context: Context, vm: Vm, journal: Journal, found: Survey, changing: set[str]) -> bool:
+def _lower_changed(context: Context, vm: Vm, journal: Journal, found: Survey, changing: set[str], known: set[str]) -> bool:
     """Before quiesce changes the images `changing`: lowers the labels of the checkpoints that read one which another program
-    changed. Returns whether there were any."""
-    changed = {path: text for path, text in found.changed.items() if path in changing}
+    changed. Returns whether there were any. `known`: images for which that was done before; they are added to. A program may go
+    on writing, and the deletion must end."""
+    changed = {path: text for path, text in found.changed.items() if path in changing - known}
+    known.update(changed)
     if changed:
         fingerprints.lower_for_good(context, vm, journal, found, changed)
     for text in changed.values():

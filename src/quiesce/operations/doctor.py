@@ -149,7 +149,7 @@ def _overwritten(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
 
 def _changed(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
     """Images of checkpoints that another program changed, without those that the VM writes: see `_overwritten`."""
-    for path in found.changed.keys() - set(found.head.values()):
+    for path in sorted(found.changed.keys() - set(found.head.values())):
         changed = {path: found.changed[path]}
         names = [node.name for node in found.tree.checkpoints if path in found.chains.needed(disk.path for disk in node.disks)]
 
@@ -158,7 +158,11 @@ def _changed(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
                 names = fingerprints.lower_for_good(context, vm, operation, found, changed)
             return f"{_listed(names)} recorded as crash-consistent"
 
-        yield _Finding(f"{found.changed[path]}; {_listed(names)} crash-consistent at best", mend)
+        # Without what is different: while somebody goes on writing, each look would find another text.
+        text = (
+            f"another program changed the image {path} after a checkpoint was taken: {_listed(names)} crash-consistent at best"
+        )
+        yield _Finding(text, mend)
 
 
 def recover(_context: Context, _vm: Vm, _operation: Interrupted) -> str:
