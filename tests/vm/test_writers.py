@@ -26,7 +26,7 @@ GRADES = {
     "nginx:nginx.service": "clean",
     "openldap:slapd.service": "clean",
     "pgbouncer:6432": "clean",
-    "postgresql:17/main": "nil-redo",
+    "postgresql:17/main": "stands-still",
     "redis:6379": "clean",
     "sqlite:lab-notes.service": "clean",
     "valkey:6380": "clean",
@@ -108,7 +108,7 @@ def test_under_load(applications: Image, server: Machine, quiesce: Quiesce) -> N
     quiesce("restore", f"{server.name}@one", "--discard-current", timeout=200)
     with Machine(Taken(applications.directory, snapshot.images)) as other:
         prove(other, Load(other, CASE), before_snapshot, after_snapshot)
-        assert recovery(other).redo_bytes() < 400
+        assert recovery(other).redo_bytes() < 1024 * 1024  # our hook had it run a CHECKPOINT
     server.domain.create()
     server.wait_for_guest()
     prove(server, load, before, never)
