@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.standstill import wait_for
-from quiesce.agent import conversation, deadman
+from quiesce.agent import conversation, deadman, inventory
 from quiesce.agent.attempt import AttemptError
 from quiesce.agent.conversation import Conversation
 from quiesce.model.grades import Level
@@ -91,7 +91,7 @@ def not_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     """No test of this file looks for databases, freezes a filesystem or reads this machine's rescue note."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conversation, "Attempt", Recorder)
-        patch.setattr(conversation.filesystems, "inventory", tuple)
+        patch.setattr(inventory, "find_filesystems", list)
         patch.setattr(deadman, "RESCUE_NOTE", str(tmp_path_factory.mktemp("run") / "last-rescue"))
         yield
 

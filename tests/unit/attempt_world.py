@@ -12,8 +12,9 @@ import pytest
 from quiesce.agent import attempt as attempts
 from quiesce.agent import filesystems, memory
 from quiesce.agent.attempt import Attempt
-from quiesce.agent.deadman import DeadManError, Undo
+from quiesce.agent.deadman import DeadManError
 from quiesce.agent.filesystems import FreezeError
+from quiesce.agent.undos import Undo
 from quiesce.model.grades import Level
 from quiesce.model.reports import Filesystem, FreezeState
 from quiesce.wire.messages import Prepare
@@ -33,6 +34,7 @@ class World:
         """By path, why it is not frozen."""
         self.loose_when_frozen: dict[str, str] = {}
         self.freezing_fails = ""
+        self.stuck: list[str] = []
         self.deadman_is_gone = False
         self.undos: list[Undo] = []
 
@@ -56,10 +58,16 @@ class World:
 class Freezer:
     def __init__(self, world: World) -> None:
         self.world, self.rcu, self.descriptors, self.frozen = world, world.rcu, [7, 8], False
+        self.stuck = world.stuck
+        self.recorded = [{"device": [8, 1]}, {"device": [8, 2]}]
 
     def why_not_frozen(self, paths: list[str]) -> str:
         loose = self.world.loose_when_frozen if self.frozen else self.world.loose
         return next((loose[path] for path in paths if path in loose), "")
+
+    def mount_points(self, paths: list[str]) -> tuple[str, ...]:
+        assert paths
+        return ("/",)
 
     def flush(self) -> None:
         self.world.story.append("flush")
@@ -103,7 +111,7 @@ def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """What attempts see from now on instead of this machine."""
     made = World()
 
-    def start(descriptors: list[int], undos: list[Undo], _keep: list[int]) -> DeadMan:
+    def start(descriptors: list[int], undos: list[Undo], _keep: list[int], _record: object) -> DeadMan:
         if made.deadman_is_gone:
             raise DeadManError("it died while starting")
         made.story.append(("start", tuple(descriptors)))

@@ -56,6 +56,8 @@ class Fake:
         """Its password."""
         self.errors: dict[str, str] = {}
         """By the command's first words."""
+        self.recovers_after = 1_000_000
+        """How many more errors it gives before it answers as ever."""
         self.later: list[dict[str, str]] = []
         """What becomes of INFO at each asking."""
         self.saves: list[dict[str, str]] = [
@@ -79,6 +81,9 @@ class Fake:
             return b"-NOAUTH Authentication required.\r\n"
         for start, error in self.errors.items():
             if said.startswith(start):
+                self.recovers_after -= 1
+                if self.recovers_after < 0:
+                    continue
                 return f"-{error}\r\n".encode()
         if words[0] == "INFO":
             if self.later:
@@ -143,5 +148,6 @@ def server(name: str = "redis-server", container: bool = False) -> RedisServer:
 
 def prepared(window_ms: int = 8000) -> RedisServer:
     writer = server()
+    writer.guarded = True
     writer.prepare(deadline_in_ns(2), window_ms)
     return writer

@@ -292,3 +292,37 @@ def test_what_comes_after_the_checkpoint_never_fails_it(error):
     writer.post_checkpoint(False)
     assert writer.warnings == [f"post-checkpoint: {'disk full' if isinstance(error, WriterError) else 'ValueError'}"]
     assert writer.grade is Grade.NIL_REDO
+
+
+# -- what keeps an application from being asked
+
+
+def test_a_writer_that_need_not_be_asked_is_not():
+    """Broken: an application on a frozen filesystem would cost its whole time-out."""
+    writer = Sample()
+    writer.identify(problem="nobody can write to /srv")
+    assert (writer.calls, writer.reason, writer.grade) == ([], "nobody can write to /srv", Grade.REFUSED)
+
+
+def test_the_time_for_all_writers_limits_each():
+    """Broken: seven that hang would take longer than the host waits, and the host get no answer at all."""
+    deadlines: list[int] = []
+    until_ns = time.monotonic_ns() + 10**9
+    writer = Sample(identify=deadlines.append)
+    writer.identify(until_ns)
+    assert deadlines == [until_ns]
+    writer.identify(time.monotonic_ns() - 1)
+    assert (len(deadlines), writer.outcome) == (1, Outcome.TIMEOUT)
+
+
+@pytest.mark.parametrize("error", [ValueError("no such variable"), WriterError("no")])
+def test_where_its_files_are_may_not_be_known_yet(error, monkeypatch):
+    """Broken: an attempt would end in an error of Python's because one application did not answer."""
+    writer = Sample()
+
+    def paths() -> list[str]:
+        raise error
+
+    monkeypatch.setattr(writer, "paths", paths)
+    with pytest.raises(OSError, match="no"):
+        writer.where()

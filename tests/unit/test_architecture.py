@@ -20,6 +20,7 @@ ONE_MEANING = {
     "main": "the entry point of a program",
     "recover": "mends what an interrupted operation of this verb left",
     "discover": "the writers of one application that are found in this machine",
+    "take_back": "lets a server go that an earlier agent held",
     "connect": "opens a session with a database server",
     "dump": "the bytes of a file of ours",
     "load": "what the bytes of a file of ours say",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from quiesce.agent.attempt import DEADMAN_GRACE_NS, Attempt, AttemptError
-from quiesce.agent.deadman import Undo
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import WriterError
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Outcome
@@ -77,6 +77,25 @@ def test_the_first_undo_is_the_freezers_where_it_has_one(world):
     attempt.hold(Level.BACK_END, soon())
     assert world.undos == [Undo(command=("/thaw-two",))]
     assert world.told("doing") == [("doing", 0)]
+
+
+def test_where_nobody_can_write_no_application_is_asked_to(world):
+    """Broken: a database would be told to write a checkpoint to a filesystem that somebody has frozen, and wait."""
+    world.stuck.append("nobody can write to /srv: somebody has frozen it")
+    attempt = Attempt("token", WINDOW_MS, insist=False)
+    with pytest.raises(AttemptError, match="nobody can write to /srv") as error:
+        attempt.prepare([world.writer("db")], soon())
+    assert error.value.code is ErrorCode.FAILED
+    assert world.story == []
+    attempt.abort()
+
+
+def test_a_report_says_on_which_filesystems_the_files_are(world):
+    """Broken: the host could not tell that a disk with a tablespace is left out."""
+    attempt = Attempt("token", WINDOW_MS, insist=True)
+    inventory = attempt.prepare([world.writer("db")], soon())
+    assert inventory.writers[0].filesystems == ("/",)
+    attempt.abort()
 
 
 def test_two_writers_of_the_same_name_have_each_their_own_undo(world):

@@ -13,7 +13,9 @@ import pytest
 
 from lab.standstill import wait_for
 from quiesce.agent import deadman, linux
-from quiesce.agent.deadman import DeadMan, DeadManError, Undo
+from quiesce.agent import undos as undos_module
+from quiesce.agent.deadman import DeadMan, DeadManError
+from quiesce.agent.undos import Undo
 
 MS = 1_000_000
 
@@ -201,7 +203,7 @@ def test_what_would_outlive_the_conversation_is_taken_back_in_reverse(undone, wa
 
 def test_an_undo_that_hangs_does_not_keep_the_others(tmp_path, monkeypatch):
     """Broken: one script that does not end would keep every other application held."""
-    monkeypatch.setattr(deadman, "UNDO_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(undos_module, "UNDO_TIMEOUT_S", 0.2)
     with (tmp_path / "note").open("wb", buffering=0) as file:
         undos = [Undo(file.fileno(), b"let go"), Undo(command=("/bin/sleep", "60")), Undo(command=("/nowhere",))]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quiesce.agent.deadman import Undo
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
 from quiesce.agent.writers.declared import Commands
 from quiesce.model.grades import Grade

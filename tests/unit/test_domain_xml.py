@@ -74,7 +74,7 @@ def test_disks_are_read_as_they_are():
     """Broken: a disk that cannot be checkpointed would be taken for one that can, or its chain for another."""
     assert domain_xml.disks(DOMAIN) == (
         Disk("vda", "disk", "file", "/images/top.qcow2", "qcow2", read_only=False, shareable=False, mirrored=True,
-             chain=("/images/middle.qcow2", "/dev/vg/base"), mirror="/images/copy.qcow2", mirror_ready=True),
+             chain=("/images/middle.qcow2", "/dev/vg/base"), mirror="/images/copy.qcow2", mirror_ready=True, serial="KEEP-ME"),
         Disk("vdb", "disk", "block", "/dev/vg/data", "raw", read_only=False, shareable=True, mirrored=False, chain=()),
         Disk("vdc", "disk", "network", None, "raw", read_only=False, shareable=False, mirrored=False, chain=()),
         Disk("sda", "cdrom", "file", None, "raw", read_only=True, shareable=False, mirrored=False, chain=()),

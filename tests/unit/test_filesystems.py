@@ -14,7 +14,8 @@ import pytest
 
 from quiesce.agent import filesystems, linux
 from quiesce.agent.filesystems import FreezeError, Freezer
-from quiesce.agent.mounts import Found, Mount
+from quiesce.agent.mountinfo import Mount
+from quiesce.agent.mounts import Found
 from quiesce.model.reports import FreezeState
 from tests.unit.test_mounts import mount
 
@@ -75,7 +76,7 @@ class World:
     """A machine of two filesystems, both really the one on which tests keep their files."""
 
     def __init__(self, path: Path) -> None:
-        number = filesystems._mount_id(str(path))
+        number = filesystems.mount_id(str(path))
         self.path = path
         self.found = [
             Found((Mount(number, (254, 16), str(path), "ext4", "/dev/vdb", super_read_only=False),)),

@@ -10,15 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quiesce.agent import mounts
-from quiesce.agent.mounts import (
-    Found,
-    Mount,
-    carrying_filesystems,
-    classify,
-    freeze_order,
-    on_the_network,
-    parse_mountinfo,
-)
+from quiesce.agent.mountinfo import Mount, on_the_network, parse_mountinfo
+from quiesce.agent.mounts import Found, carrying_filesystems, classify, freeze_order
 
 MOUNTINFO = r"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,errors=remount-ro
 23 22 0:20 / /proc rw,nosuid - proc proc rw

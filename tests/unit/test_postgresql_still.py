@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from quiesce.agent.deadman import Undo
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers import postgresql_still, wal
 from quiesce.agent.writers.base import WriterError
 from quiesce.agent.writers.postgresql import Cluster

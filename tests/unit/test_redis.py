@@ -141,6 +141,7 @@ def test_the_password_of_its_own_configuration_lets_us_in(fake, tmp_path, monkey
     readers: list[int] = []
     monkeypatch.setattr(linux, "as_user", lambda uid: nullcontext(readers.append(uid)))
     writer = RedisServer(Process(1, "redis-server", 107, container=False))
+    writer.guarded = True
     writer.prepare(deadline_in_ns(2), 8000)
     writer.hold(deadline_in_ns(2))
     writer.release()

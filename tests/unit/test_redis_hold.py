@@ -83,6 +83,49 @@ def test_a_pause_that_ended_by_itself_loses_the_grade_and_is_not_ended_again(fak
     assert not fake.count("CLIENT UNPAUSE")
 
 
+HOUR_NS = 3600 * 10**9
+
+
+def test_a_clock_set_forward_in_the_window_loses_the_grade(fake, held, monkeypatch):
+    """Broken: the server ends its pause by that clock, and writes in the window would be vouched for."""
+    monkeypatch.setattr(redis, "wall_clock_ns", lambda: time.time_ns() + HOUR_NS)
+    held.release()
+    assert (held.grade, held.outcome) == (Grade.CRASH, Outcome.INCONSISTENT)
+    assert "set forward" in str(held.reason)
+
+
+@pytest.mark.parametrize("way", ["release", "abort"])
+def test_a_clock_set_back_prolongs_no_pause_beyond_the_window(way, fake, monkeypatch):
+    """Broken: after the window by our clock, the server's own clock goes on with the pause for an hour."""
+    writer = prepared(window_ms=1 - redis.PAUSE_MARGIN_MS)
+    writer.hold(deadline_in_ns(2))
+    monkeypatch.setattr(redis, "wall_clock_ns", lambda: time.time_ns() - HOUR_NS)
+    time.sleep(0.002)
+    getattr(writer, way)()
+    assert fake.count("CLIENT UNPAUSE") == 1
+    assert writer.let_go
+    writer.abort()
+
+
+def test_a_server_that_says_it_is_not_paused_any_more_loses_the_grade(fake, held):
+    """Broken: a clock that was set forward and back, or somebody's UNPAUSE, would go unnoticed."""
+    fake.info["paused_actions"] = "none"
+    held.release()
+    assert (held.grade, held.outcome) == (Grade.CRASH, Outcome.INCONSISTENT)
+
+
+def test_without_a_dead_man_that_can_end_it_there_is_no_pause(fake):
+    """Broken: a clock that is set back would leave the application's writers waiting, with nobody to let them go."""
+    writer = prepared()
+    writer.guarded = False
+    with pytest.raises(WriterError, match="nobody could let it go"):
+        writer.hold(deadline_in_ns(2))
+    assert not fake.count("CLIENT PAUSE")
+    undo = writer.undo()
+    assert undo
+    assert undo.call == ("redis", 1)
+
+
 def test_somebody_elses_pause_since_prepare_is_left_alone(fake):
     """Broken: an administrator's pause would end with our window."""
     writer = prepared()

@@ -9,7 +9,7 @@ import pytest
 
 from lab.standstill import wait_for, within
 from quiesce.agent import install
-from quiesce.agent.deadman import Undo
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers import scripts
 from quiesce.agent.writers.scripts import Script
 from quiesce.model.grades import Grade

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from quiesce.agent.deadman import Undo
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import ApplicationWriter
 from quiesce.agent.writers.scripts import Azure
 from quiesce.model.grades import Grade

@@ -10,8 +10,8 @@ import pytest
 from lab.standstill import within
 from quiesce.agent import systemd
 from quiesce.agent.cgroups import CgroupError
-from quiesce.agent.deadman import Undo
 from quiesce.agent.systemd import UnitError
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers import sqlite
 from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.model.grades import Grade

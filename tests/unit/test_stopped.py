@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quiesce.agent import systemd
-from quiesce.agent.deadman import Undo
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.agent.writers.stopped import StoppedService
 from quiesce.model.grades import Grade

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Optional
 
-from quiesce.agent import filesystems, memory
-from quiesce.agent.deadman import UNDO_TIMEOUT_S, DeadMan, DeadManError, Undo
+from quiesce.agent import filesystems, leftovers
+from quiesce.agent.deadman import DeadMan, DeadManError
+from quiesce.agent.holds import HoldRecord
+from quiesce.agent.undos import UNDO_TIMEOUT_S, Undo
 from quiesce.agent.writers import registry
 from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.model.grades import LEVELS, Level
@@ -60,6 +62,7 @@ class Attempt:
         """Index of each writer's undo in `_undos`."""
         self._freezer: Optional[filesystems.Freezer] = None
         self._deadman: Optional[DeadMan] = None
+        self._record: Optional[HoldRecord] = None
         self._lock: Optional[int] = None
         """File lock, held by this process and the dead-man until both have let go of it."""
         self._foreign = False
@@ -78,11 +81,14 @@ class Attempt:
         Raises AttemptError if the guest cannot be quiesced as required; nothing is held then.
         """
         self._lock = _wait_for_earlier(deadline_ns)
+        leftovers.take_back_all()
         self._writers = list(found)
         for writer in self._writers:
             writer.command_observer = self
             writer.nil_redo = writer.nil_redo or self._nil_redo
         self._freezer = filesystems.Freezer()
+        if self._freezer.stuck:  # before an application is told to write to it, as by CHECKPOINT
+            raise AttemptError(ErrorCode.FAILED, "; ".join(self._freezer.stuck))
         self._undos = [self._freezer.rcu] if self._freezer.rcu else []
         for writer in self._writers:
             if undo := writer.undo():
@@ -91,12 +97,15 @@ class Attempt:
                 writer.guarded = True
         # Forked before any session is opened: a copy of a session's socket in the dead-man would keep the session alive.
         try:
-            self._deadman = DeadMan.start(self._freezer.descriptors, self._undos, [self._lock])
+            self._record = HoldRecord.begin(self._freezer.recorded, [undo.recorded() for undo in self._undos])
+            self._deadman = DeadMan.start(self._freezer.descriptors, self._undos, [self._lock], self._record)
+        except OSError as error:
+            raise AttemptError(ErrorCode.FAILED, f"what is held cannot be noted in /run: {error.strerror}") from None
         except DeadManError as error:
             raise AttemptError(ErrorCode.FAILED, f"no dead-man: {error}") from None
         for writer in self._writers:
             writer.prepare(deadline_ns, self._window_ns // 1_000_000)
-            loose = self._freezer.why_not_frozen(writer.paths())
+            loose = self._loose(writer)
             if loose:
                 writer.forgo(loose)
         refused = [writer for writer in self._writers if writer.required and not writer.grade.vouched]
@@ -133,7 +142,7 @@ class Attempt:
         except filesystems.FreezeError as error:
             raise AttemptError(ErrorCode.FAILED, str(error)) from None
         for writer in self._writers:
-            loose = freezer.why_not_frozen(writer.paths())
+            loose = self._loose(writer)
             if loose:
                 writer.pass_over(loose)
                 if self._insist and writer.required and not writer.grade.vouched:
@@ -199,6 +208,9 @@ class Attempt:
                 self._freezer.thaw_anybodys()
                 time.sleep(FOREIGN_THAW_S)
             self._freezer.close()
+        if self._record:
+            self._record.close()
+            self._record = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -206,6 +218,16 @@ class Attempt:
         self._writers = []
         self._deadline_ns = None
         self.state = State.IDLE
+
+    def _loose(self, writer: ApplicationWriter) -> str:
+        """Why a freeze does not hold all the writer's files, or the empty string."""
+        freezer = self._parts()[0]
+        try:
+            paths = writer.where()
+            writer.filesystems = freezer.mount_points(paths) or None
+            return freezer.why_not_frozen(paths)
+        except OSError as error:
+            return f"its files cannot be looked at: {error.strerror}"
 
     def _start_window(self, step_deadline_ns: int) -> int:
         """Arms the dead-man at the window's first step. Returns the time by which this step must be done."""
@@ -278,7 +300,7 @@ def _wait_for_earlier(deadline_ns: int) -> int:
 
     Returns the lock's descriptor. Raises AttemptError.
     """
-    descriptor = os.open(os.path.join(memory.DIRECTORY, "attempt.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = leftovers.open_lock()
     give_up_ns = min(deadline_ns, time.monotonic_ns() + int((UNDO_TIMEOUT_S + 10) * 1e9))
     while True:
         try:

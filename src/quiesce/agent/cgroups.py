@@ -11,7 +11,7 @@ import os
 import time
 from typing import Optional
 
-from quiesce.agent.deadman import Undo
+from quiesce.agent.undos import Undo
 
 ROOT = "/sys/fs/cgroup"
 POLL_S = 0.001
@@ -40,7 +40,7 @@ class Cgroup:
 
     @property
     def undo(self) -> Undo:
-        return Undo(self._freeze, b"0")
+        return Undo(self._freeze, b"0", path=os.path.join(self._directory, "cgroup.freeze"))
 
     def asked(self) -> bool:
         """Whether somebody, perhaps this object, has asked the kernel to freeze it."""

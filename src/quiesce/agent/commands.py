@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Optional
 
-from quiesce.agent import linux
+from quiesce.agent import linux, looks
 from quiesce.agent.trust import UntrustedError, require_trusted
 from quiesce.agent.writers.base import CommandObserver, WriterError
 from quiesce.model.reports import Outcome
@@ -24,6 +24,7 @@ def require_runnable(path: str) -> None:
     if not os.path.isabs(path):
         raise WriterError(f"{path or 'an empty name'} is no absolute path", Outcome.NON_RETRYABLE)
     try:
+        looks.at(path, os.stat, path)
         require_trusted(path)
     except UntrustedError as error:
         raise WriterError(str(error), Outcome.NON_RETRYABLE) from None

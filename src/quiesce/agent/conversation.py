@@ -8,11 +8,13 @@ import platform
 import select
 import signal
 import time
+from contextlib import suppress
 from typing import Any, Callable, Optional
 
 from quiesce import __version__
-from quiesce.agent import deadman, filesystems
+from quiesce.agent import deadman
 from quiesce.agent.attempt import Attempt, AttemptError
+from quiesce.agent.inventory import FilesystemList
 from quiesce.agent.writers.base import ApplicationWriter
 from quiesce.model.reports import WriterReport
 from quiesce.wire import framing, messages
@@ -21,6 +23,8 @@ from quiesce.wire.messages import ErrorCode, Op, Request, State
 from quiesce.wire.schema import to_wire
 
 CAPABILITIES = ("freeze", "dead-man", "post-checkpoint")
+ANSWER_MARGIN_NS = 5_000_000_000
+"""How long before its deadline `identify` asks no more applications, in nanoseconds, so that the host gets an answer."""
 OVERTIME_S = 15
 """How much longer a step may take than the host waits for it, in seconds."""
 WRITE_TIMEOUT_MS = 5000
@@ -41,8 +45,8 @@ ALLOWED: dict[Op, tuple[State, ...]] = {
 """The states in which each request may come."""
 
 
-class _HungUpError(Exception):
-    """Nobody waits for the answer any more."""
+class _HungUpError(BaseException):
+    """Nobody waits for the answer any more. Passes by all that writers and their libraries catch."""
 
 
 class Conversation:
@@ -54,6 +58,8 @@ class Conversation:
         self._splitter = framing.LineSplitter()
         self._attempt: Optional[Attempt] = None
         self._expired = False
+        self._slow = False
+        """In a step that may take minutes, and holds nothing."""
 
     def run(self) -> None:
         try:
@@ -104,13 +110,23 @@ class Conversation:
         if request.op in (Op.IDENTIFY, Op.PREPARE):
             # The slow steps read files that may be anybody's. If one hangs, SIGALRM ends this process, and the hang with it.
             signal.alarm(request.deadline_ms // 1000 + OVERTIME_S)
+            self._slow = True
         try:
             return self._handlers()[request.op](request, deadline_ns)
         except AttemptError:
+            self._slow = False
             self._drop_attempt()
             raise
         finally:
+            self._slow = False
             signal.alarm(0)
+
+    def hear_of_hang_up(self, _number: int, _frame: object) -> None:
+        """A handler of SIGTERM, by which the service tells that the host has hung up. Only a slow step is interrupted: others
+        are short, or let applications go."""
+        if self._slow:
+            self._slow = False
+            raise _HungUpError
 
     def _handlers(self) -> dict[Op, Callable[[Request, int], Any]]:
         return {
@@ -141,11 +157,15 @@ class Conversation:
         )
 
     def _identify(self, request: Request, deadline_ns: int) -> messages.Inventory:
+        listed = FilesystemList()
         found = self._discover()
+        until_ns = deadline_ns - ANSWER_MARGIN_NS
         try:
             for writer in found:
-                writer.identify()
-            return messages.Inventory(tuple(writer.report() for writer in found), filesystems.inventory())
+                writer.identify(until_ns, _why_not_to_ask(writer, listed))
+                with suppress(OSError):
+                    writer.filesystems = listed.mount_points(writer.where()) or None
+            return messages.Inventory(tuple(writer.report() for writer in found), listed.report)
         finally:
             for writer in found:
                 writer.abort()
@@ -208,6 +228,14 @@ class Conversation:
                     raise TimeoutError("the host does not read its answer") from None
                 if events[0][1] & select.POLLHUP:  # without a host the driver never makes room
                     raise _HungUpError from None
+
+
+def _why_not_to_ask(writer: ApplicationWriter, listed: FilesystemList) -> str:
+    """An application whose filesystem somebody has frozen does not answer either; each would cost its whole time-out."""
+    try:
+        return listed.why_unwritable(writer.where())
+    except OSError:
+        return ""
 
 
 def _error(request_id: int, code: ErrorCode, message: str, found: tuple[WriterReport, ...] = ()) -> dict[str, Any]:

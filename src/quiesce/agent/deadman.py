@@ -8,6 +8,7 @@ applications that do not, the dead-man has the `Undo` that their writers gave it
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import os
@@ -16,31 +17,16 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Optional
 
-from quiesce.agent import linux
+from quiesce.agent import holds, linux
+from quiesce.agent.holds import HoldRecord, Outstanding
+from quiesce.agent.undos import UNDO_TIMEOUT_S, Undo, kill_group, run_undos
 
 RESCUE_NOTE = "/run/quiesce/last-rescue"
 DISARM_TIMEOUT_S = 2.0
 RETRY_MS = 20
 """Interval at which filesystems are thawed again whose freeze may complete only now, in milliseconds."""
-
-UNDO_TIMEOUT_S = 30.0
-"""Longest that a command of an undo may run, in seconds."""
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-_ARM, _FREEZING, _NOT_OURS, _THAWED, _DOING, _UNDONE, _RUNNING, _ENDED, _DISARM = b"AFNTHURED"
-
-
-@dataclass(frozen=True)
-class Undo:
-    """How to end a hold that would outlive the conversation: bytes to write to an open descriptor or, where there is no other
-    way, a command."""
-
-    descriptor: Optional[int] = None
-    data: bytes = b""
-    command: tuple[str, ...] = ()
 
 
 class DeadManError(Exception):
@@ -50,19 +36,26 @@ class DeadManError(Exception):
 class DeadMan:
     """The conversation's end of the pipe. A write that fails means that the dead-man is dead; then there must be no window."""
 
-    def __init__(self, pipe: int, pid: int) -> None:
+    def __init__(self, pipe: int, pid: int, record: Optional[HoldRecord] = None) -> None:
         self._pipe = pipe
         self._pid = pid
+        self._record = record
         self._ended = False
         self._doing: list[int] = []
         """Indices of the undos that are still to be done."""
 
     @classmethod
-    def start(cls, filesystems: list[int], undos: Sequence[Undo] = (), keep_open: Sequence[int] = ()) -> DeadMan:
+    def start(
+        cls,
+        filesystems: list[int],
+        undos: Sequence[Undo] = (),
+        keep_open: Sequence[int] = (),
+        record: Optional[HoldRecord] = None,
+    ) -> DeadMan:
         """Forks the dead-man, which is locked in memory when this returns. Raises DeadManError.
 
         `filesystems`: descriptors; the other methods name these, and the `undos`, by their positions. `keep_open`: more
-        descriptors, which stay open for as long as it lives.
+        descriptors, which stay open for as long as it lives. `record`: gets a copy of all that the dead-man is told.
         """
         receive, send = os.pipe()
         ready_receive, ready_send = os.pipe()
@@ -71,8 +64,9 @@ class DeadMan:
         if pid == 0:
             try:
                 written = (undo.descriptor for undo in undos if undo.descriptor is not None)
-                _keep_only([receive, ready_send, *filesystems, *written, *keep_open])
-                _Watch(receive, filesystems, undos, conversation).run(ready_send)
+                recording = [record.descriptor] if record else []
+                _keep_only([receive, ready_send, *filesystems, *written, *keep_open, *recording])
+                _Watch(receive, filesystems, undos, conversation, record).run(ready_send)
             finally:
                 os._exit(0)
         os.close(receive)
@@ -83,38 +77,38 @@ class DeadMan:
             os.close(send)
             os.waitpid(pid, 0)
             raise DeadManError(answer.decode(errors="replace") or "it died while starting")
-        return cls(send, pid)
+        return cls(send, pid, record)
 
     def arm(self, deadline_ns: int) -> None:
         """Has it thaw at this CLOCK_MONOTONIC time, unless disarmed before. Raises DeadManError if it is gone."""
-        self._tell(_ARM, deadline_ns)
+        self._tell(holds.ARM, deadline_ns)
 
     def freezing(self, index: int) -> None:
         """To be told before FIFREEZE, so that at no moment a filesystem is frozen that the dead-man does not know of."""
-        self._tell(_FREEZING, index)
+        self._tell(holds.FREEZING, index)
 
     def not_ours(self, index: int) -> None:
-        self._tell(_NOT_OURS, index)
+        self._tell(holds.NOT_OURS, index)
 
     def thawed(self, index: int) -> None:
-        self._tell(_THAWED, index)
+        self._tell(holds.THAWED, index)
 
     def doing(self, index: int) -> None:
         """To be told before the hold that the undo of this index ends."""
-        self._tell(_DOING, index)
+        self._tell(holds.DOING, index)
         self._doing.append(index)
 
     def undone(self, index: int) -> None:
-        self._tell(_UNDONE, index)
+        self._tell(holds.UNDONE, index)
         if index in self._doing:
             self._doing.remove(index)
 
     def command_started(self, group: int) -> None:
         """A command runs in this process group. If the conversation dies, the group is killed before the undos are done."""
-        self._tell(_RUNNING, group)
+        self._tell(holds.RUNNING, group)
 
     def command_ended(self, group: int) -> None:
-        self._tell(_ENDED, group)
+        self._tell(holds.ENDED, group)
 
     def disarm(self) -> None:
         """Ends the dead-man, which first does the undos that it was not told are done. Idempotent; never raises."""
@@ -122,7 +116,7 @@ class DeadMan:
             return
         self._ended = True
         try:
-            self._tell(_DISARM, 0)
+            self._tell(holds.DISARM, 0)
         except DeadManError:
             pass
         os.close(self._pipe)
@@ -133,10 +127,20 @@ class DeadMan:
             time.sleep(0.002)
 
     def _tell(self, what: int, value: int) -> None:
+        told = holds.message(what, value)
         try:
-            os.write(self._pipe, b"%c%d\n" % (what, value))
+            if self._record and what in (holds.ARM, holds.FREEZING, holds.DOING, holds.RUNNING):
+                self._record.note(told)
+        except OSError as error:
+            raise DeadManError(f"what is held cannot be noted in /run ({error.strerror})") from None
+        try:
+            os.write(self._pipe, told)
         except OSError as error:
             raise DeadManError(f"it is gone ({error.strerror})") from None
+        finally:
+            if self._record and what in (holds.NOT_OURS, holds.THAWED, holds.UNDONE, holds.ENDED):
+                with contextlib.suppress(OSError):
+                    self._record.note(told)
 
 
 def last_rescue() -> Optional[str]:
@@ -151,17 +155,24 @@ def last_rescue() -> Optional[str]:
 class _Watch:
     """The dead-man's own side."""
 
-    def __init__(self, pipe: int, filesystems: list[int], undos: Sequence[Undo], conversation: int) -> None:
+    def __init__(
+        self,
+        pipe: int,
+        filesystems: list[int],
+        undos: Sequence[Undo],
+        conversation: int,
+        record: Optional[HoldRecord],
+    ) -> None:
         self._pipe = pipe
         self._filesystems = filesystems
         self._undos = undos
         self._conversation = conversation
-        self._deadline_ns: Optional[int] = None
-        self._maybe_frozen: set[int] = set()
+        self._record = record
+        self._left = Outstanding()
         self._thawed: set[int] = set()
         self._threads: dict[int, threading.Thread] = {}
-        self._doing: list[int] = []
-        self._running: set[int] = set()
+        self._unwritten: set[int] = set()
+        """Undos whose descriptor no longer leads anywhere."""
         self._partial = b""
 
     def run(self, ready: int) -> None:
@@ -182,8 +193,8 @@ class _Watch:
         poll.register(self._pipe, select.POLLIN)
         while True:
             timeout = None
-            if self._deadline_ns is not None:
-                timeout = max(0, -(-(self._deadline_ns - time.monotonic_ns()) // 1_000_000))
+            if self._left.deadline_ns is not None:
+                timeout = max(0, -(-(self._left.deadline_ns - time.monotonic_ns()) // 1_000_000))
             if not poll.poll(timeout):
                 self._rescue("the deadline passed", alive=True)
                 return
@@ -198,22 +209,9 @@ class _Watch:
         """Acts on messages. Returns True when the conversation disarmed it."""
         *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
-            what, value = line[0], int(line[1:])
-            if what == _ARM:
-                self._deadline_ns = value
-            elif what == _FREEZING:
-                self._maybe_frozen.add(value)
-            elif what in (_NOT_OURS, _THAWED):
-                self._maybe_frozen.discard(value)
-            elif what == _DOING:
-                self._doing.append(value)
-            elif what == _UNDONE and value in self._doing:
-                self._doing.remove(value)
-            elif what == _RUNNING:
-                self._running.add(value)
-            elif what == _ENDED:
-                self._running.discard(value)
-            elif what == _DISARM:
+            if line[0] != holds.DISARM:
+                self._left.heed(line)
+            else:
                 self._thaw_all()
                 self._write_undos()
                 self._join()
@@ -243,18 +241,18 @@ class _Watch:
                     self._heed(data)
                 self._thaw_all()
             self._thaw_all()
-        for group in self._running:
-            _kill_group(group)
+        for group in self._left.running:
+            kill_group(group)
         failed = self._write_undos()
         self._join()
         failed += self._run_undos()
-        undone = f", {len(self._doing) - len(failed)} hold(s) taken back" if self._doing else ""
-        if self._deadline_ns is not None:
-            _leave_note("; ".join([f"{why}; {len(self._thawed)} filesystem(s) thawed{undone}", *failed]))
+        undone = f", {len(self._left.doing) - len(failed)} hold(s) taken back" if self._left.doing else ""
+        if self._left.deadline_ns is not None:
+            leave_note("; ".join([f"{why}; {len(self._thawed)} filesystem(s) thawed{undone}", *failed]))
 
     def _thaw_all(self) -> None:
         """Uses a thread for each filesystem: FITHAW waits while a freeze is under way, and the others must not wait for it."""
-        for index in list(self._maybe_frozen):
+        for index in list(self._left.maybe_frozen):
             thread = self._threads.get(index)
             if thread is None or not thread.is_alive():
                 thread = threading.Thread(target=self._thaw, args=(index,))
@@ -266,65 +264,49 @@ class _Watch:
                     self._threads[index] = thread
 
     def _join(self) -> None:
+        """Returns when no thaw is under way, and nothing is frozen any more that the conversation may have frozen."""
         for thread in self._threads.values():
             thread.join()
+        for index in self._left.maybe_frozen:
+            self._note(holds.THAWED, index)
 
     def _thaw(self, index: int) -> None:
         try:
             fcntl.ioctl(self._filesystems[index], linux.FITHAW, 0)
-            self._thawed.add(index)
         except OSError:
-            pass  # not frozen, or no longer, or not yet
+            return  # not frozen, or no longer, or not yet
+        self._thawed.add(index)
+
+    def _note(self, what: int, index: int) -> None:
+        if self._record:
+            with contextlib.suppress(OSError):
+                self._record.note(holds.message(what, index))
 
     def _write_undos(self) -> list[str]:
         """Writes the bytes of the undos, the latest hold first. Returns what failed."""
         failed = []
-        for index in reversed(self._doing):
+        for index in reversed(self._left.doing):
             undo = self._undos[index]
             if undo.descriptor is not None:
                 try:
                     os.write(undo.descriptor, undo.data)
+                    self._note(holds.UNDONE, index)
                 except OSError as error:
-                    failed.append(f"{undo.data!r} failed: {error.strerror}")
+                    self._unwritten.add(index)
+                    if not undo.call:
+                        failed.append(f"{undo.data!r} failed: {error.strerror}")
         return failed
 
     def _run_undos(self) -> list[str]:
-        """Runs the commands of the undos all at once, so that one that hangs delays no other; it is killed after
+        """Runs the commands and calls of the undos all at once, so that one that hangs delays no other; it is killed after
         UNDO_TIMEOUT_S. Returns what failed."""
-        commands = [self._undos[index].command for index in reversed(self._doing)]
-        started: dict[int, tuple[str, ...]] = {}
-        failed = []
-        for command in filter(None, commands):
-            try:
-                started[_spawn(command)] = command
-            except OSError as error:
-                failed.append(f"{' '.join(command)} failed: {error.strerror}")
-        give_up = time.monotonic() + UNDO_TIMEOUT_S
-        while started:
-            for pid in list(started):
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                if ended:
-                    command = started.pop(pid)
-                    if status:
-                        failed.append(f"{' '.join(command)} failed")
-                elif time.monotonic() > give_up:
-                    _kill_group(pid)
-            time.sleep(0.01)
+        todo = {index: self._undos[index] for index in reversed(self._left.doing)}
+        failed, done = run_undos(
+            {index: undo for index, undo in todo.items() if undo.descriptor is None or index in self._unwritten}
+        )
+        for index in done:
+            self._note(holds.UNDONE, index)
         return failed
-
-
-def _spawn(command: tuple[str, ...]) -> int:
-    """Starts an ordinary process, which does not inherit the ignored signals and the OOM protection. Raises OSError."""
-    shell = ("/bin/sh", "-c", 'echo 0 >/proc/self/oom_score_adj; exec "$@"', "sh", *command)
-    signals = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE]
-    return os.posix_spawn(shell[0], shell, {"PATH": _PATH}, setpgroup=0, setsigdef=signals)
-
-
-def _kill_group(group: int) -> None:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _keep_only(descriptors: list[int]) -> None:
@@ -338,7 +320,8 @@ def _never_kill_for_memory() -> None:
         file.write("-1000")
 
 
-def _leave_note(text: str) -> None:
+def leave_note(text: str) -> None:
+    """Replaces what `last_rescue` returns. Never raises."""
     try:
         with open(RESCUE_NOTE, "w") as file:
             file.write(text)

@@ -9,16 +9,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import select
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Optional
+from dataclasses import dataclass, replace
+from typing import Any, Optional
 
 from quiesce.agent import linux
-from quiesce.agent.deadman import DeadMan, Undo
+from quiesce.agent.deadman import DeadMan
+from quiesce.agent.inventory import disks_of, mount_id, mount_points, noted_skip, open_mounted, report_of, sayable, why_stuck
 from quiesce.agent.mounts import Found, find_filesystems
+from quiesce.agent.undos import Undo
 from quiesce.model.reports import Filesystem, FreezeState
 
 RCU_EXPEDITED = "/sys/kernel/rcu_expedited"
@@ -29,24 +30,24 @@ class FreezeError(Exception):
     """A filesystem could not be frozen. Those that were frozen before it are thawed again."""
 
 
-def inventory() -> tuple[Filesystem, ...]:
-    """What a freeze would do with each filesystem. Touches none."""
-    found = find_filesystems()
-    return tuple(_report(item, FreezeState.SKIPPED if item.skip else FreezeState.FREEZABLE, item.skip) for item in found)
-
-
 class Freezer:
     """Freezes and thaws the filesystems found when it was made. Holds a descriptor on each until `close`."""
 
     def __init__(self) -> None:
         self._mounts = _MountWatch()  # before the list is made, so that no mount is missed in between
         self._items: list[_Item] = []
-        for found in find_filesystems():
-            item = _Item(found, FreezeState.SKIPPED if found.skip else FreezeState.FREEZABLE, found.skip)
+        self.stuck: list[str] = []
+        """Why filesystems cannot be frozen, known before a freeze is tried."""
+        listed = find_filesystems()
+        self._disks = disks_of(listed)
+        for found in listed:
+            item = _Item(found, FreezeState.SKIPPED if found.skip else FreezeState.FREEZABLE, noted_skip(found))
             if not found.skip:
-                item.descriptor = _open(found)
+                item.descriptor = open_mounted(found)
                 if item.descriptor is None:
                     item.state, item.reason = FreezeState.SKIPPED, HIDDEN
+                elif stuck := why_stuck(found):
+                    self.stuck.append(stuck)
             self._items.append(item)
         self._freezable = [item for item in self._items if item.descriptor is not None]
         self.rcu = _rcu()
@@ -58,11 +59,21 @@ class Freezer:
         return [item.descriptor for item in self._freezable if item.descriptor is not None]
 
     @property
+    def recorded(self) -> list[dict[str, Any]]:
+        """What identifies each filesystem of `descriptors` to the next agent, as JSON values."""
+        return [_recorded(item.found) for item in self._freezable]
+
+    @property
     def frozen(self) -> bool:
         return any(item.state is FreezeState.FROZEN for item in self._freezable)
 
     def report(self) -> tuple[Filesystem, ...]:
-        return tuple(_report(item.found, item.state, item.reason, item.freeze_us) for item in self._items)
+        return tuple(
+            replace(
+                report_of(item.found, item.state, item.reason, item.freeze_us), disks=self._disks.get(item.found.mount.device)
+            )
+            for item in self._items
+        )
 
     def flush(self) -> None:
         """Writes out dirty pages while the applications run: first the mass of them, then those dirtied meanwhile."""
@@ -117,13 +128,17 @@ class Freezer:
                 except OSError:
                     pass  # it was not frozen
 
+    def mount_points(self, paths: Iterable[str]) -> tuple[str, ...]:
+        """The filesystems that have these paths, as `report` names them."""
+        return mount_points([item.found for item in self._items], paths)
+
     def why_not_frozen(self, paths: Iterable[str]) -> str:
         """Why a freeze does not hold the files below one of these paths, or the empty string."""
         sure = {FreezeState.FREEZABLE, FreezeState.FROZEN, FreezeState.THAWED}
         states = {mount.id: item for item in self._items for mount in item.found.mounts}
         for path in paths:
             try:
-                mount = _mount_id(path)
+                mount = mount_id(path)
             except OSError as error:
                 return f"its files in {path} cannot be reached: {error.strerror}"
             item = states.get(mount)
@@ -194,10 +209,34 @@ class Freezer:
         _ignoring_death(deadman.undone, 0)
 
 
+def thaw_recorded(recorded: Iterable[dict[str, Any]]) -> list[str]:
+    """Thaws filesystems that an earlier agent recorded, `/` first. Returns the mount points of those that were frozen. Never
+    raises for a filesystem that is gone."""
+    wanted = list(recorded)
+    thawed = []
+    for found in reversed([found for found in find_filesystems() if not found.skip and _recorded(found) in wanted]):
+        descriptor = open_mounted(found)
+        if descriptor is None:
+            continue
+        try:
+            fcntl.ioctl(descriptor, linux.FITHAW, 0)
+            thawed.append(found.mount.mountpoint)
+        except OSError:
+            pass  # it was not frozen
+        finally:
+            os.close(descriptor)
+    return thawed
+
+
+def _recorded(found: Found) -> dict[str, Any]:
+    mount = found.mount
+    return {"device": list(mount.device), "type": mount.fstype, "source": sayable(mount.source)}
+
+
 def _rcu() -> Optional[Undo]:
     try:
         descriptor = os.open(RCU_EXPEDITED, os.O_RDWR | os.O_CLOEXEC)
-        return Undo(descriptor, os.pread(descriptor, 20, 0).strip())
+        return Undo(descriptor, os.pread(descriptor, 20, 0).strip(), path=RCU_EXPEDITED)
     except OSError:
         return None
 
@@ -209,33 +248,6 @@ class _Item:
     reason: Optional[str] = None
     descriptor: Optional[int] = None
     freeze_us: Optional[int] = None
-
-
-def _open(found: Found) -> Optional[int]:
-    """A descriptor that is checked to be on this superblock: a path may lead to another mount on top of it."""
-    for mount in found.mounts:
-        try:
-            descriptor = os.open(mount.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            continue
-        if _mount_of(descriptor) == mount.id:
-            return descriptor
-        os.close(descriptor)
-    return None
-
-
-def _mount_id(path: str) -> int:
-    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        return _mount_of(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _mount_of(descriptor: int) -> int:
-    with open(f"/proc/self/fdinfo/{descriptor}") as file:
-        match = re.search(r"^mnt_id:\s*(\d+)$", file.read(), re.MULTILINE)
-    return int(match.group(1)) if match else -1
 
 
 class _MountWatch:
@@ -252,15 +264,6 @@ class _MountWatch:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _report(found: Found, state: FreezeState, reason: Optional[str], freeze_us: Optional[int] = None) -> Filesystem:
-    mount = found.mount
-    return Filesystem(_sayable(mount.path), mount.fstype, _sayable(mount.source), state, reason, freeze_us)
-
-
-def _sayable(text: str) -> str:
-    return text.encode(errors="surrogateescape").decode(errors="replace")[:1000]
 
 
 def _ignoring_death(tell: object, *arguments: int) -> None:

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Optional
 
-Device = tuple[int, int]
+from quiesce.agent import looks
+from quiesce.agent.mountinfo import (
+    MEMORY,
+    WITHOUT_BLOCK_DEVICE_NUMBER,
+    Device,
+    Mount,
+    backing_files,
+    on_the_network,
+    read_mounts,
+)
 
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "virtiofs", "glusterfs", "afs", "lustre", "gfs2", "ocfs2"})
 NOT_OURS = "on the network or the host, not on this machine's disks"
 ELSEWHERE = "on a network block device, not on this machine's disks"
-MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
-WITHOUT_BLOCK_DEVICE_NUMBER = frozenset({"btrfs", "bcachefs"})
-"""Filesystems on block devices whose device number is that of an anonymous device."""
-
-
-@dataclass(frozen=True)
-class Mount:
-    """A line of mountinfo; proc_pid_mountinfo(5)."""
-
-    id: int
-    device: Device
-    mountpoint: str
-    fstype: str
-    source: str
-    super_read_only: bool
-    root_directory: str = "/"
-    """The directory under which the mount's namespace is reached from the agent's, as `/proc/PID/root`."""
-
-    @property
-    def path(self) -> str:
-        return self.root_directory.rstrip("/") + self.mountpoint
 
 
 @dataclass(frozen=True)
@@ -47,28 +34,6 @@ class Found:
     @property
     def mount(self) -> Mount:
         return self.mounts[0]
-
-
-def parse_mountinfo(text: str, root_directory: str = "/") -> list[Mount]:
-    mounts = []
-    for line in text.split("\n"):
-        before, separator, after = line.partition(" - ")
-        fields, tail = before.split(" "), after.split(" ")
-        if not separator or len(fields) < 6 or len(tail) < 3:
-            continue
-        major, _, minor = fields[2].partition(":")
-        mounts.append(
-            Mount(
-                id=int(fields[0]),
-                device=(int(major), int(minor)),
-                mountpoint=_unescape(fields[4]),
-                fstype=tail[0],
-                source=_unescape(tail[1]),
-                super_read_only="ro" in tail[2].split(","),
-                root_directory=root_directory,
-            )
-        )
-    return mounts
 
 
 def classify(mounts: Iterable[Mount]) -> list[Found]:
@@ -124,8 +89,7 @@ def find_filesystems() -> list[Found]:
             if namespace in seen_namespaces:
                 continue
             seen_namespaces.add(namespace)
-            with open(f"/proc/{pid}/mountinfo", errors="surrogateescape", newline="\n") as file:
-                mounts += parse_mountinfo(file.read(), "/" if pid == "1" else f"/proc/{pid}/root")
+            mounts += read_mounts(pid, "/" if pid == "1" else f"/proc/{pid}/root")
         except OSError:
             continue  # the process ended
     found = [
@@ -150,50 +114,14 @@ def skip_carried_elsewhere(found: list[Found], carriers: dict[Device, frozenset[
 
 def carrying_filesystems(device: Device, sysfs: str = "/sys") -> frozenset[Device]:
     """The filesystems that hold the files behind `device`, through partitions, device-mapper, RAID and loop devices."""
-    base = os.path.realpath(f"{sysfs}/dev/block/{device[0]}:{device[1]}")
-    if not os.path.isdir(base):
-        return frozenset()
-    result = set()
-    try:
-        with open(f"{base}/loop/backing_file", errors="surrogateescape", newline="\n") as file:
-            backing = os.stat(file.read().rstrip("\n")).st_dev
-        result.add((os.major(backing), os.minor(backing)))
-    except OSError:
-        pass
-    below = [f"{base}/slaves/{name}/dev" for name in _listdir(f"{base}/slaves")]
-    if os.path.exists(f"{base}/partition"):
-        below.append(f"{os.path.dirname(base)}/dev")
-    for path in below:
+    found = set()
+    for path in backing_files(device, sysfs):
+        if slow := looks.slow_mount(path):
+            found.add(slow.device)
+            continue
         try:
-            with open(path) as file:
-                major, _, minor = file.read().strip().partition(":")
-            result |= carrying_filesystems((int(major), int(minor)), sysfs)
-        except (OSError, ValueError):
-            pass
-    return frozenset(result)
-
-
-def on_the_network(device: Device, sysfs: str = "/sys") -> bool:
-    """Whether a disk below `device` comes to the guest over a network (iSCSI, NBD, RBD, NVMe over fabrics, DRBD). If so, its
-    content is not in this machine's images."""
-    base = os.path.realpath(f"{sysfs}/dev/block/{device[0]}:{device[1]}")
-    for name in _listdir(f"{base}/slaves"):
-        try:
-            with open(f"{base}/slaves/{name}/dev") as file:
-                major, _, minor = file.read().strip().partition(":")
-            if on_the_network((int(major), int(minor)), sysfs):
-                return True
-        except (OSError, ValueError):
-            continue  # the device is gone
-    return bool(re.search(r"/session\d+/|/nvme-fabrics/|/devices/rbd/|/block/(nbd|drbd)\d+", base + "/"))
-
-
-def _unescape(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), field)
-
-
-def _listdir(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError:
-        return []
+            backing = os.stat(path).st_dev
+        except OSError:
+            continue
+        found.add((os.major(backing), os.minor(backing)))
+    return frozenset(found)

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from itertools import chain
 
 from quiesce.agent import linux, processes
-from quiesce.agent.mounts import Device, Found, find_filesystems
+from quiesce.agent.mountinfo import Device
+from quiesce.agent.mounts import Found, find_filesystems
 from quiesce.codec import decode, encode
 
 HUNG_S = 3.0

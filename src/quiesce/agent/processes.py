@@ -9,6 +9,8 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from quiesce.agent import looks
+
 
 @dataclass(frozen=True)
 class Process:
@@ -22,23 +24,36 @@ class Process:
 
 def running(*names: str) -> Iterator[Process]:
     """Every process, or those of these names."""
-    own_root = os.stat("/proc/self/root")
     for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))):
         try:
             with open(f"/proc/{pid}/comm", errors="replace") as file:
                 name = file.read().strip()
             if names and name not in names:
                 continue
-            root = os.stat(f"/proc/{pid}/root")
             uid = os.stat(f"/proc/{pid}").st_uid
+            container = has_other_root(pid)
         except OSError:
             continue  # it ended, or is a kernel thread
-        yield Process(pid, name, uid, (root.st_dev, root.st_ino) != (own_root.st_dev, own_root.st_ino))
+        yield Process(pid, name, uid, container)
+
+
+def has_other_root(pid: int) -> bool:
+    """Whether the process has another root directory than the agent. Raises OSError if it ended."""
+    own = os.stat("/proc/self/root")
+    try:
+        root = looks.at(f"/proc/{pid}/root", os.stat, f"/proc/{pid}/root")
+    except looks.NotAnsweringError:
+        return True  # the agent's own answers
+    return (root.st_dev, root.st_ino) != (own.st_dev, own.st_ino)
 
 
 def read_file(path: str, limit: int = 64 * 1024) -> str:
     """The first `limit` bytes of a regular file. Safe for a path that anybody may have made: it waits for no pipe and reads no
-    device. Raises OSError."""
+    device. Raises OSError, as NotAnsweringError."""
+    return looks.at(path, _read_file, path, limit)
+
+
+def _read_file(path: str, limit: int) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -93,6 +108,15 @@ def ancestors(pid: int) -> Iterator[int]:
         yield pid
 
 
+def session(pid: int) -> int:
+    """The process's session; 0 if it ended."""
+    try:
+        with open(f"/proc/{pid}/stat", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[3])
+    except OSError:
+        return 0
+
+
 def own_pid(pid: int) -> str:
     """The process's number in its own process namespace, as its own files name it; empty if it ended. Example: a service with
     systemd's PrivatePIDs= is process 1, or 2, to itself. Source: proc_pid_status(5), NSpid."""
@@ -139,6 +163,16 @@ def open_files(pid: int) -> Iterator[str]:
             yield os.readlink(f"{directory}/{descriptor}")
         except OSError:
             continue  # closed meanwhile
+
+
+def writes_to(pid: int, path: str) -> bool:
+    """Whether the process has this path open for writing. The file itself is not touched."""
+    directory = f"/proc/{pid}/fd"
+    try:
+        links = [f"{directory}/{descriptor}" for descriptor in os.listdir(directory)]
+        return any(os.readlink(link) == path and os.lstat(link).st_mode & stat.S_IWUSR for link in links)
+    except OSError:
+        return False
 
 
 def listening_ports(pid: int) -> list[int]:

@@ -30,6 +30,8 @@ class Disk:
     """The image that a block copy writes, or into which an active commit goes."""
     mirror_ready: bool = False
     """Whether `mirror` has all data of the disk."""
+    serial: str = ""
+    """What the guest sees as its serial number; empty: none of ours."""
 
     def spelled(self, spell: Callable[[str], str]) -> Disk:
         """The disk with every path as `spell` writes it."""
@@ -286,6 +288,7 @@ def _disk(element: ET.Element) -> Disk:
         mirror=_mirror(element),
         mirror_ready=element.find("mirror[@ready='yes']") is not None,
         chain=tuple(_chain(element)),
+        serial=element.findtext("serial", ""),
     )
 
 

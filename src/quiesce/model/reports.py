@@ -24,6 +24,17 @@ class FreezeState(str, Enum):
 
 
 @dataclass(frozen=True)
+class GuestDisk:
+    """A disk as the guest sees it."""
+
+    name: str
+    """The guest's own name for it, as `vda`; the host's may be another."""
+    size: int
+    """In bytes."""
+    serial: str = ""
+
+
+@dataclass(frozen=True)
 class Filesystem:
     mountpoint: str
     fstype: str
@@ -31,6 +42,8 @@ class Filesystem:
     state: FreezeState
     reason: Optional[str] = None
     freeze_us: Optional[int] = None
+    disks: Optional[tuple[GuestDisk, ...]] = None
+    """The disks that it is stored on; None: not known."""
 
 
 class Outcome(str, Enum):
@@ -89,6 +102,8 @@ class WriterReport:
     """The last failure since the guest booted (phase, outcome, text); None after a phase that succeeded."""
     not_accounted_for: Optional[OpenFiles] = None
     """Evidence of a program that quiesce does not know; None: the report is an application's."""
+    filesystems: Optional[tuple[str, ...]] = None
+    """Mount points of the filesystems that have its files; None: not known."""
 
     @property
     def matters_to_others(self) -> bool:

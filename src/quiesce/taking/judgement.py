@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quiesce.guests.port import GuestRefusedError
+from quiesce.model import coverage
+from quiesce.model.coverage import HostDisk
 from quiesce.model.errors import ConsistencyError, HypervisorError, QuiesceError
 from quiesce.model.grades import LEVELS, Consistency, Grade, RequiredGrade, judge
 from quiesce.model.reports import FreezeState, WriterReport, required_grades
@@ -27,6 +29,8 @@ class Asked:
     required: Consistency
     inventory: Inventory | None
     """The writers and filesystems that the guest reported; None: the guest was not asked."""
+    disks: tuple[HostDisk, ...] = ()
+    """The VM's disks; empty: not known, or the guest does not tell its own."""
     guest_clock: bool = True
     """Whether the times in the guest's answers are from the guest's own clock."""
 
@@ -43,6 +47,9 @@ def evidence(asked: Asked, report: WindowReport, switched: Switched) -> Evidence
     if outcome.failure or frozen is None or thawed is None:
         return replace(found, writers=tuple(_as_crash(writer) for writer in writers))
     unbroken = thawed.unbroken and thawed.freeze_token == frozen.freeze_token and switched.whole
+    absent = coverage.not_whole(thawed.filesystems, asked.disks) if asked.disks else {}
+    partly = coverage.broken(thawed.filesystems, asked.disks) if asked.disks else []
+    writers = coverage.covered(writers, absent)
     flushed = [f"{item.mountpoint}: {item.reason}" for item in thawed.filesystems if item.state is FreezeState.FLUSHED]
     told = [f"{writer.id}: {warning}" for writer in writers for warning in writer.warnings]
     clock = {}
@@ -53,10 +60,10 @@ def evidence(asked: Asked, report: WindowReport, switched: Switched) -> Evidence
         }
     return replace(
         found,
-        consistency=judge(frozen_unbroken=unbroken, writer_grades=required_grades(writers)),
+        consistency=judge(frozen_unbroken=unbroken and not partly, writer_grades=required_grades(writers)),
         writers=writers,
         filesystems=thawed.filesystems,
-        warnings=(*flushed, *told),
+        warnings=(*flushed, *told, *(f"the checkpoint does not have {name}: it is {why}" for name, why in absent.items())),
         stall_us=max([thawed.window_us, *(reply.window_us for reply in released)]),
         guest_clock_ns=clock,
     )
@@ -74,6 +81,31 @@ def _latest(inventory: Inventory | None, answers: Sequence[Held | Released]) -> 
     latest = {writer.id: writer for writer in inventory.writers}
     latest |= {writer.id: writer for answer in answers for writer in answer.writers}
     return tuple(latest.values())
+
+
+def require_whole(asked: Asked) -> None:
+    """Raises ConsistencyError if it is known before the window that the checkpoint would not have all files that the required
+    label needs."""
+    if not asked.inventory or not asked.disks or asked.required is Consistency.CRASH:
+        return
+    listed = asked.inventory.filesystems
+    absent = coverage.not_whole(listed, asked.disks)
+    if partly := coverage.broken(listed, asked.disks):
+        raise _not_whole(asked, f"it would have a part of {partly[0]} only, which is {absent[partly[0]]}")
+    lost = [
+        after
+        for before, after in zip(asked.inventory.writers, coverage.covered(asked.inventory.writers, absent), strict=True)
+        if before.grade.vouched and not after.grade.vouched and after.required
+    ]
+    if lost and asked.required is Consistency.APPLICATION:
+        raise _not_whole(asked, "; ".join(f"{writer.id}: {writer.reason}" for writer in lost))
+
+
+def _not_whole(asked: Asked, why: str) -> ConsistencyError:
+    return ConsistencyError(
+        f"{asked.vm_name} cannot be made {asked.required.value}-consistent: {why}",
+        hint="nothing was kept, and the guest runs; include the disk, or accept a lower label with --require",
+    )
 
 
 def explain(asked: Asked, report: WindowReport) -> QuiesceError:

@@ -12,7 +12,8 @@ from quiesce.catalog.steps import Switch
 from quiesce.context import Context
 from quiesce.guests.port import POST_CHECKPOINT_TIMEOUT_S, PREPARE_TIMEOUT_S, Guest, GuestRefusedError
 from quiesce.hypervisor.vm import Facts, Vm
-from quiesce.model.errors import QuiesceError
+from quiesce.model.coverage import HostDisk
+from quiesce.model.errors import HypervisorError, QuiesceError
 from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency, RequiredGrade
 from quiesce.taking import judgement
@@ -94,6 +95,19 @@ def _judge(members: Sequence[RunningPart], report: WindowReport, switched: dict[
     return [found[each.name] for each in members]
 
 
+def host_disks(vm: Vm, facts: Facts, excluded: Sequence[str]) -> tuple[HostDisk, ...]:
+    """The disks of a running VM, and whether a checkpoint without the excluded ones has them."""
+    found = []
+    for disk in facts.disks:
+        if disk.device not in ("cdrom", "floppy"):
+            try:
+                size = vm.capacity(disk.target)
+            except HypervisorError:  # of a kind that no checkpoint can have
+                size = 0
+            found.append(HostDisk(disk.target, size, disk.serial, disk.target not in excluded))
+    return tuple(found)
+
+
 class RunningPart:
     """The part of a running VM, with the VM's guest: a member of a window, alone or with others."""
 
@@ -106,6 +120,7 @@ class RunningPart:
         self._required_grade = part.plan.settings.require_grade
         self._guest = guest
         self._inventory: Inventory | None = None
+        self._disks: tuple[HostDisk, ...] = ()
         self._switch_number = -1
         self._completed = False
         """Whether the window was completed: the writers then wait to hear whether the checkpoint was kept."""
@@ -121,7 +136,7 @@ class RunningPart:
 
     def asked(self) -> Asked:
         clock = self._guest is None or self._guest.has_clock
-        return Asked(self.name, self._vm.name, self._required, self._inventory, clock)
+        return Asked(self.name, self._vm.name, self._required, self._inventory, self._disks, clock)
 
     def prepare(self, window_s: float) -> None:
         """Has the guest find its applications and filesystems, and prepare to hold and freeze them. If the guest cannot be
@@ -136,6 +151,9 @@ class RunningPart:
                 guest.abort(ABORT_TIMEOUT_S)
             asked = Prepare(int(window_s * 1000), insist, nil_redo)
             self._inventory = guest.prepare(asked, PREPARE_TIMEOUT_S)
+            if any(filesystem.disks for filesystem in self._inventory.filesystems):
+                self._disks = host_disks(self._vm, self._part.plan.facts, self._part.plan.excluded)
+            judgement.require_whole(self.asked())
         except GuestRefusedError as refusal:
             self._leave_alone(judgement.inconsistent(self.asked(), refusal))
         except QuiesceError as error:

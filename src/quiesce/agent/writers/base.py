@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Optional, Protocol
 
-from quiesce.agent.deadman import Undo
+from quiesce.agent import looks
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers.account import Account
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import OpenFiles, Outcome, WriterReport
@@ -77,6 +78,8 @@ class ApplicationWriter:
         A writer that has the choice takes the way that leads there."""
         self.pids: tuple[int, ...] = ()
         """The first processes of the application, as far as they are known."""
+        self.filesystems: Optional[tuple[str, ...]] = None
+        """Mount points of the filesystems that have its files, where they are known."""
         self._paths: list[str] = []
         self.hold_limit_ms: Optional[int] = None
         self.holding = False
@@ -149,10 +152,26 @@ class ApplicationWriter:
         self._paths = list(paths)
         self.data_directory = next(iter(paths), None)
 
-    def identify(self) -> None:
-        """Never raises; an error becomes the reason of the grade."""
+    def identify(self, until_ns: Optional[int] = None, problem: str = "") -> None:
+        """Never raises; an error becomes the reason of the grade. `until_ns`: a deadline for all writers. `problem`: why the
+        application need not be asked."""
         with self._phase("identify"):
-            self.on_identify(deadline_in_ns(IDENTIFY_TIMEOUT_S))
+            if problem:
+                raise WriterError(problem)
+            deadline_ns = deadline_in_ns(IDENTIFY_TIMEOUT_S)
+            if until_ns is not None:
+                left_s(until_ns)
+                deadline_ns = min(deadline_ns, until_ns)
+            self.on_identify(deadline_ns)
+
+    def where(self) -> list[str]:
+        """As `paths`. Raises nothing but OSError, as NotAnsweringError."""
+        try:
+            return self.paths()
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001 - what is not known before `identify`
+            raise OSError(errno.ENODATA, self._words(error)) from None
 
     def prepare(self, deadline_ns: int, window_ms: int) -> None:
         """Never raises; an error becomes the reason of the grade."""
@@ -231,6 +250,7 @@ class ApplicationWriter:
             stateless=self.stateless,
             last_error=self.error or self.last_error,
             not_accounted_for=self.not_accounted_for,
+            filesystems=self.filesystems,
         )
 
     def time(self, what: str, started_ns: int) -> None:
@@ -254,7 +274,7 @@ class ApplicationWriter:
                 self.grade, self.reason = (Grade.CLEAN if self.stateless else grade), text
 
     def _words(self, error: Exception) -> str:
-        return str(error) if isinstance(error, WriterError) else self.say(error)
+        return str(error) if isinstance(error, (WriterError, looks.NotAnsweringError)) else self.say(error)
 
     def _downgrade(self, reason: str) -> None:
         if self.stateless:

@@ -22,8 +22,8 @@ from fnmatch import fnmatchcase
 from typing import Optional
 
 from quiesce.agent import cgroups, commands, processes
-from quiesce.agent.deadman import Undo
 from quiesce.agent.trust import UntrustedError, require_trusted
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers.account import Account
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.agent.writers.frozen import FrozenCgroup

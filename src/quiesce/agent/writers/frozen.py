@@ -8,7 +8,7 @@ from typing import Optional
 
 from quiesce.agent import processes, systemd
 from quiesce.agent.cgroups import Cgroup, CgroupError
-from quiesce.agent.deadman import Undo
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers.account import Account
 from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.model.grades import Grade

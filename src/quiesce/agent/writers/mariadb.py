@@ -14,9 +14,9 @@ import time
 from contextlib import suppress
 from typing import Any, Optional
 
-from quiesce.agent import memory, processes
-from quiesce.agent.deadman import Undo
+from quiesce.agent import looks, memory, processes
 from quiesce.agent.processes import Process
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
 from quiesce.agent.writers.mariadb_files import OtherTables, aria_log, elsewhere
 from quiesce.agent.writers.mariadb_locked import CHECKPOINT, MAX_TABLES, OWN_TABLES, LockedServer, complete_other_tables, refuse
@@ -369,11 +369,11 @@ class DatabaseServer(ApplicationWriter):
 
     def paths(self) -> list[str]:
         directory = str(self.data_directory)
-        all_of_it = [self._variables.get(name, "") for name in _DIRECTORIES]
-        all_of_it.append(os.path.dirname(self._variables.get("log_bin_basename", "")))
-        all_of_it += elsewhere(directory)
-        found = (os.path.realpath(os.path.join(directory, path)) for path in ["", *all_of_it])
-        return sorted({path for path in found if os.path.isdir(path)})
+        named = [self._variables.get(name, "") for name in _DIRECTORIES]
+        named.append(os.path.dirname(self._variables.get("log_bin_basename", "")))
+        named += elsewhere(directory)
+        found = (looks.real(os.path.join(directory, path)) for path in ["", *named])
+        return sorted({path for path in found if looks.is_directory(path)})
 
     def remember(self) -> None:
         if self._locked and self._locked.learned:

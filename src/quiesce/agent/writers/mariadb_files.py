@@ -12,7 +12,7 @@ import re
 import struct
 from contextlib import suppress
 
-from quiesce.agent import processes
+from quiesce.agent import looks, processes
 
 ARIA = (".MAI",)
 MYISAM_AND_CSV = (".MYI", ".CSM")
@@ -40,13 +40,14 @@ def elsewhere(directory: str) -> set[str]:
     found = set()
     for database in (directory, *_directories(directory)):
         try:
+            looks.at(database, os.stat, database)
             entries = list(os.scandir(database))
         except OSError:
             continue
         for entry in entries:
             if entry.is_symlink():
-                target = os.path.realpath(entry.path)
-                found.add(target if entry.is_dir() else os.path.dirname(target))
+                target = looks.real(entry.path)
+                found.add(target if looks.is_directory(entry.path) else os.path.dirname(target))
             elif entry.name.endswith(".isl"):
                 with suppress(OSError):
                     found.add(os.path.dirname(processes.read_file(entry.path).strip()))
@@ -145,8 +146,13 @@ def _next_name(name: str) -> str:
 
 def _directories(directory: str) -> list[str]:
     with suppress(OSError):
-        return [entry.path for entry in os.scandir(directory) if entry.is_dir()]
+        looks.at(directory, os.stat, directory)
+        return [entry.path for entry in os.scandir(directory) if _is_directory(entry)]
     return []
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    return looks.is_directory(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def _mark(path: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Optional
 
-from quiesce.agent.deadman import Undo
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import WriterError
 from quiesce.agent.writers.innodb_log import InnodbLog, InnodbLogError
 from quiesce.agent.writers.mariadb_files import binary_log_end

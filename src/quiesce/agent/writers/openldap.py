@@ -13,7 +13,7 @@ import os
 import re
 import struct
 
-from quiesce.agent import processes
+from quiesce.agent import looks, processes
 from quiesce.agent.processes import Process
 from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.agent.writers.frozen import FrozenCgroup
@@ -84,7 +84,11 @@ class Slapd(FrozenCgroup):
 
 
 def last_transaction(path: str) -> int:
-    """The number of the last commit in an LMDB file. Raises OSError, ValueError."""
+    """The number of the last commit in an LMDB file. Raises OSError, as NotAnsweringError, and ValueError."""
+    return looks.at(path, _last_transaction, path)
+
+
+def _last_transaction(path: str) -> int:
     with open(path, "rb") as file:
         first = second = file.read(152)
         if len(first) == 152:

@@ -12,8 +12,8 @@ import struct
 from typing import Any, Optional
 
 from quiesce.agent import linux, processes
-from quiesce.agent.deadman import Undo
 from quiesce.agent.processes import Process
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.agent.writers.postgresql_session import close, words_of
 from quiesce.model.grades import Grade, Level
@@ -34,6 +34,14 @@ def discover() -> list[ApplicationWriter]:
     ]
 
 
+def take_back(pid: int) -> None:
+    """Has the pooler of this process id resume, which an earlier agent paused. If it is gone, so is the pause. Raises whatever
+    its console's library raises."""
+    for writer in discover():
+        if isinstance(writer, PgBouncer) and writer.pid == pid:
+            writer.resume()
+
+
 class PgBouncer(ApplicationWriter):
     """One pooler."""
 
@@ -44,6 +52,7 @@ class PgBouncer(ApplicationWriter):
 
     def __init__(self, process: Process, socket_path: str) -> None:
         super().__init__(f"pgbouncer:{socket_path.rpartition('.')[2]}")
+        self.pid = process.pid
         self._process = process
         self.pids = (process.pid,)
         self._socket_path = socket_path
@@ -58,7 +67,7 @@ class PgBouncer(ApplicationWriter):
         except Exception:  # noqa: BLE001 - `on_identify` says why
             return None
         message = b"Q" + struct.pack("!i", len(_RESUME) + 4) + _RESUME
-        return Undo(self._rescue._usock.fileno(), message)
+        return Undo(self._rescue._usock.fileno(), message, call=("pgbouncer", self.pid))
 
     def on_identify(self, deadline_ns: int) -> None:
         self.grade = Grade.CLEAN
@@ -105,6 +114,17 @@ class PgBouncer(ApplicationWriter):
 
     def say(self, error: Exception) -> str:
         return words_of(error)
+
+    def resume(self) -> None:
+        """Ends a pause over a connection of its own. If it is not paused, does nothing."""
+        console = self._connect(CONNECT_TIMEOUT_S)
+        try:
+            console.run("RESUME")
+        except Exception as error:
+            if "not paused" not in words_of(error):
+                raise
+        finally:
+            close(console)
 
     def _resume(self) -> None:
         self._rescue._usock.settimeout(5)

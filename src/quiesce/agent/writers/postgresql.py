@@ -13,7 +13,8 @@ import time
 from contextlib import closing, suppress
 from typing import Any, Optional
 
-from quiesce.agent.deadman import Undo
+from quiesce.agent import looks
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.agent.writers.postgresql_files import (
     Postmaster,
@@ -29,6 +30,7 @@ from quiesce.agent.writers.postgresql_nil_redo import NilRedo
 from quiesce.agent.writers.postgresql_session import close, connect, sqlstate_of, user_of, words_of
 from quiesce.agent.writers.postgresql_still import StandingCluster
 from quiesce.agent.writers.postgresql_stopped import StoppedCluster
+from quiesce.agent.writers.unsupported import Unanswered
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
@@ -55,9 +57,10 @@ FROM pg_control_checkpoint() c, pg_control_system() s
 def discover() -> list[ApplicationWriter]:
     """Every cluster of this machine, running or down."""
     postmasters = list(running_postmasters())
-    running = {os.path.realpath(postmaster.directory) for postmaster in postmasters}
-    stopped = [directory for directory in sorted(data_directories()) if os.path.realpath(directory) not in running]
-    return [*map(Cluster, postmasters), *map(StoppedCluster, stopped)]
+    running = {looks.real(postmaster.directory) for postmaster in postmasters}
+    stopped = [directory for directory in sorted(data_directories()) if looks.real(directory) not in running]
+    unread = [Unanswered(cluster_id(each.directory), "postgresql", each.problem) for each in postmasters if each.problem]
+    return [*map(Cluster, (each for each in postmasters if not each.problem)), *unread, *map(StoppedCluster, stopped)]
 
 
 class Cluster(ApplicationWriter):
@@ -168,7 +171,7 @@ class Cluster(ApplicationWriter):
         until there is some. A checkpoint writes dirty pages, and the log moves on to new segments meanwhile."""
         needed = 2 * self._segment_size + CHECKPOINT_ROOM
         for path in self.paths():
-            found = os.statvfs(path)
+            found = looks.at(path, os.statvfs, path)
             free = found.f_bavail * found.f_frsize  # the server does not run as root
             if free < needed:
                 raise WriterError(

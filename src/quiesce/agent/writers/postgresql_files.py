@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from quiesce.agent import processes
+from quiesce.agent import looks, processes
 
 
 @dataclass(frozen=True)
@@ -21,20 +21,27 @@ class Postmaster:
     port: int
     socket_directory: str
     container: bool
+    problem: str = ""
+    """Why nothing else is known of it: its filesystem does not answer."""
 
 
 def running_postmasters() -> Iterator[Postmaster]:
     """Postmasters: a server process whose working directory's postmaster.pid names it."""
-    own_root = os.stat("/proc/self/root")
+    unread: set[str] = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/comm", errors="replace") as file:
                 if file.read().strip() not in ("postgres", "postmaster"):
                     continue
-            root = os.stat(f"/proc/{pid}/root")
+            container = processes.has_other_root(int(pid))
             directory = os.readlink(f"/proc/{pid}/cwd")
-            lines = processes.read_file(f"/proc/{pid}/cwd/postmaster.pid").splitlines()
-            container = (root.st_dev, root.st_ino) != (own_root.st_dev, own_root.st_ino)
+            try:
+                lines = processes.read_file(f"/proc/{pid}/cwd/postmaster.pid").splitlines()
+            except looks.NotAnsweringError as error:
+                if directory not in unread:  # its processes all have this working directory
+                    unread.add(directory)
+                    yield Postmaster(int(pid), 0, directory, 0, "", container, str(error))
+                continue
             if not container and lines[0].strip() != processes.own_pid(int(pid)):
                 continue
             if container and _parent_is_server(pid):
@@ -59,16 +66,24 @@ def _parent_is_server(pid: str) -> bool:
 def data_directories() -> Iterator[str]:
     """Data directories: where distributions put them, and where Debian's configuration files say they are."""
     for pattern in ("/var/lib/postgresql/*/*", "/var/lib/pgsql/*/data", "/var/lib/pgsql/data"):
-        for directory in glob.glob(pattern):
-            if os.path.exists(os.path.join(directory, "global", "pg_control")):
+        for directory in looks.at(os.path.dirname(pattern.partition("*")[0]), glob.glob, pattern):
+            if _is_cluster(directory):
                 yield directory
     for path in glob.glob("/etc/postgresql/*/*/postgresql.conf"):
         with suppress(OSError), open(path, errors="replace") as file:
             match = re.search(r"^\s*data_directory\s*=\s*'([^']+)'", file.read(), re.MULTILINE)
             directory = match.group(1) if match else "/var/lib/postgresql/"
             elsewhere = not directory.startswith("/var/lib/postgresql/")
-            if elsewhere and os.path.exists(os.path.join(directory, "global", "pg_control")):
+            if elsewhere and _is_cluster(directory):
                 yield directory
+
+
+def _is_cluster(directory: str) -> bool:
+    """True as well where the filesystem does not answer: one that is not looked at is not known to be none."""
+    try:
+        return looks.exists(os.path.join(directory, "global", "pg_control"))
+    except looks.NotAnsweringError:
+        return True
 
 
 def cluster_id(directory: str) -> str:
@@ -79,8 +94,8 @@ def cluster_id(directory: str) -> str:
 
 def paths_of(directory: str) -> list[str]:
     """The directories that hold all files of a cluster: its data directory, its log, its tablespaces."""
-    linked = [os.path.join(directory, "pg_wal"), *glob.glob(os.path.join(glob.escape(directory), "pg_tblspc", "*"))]
-    return [os.path.realpath(path) for path in (directory, *linked)]
+    tablespaces = looks.at(directory, glob.glob, os.path.join(glob.escape(directory), "pg_tblspc", "*"))
+    return [looks.real(path) for path in (directory, os.path.join(directory, "pg_wal"), *tablespaces)]
 
 
 def unlogged_databases(directory: str) -> set[str]:
@@ -96,11 +111,16 @@ def unlogged_databases(directory: str) -> set[str]:
 
 def read_control_file(directory: str) -> tuple[int, int, int, int]:
     """(system identifier, state, checkpoint LSN, redo LSN); catalog/pg_control.h, this part unchanged since 11."""
-    with open(os.path.join(directory, "global", "pg_control"), "rb") as file:
-        data = file.read(48)
+    path = os.path.join(directory, "global", "pg_control")
+    data = looks.at(path, _read_start, path, 48)
     system, _control_version, _catalog_version, state = struct.unpack_from("=QIIi", data)
     checkpoint, redo = struct.unpack_from("=QQ", data, 32)
     return system, state, checkpoint, redo
+
+
+def _read_start(path: str, size: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(size)
 
 
 def read_version(directory: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, Optional
 
-from quiesce.agent.deadman import Undo
+from quiesce.agent.undos import Undo
 from quiesce.model.grades import Grade
 
 

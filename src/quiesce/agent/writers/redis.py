@@ -5,7 +5,9 @@ the way to the disk remains. A server with an append-only file loads that file a
 written to it, and the freeze flushes it. A server without one makes a save (BGSAVE) under the hold; another save just before
 keeps that one short.
 
-The pause is in memory only, and ends by itself a little after the window: the server's own dead-man.
+The pause is in memory only, and ends by itself a little after the window. The server counts its end by the wall clock
+(pauseClients of networking.c): a clock that is set forward ends it early, which loses the grade; one that is set back prolongs
+it. So nobody relies on that end: the dead-man, or the next agent, has the server let its clients go on.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ import re
 import time
 from typing import Any, Callable, Optional
 
-from quiesce.agent import linux, processes
+from quiesce.agent import linux, looks, processes
 from quiesce.agent.processes import Process
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
 from quiesce.agent.writers.redis_configuration import differs_at_start, read_settings
+from quiesce.agent.writers.redis_info import Info, moved_between, not_written, position_in, rewriting, saving
 from quiesce.agent.writers.resp import Client, RespError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
@@ -30,12 +34,11 @@ PAUSE_MARGIN_MS = 500
 """How long the pause lasts beyond the window, in milliseconds."""
 POLL_S = 0.005
 RELEASE_TIMEOUT_S = 2.0
+TAKE_BACK_TIMEOUT_S = 10.0
 CONFIGURATIONS = ("/etc/redis/*.conf", "/etc/valkey/*.conf")
 
 _CHILD = re.compile(r"(redis|valkey)-(rdb|aof)-")
 """The process title of a server's child while it saves."""
-
-Info = dict[str, str]
 
 
 def discover() -> list[ApplicationWriter]:
@@ -48,12 +51,28 @@ def discover() -> list[ApplicationWriter]:
     return found
 
 
+def take_back(pid: int) -> None:
+    """Ends the pause that an earlier agent left in the server of this process id. If it is gone, so is the pause. Raises
+    WriterError, RespError, OSError."""
+    for writer in discover():
+        if isinstance(writer, RedisServer) and writer.pid == pid:
+            writer.take_back(deadline_in_ns(TAKE_BACK_TIMEOUT_S))
+
+
+def wall_clock_ns() -> int:
+    """The clock by which a server ends a pause."""
+    return time.time_ns()
+
+
 class RedisServer(ApplicationWriter):
     """A running server."""
+
+    outlives = True
 
     def __init__(self, process: Process) -> None:
         self.application = process.name.partition("-")[0]
         ports, paths = processes.listening_ports(process.pid), processes.listening_paths(process.pid)
+        self.pid = process.pid
         self._process = process
         self._port = ports[0] if ports else 0
         self._path = paths[0] if paths else ""
@@ -68,8 +87,19 @@ class RedisServer(ApplicationWriter):
         self._append_directory = ""
         self._pause_ms = 0
         self._paused_until_ns = 0
-        """When the agent's pause ends, CLOCK_MONOTONIC; 0 if there is none."""
+        """When the agent's pause ends by itself, by `wall_clock_ns`; 0 if there is none."""
         self._held: Info = {}
+
+    def undo(self) -> Optional[Undo]:
+        return Undo(call=("redis", self.pid))
+
+    def take_back(self, deadline_ns: int) -> None:
+        """For a new object of a server that an earlier agent may have paused."""
+        client = self._log_in(deadline_ns)
+        try:
+            client.call("CLIENT", "UNPAUSE", deadline_ns=deadline_ns)
+        finally:
+            client.close()
 
     # -- identify
 
@@ -88,7 +118,7 @@ class RedisServer(ApplicationWriter):
             )
         if info.get("loading") == "1":
             raise WriterError("it is still loading its data")
-        self.position = _position(info)
+        self.position = position_in(info)
         self._see_replica(info)
         _refuse_foreign_pause(info)
         self._read_configuration(info, deadline_ns)
@@ -138,7 +168,7 @@ class RedisServer(ApplicationWriter):
             )
         if not self._keeps_nothing:
             self.reason = None
-        elif os.path.exists(os.path.join(directory, dump := self._setting("dbfilename", deadline_ns))):
+        elif looks.exists(os.path.join(directory, dump := self._setting("dbfilename", deadline_ns))):
             self.reason = f"keeps nothing on disk by its configuration: it starts with the old {dump} in {directory}"
         else:
             self.reason = "keeps nothing on disk: by its configuration it starts empty"
@@ -171,7 +201,7 @@ class RedisServer(ApplicationWriter):
         self._pause_ms = window_ms + PAUSE_MARGIN_MS
         started = time.monotonic_ns()
         if self._append_only:
-            self._until(_rewriting, deadline_ns)
+            self._until(rewriting, deadline_ns)
         if self._saves and self._info(deadline_ns).get("rdb_changes_since_last_save") != "0":
             self._save(deadline_ns)
         self.time("prepare_save", started)
@@ -189,12 +219,12 @@ class RedisServer(ApplicationWriter):
         pause_ms = self._pause_ms
         if self.window_ends_ns is not None:
             pause_ms = max(1, (self.window_ends_ns - started) // 1_000_000) + PAUSE_MARGIN_MS
-        self._paused_until_ns = started + pause_ms * 1_000_000
+        self._paused_until_ns = wall_clock_ns() + pause_ms * 1_000_000
         self._client.call("CLIENT", "PAUSE", str(pause_ms), "WRITE", deadline_ns=deadline_ns)
-        info = self._until(_not_written, deadline_ns) if self._append_only else self._info(deadline_ns)
+        info = self._until(not_written, deadline_ns) if self._append_only else self._info(deadline_ns)
         while self._saves and info.get("rdb_changes_since_last_save") != "0":
             info = self._save(deadline_ns)
-        self._held, self.position = info, _position(info)
+        self._held, self.position = info, position_in(info)
         self.time("save", started)
 
     @property
@@ -205,13 +235,13 @@ class RedisServer(ApplicationWriter):
 
     def _save(self, deadline_ns: int) -> Info:
         """Saves what is there now. Returns the server's INFO from after the save. Raises WriterError."""
-        self._until(_saving, deadline_ns)  # a save that is under way lacks the latest changes
+        self._until(saving, deadline_ns)  # a save that is under way lacks the latest changes
         try:
             self._client.call("BGSAVE", deadline_ns=deadline_ns)
         except RespError as error:
             if "in progress" not in str(error):  # a save that the server began by itself just now will do
                 raise WriterError(f"it cannot save: {error}") from None
-        info = self._until(_saving, deadline_ns)
+        info = self._until(saving, deadline_ns)
         if info.get("rdb_last_bgsave_status") != "ok":
             raise WriterError("its save failed (rdb_last_bgsave_status); its log says why")
         return info
@@ -238,10 +268,14 @@ class RedisServer(ApplicationWriter):
         if self._keeps_nothing:
             return
         deadline_ns = deadline_in_ns(RELEASE_TIMEOUT_S)
-        moved = _moved(self._held, self._info(deadline_ns))
-        if time.monotonic_ns() >= self._paused_until_ns:
+        info = self._info(deadline_ns)
+        moved = moved_between(self._held, info)
+        if wall_clock_ns() >= self._paused_until_ns or info.get("paused_actions") == "none":
             self._paused_until_ns = 0
-            raise WriterError("its pause ended by itself before it was released", Outcome.INCONSISTENT)
+            raise WriterError(
+                "its pause ended by itself before it was released, after the window or by a clock that was set forward",
+                Outcome.INCONSISTENT,
+            )
         self._client.call("CLIENT", "UNPAUSE", deadline_ns=deadline_ns)
         self._paused_until_ns = 0
         if moved:
@@ -252,7 +286,7 @@ class RedisServer(ApplicationWriter):
             self._client.close()
             self._client = None
         # A pause that should have ended by now is not ended here: it may be somebody else's.
-        if time.monotonic_ns() < self._paused_until_ns:
+        if wall_clock_ns() < self._paused_until_ns:
             deadline_ns = deadline_in_ns(RELEASE_TIMEOUT_S)
             client = self._connect(deadline_ns)
             try:
@@ -263,7 +297,7 @@ class RedisServer(ApplicationWriter):
 
     def paths(self) -> list[str]:
         directories = [self.data_directory or "", self._append_directory]
-        return sorted({os.path.realpath(path) for path in directories if path and os.path.isdir(path)})
+        return sorted({looks.real(path) for path in directories if path and looks.is_directory(path)})
 
     def say(self, error: Exception) -> str:
         return str(error) if isinstance(error, RespError) else super().say(error)
@@ -332,44 +366,3 @@ def _refuse_foreign_pause(info: Info) -> None:
     """A second pause would prolong the first, and UNPAUSE end both. INFO tells of pauses from Redis 7.4 and Valkey 8 on."""
     if info.get("paused_actions", "none") != "none":
         raise WriterError(f"its clients are already paused by somebody else ({info.get('paused_reason', 'unknown')})")
-
-
-def _saving(info: Info) -> str:
-    return "it is saving (BGSAVE)" if info.get("rdb_bgsave_in_progress") == "1" else ""
-
-
-def _rewriting(info: Info) -> str:
-    rewriting = "1" in (info.get("aof_rewrite_in_progress"), info.get("aof_rewrite_scheduled"))
-    return "it is rewriting its append-only file" if rewriting else ""
-
-
-def _not_written(info: Info) -> str:
-    if info.get("aof_last_write_status") != "ok":
-        return "it cannot write its append-only file (aof_last_write_status)"
-    if info.get("aof_buffer_length") != "0" or info.get("aof_pending_bio_fsync") != "0":
-        return "its append-only file is not written to the end"
-    return _rewriting(info)
-
-
-def _keys(info: Info) -> int:
-    found = (re.match(r"keys=(\d+)", value) for name, value in info.items() if re.fullmatch(r"db\d+", name))
-    return sum(int(match.group(1)) for match in found if match)
-
-
-def _position(info: Info) -> dict[str, str]:
-    names = ("run_id", "master_replid", "master_repl_offset", "rdb_last_save_time", "rdb_changes_since_last_save")
-    return {**{name: info.get(name, "") for name in names}, "keys": str(_keys(info))}
-
-
-def _moved(before: Info, after: Info) -> str:
-    """What changed between two answers, or the empty string."""
-    names = ["run_id", "master_replid"]
-    if after.get("connected_slaves") == "0":  # with replicas the offset also grows by a PING every ten seconds
-        names.append("master_repl_offset")
-    changed = [f"{name} from {before.get(name)} to {after.get(name)}" for name in names if before.get(name) != after.get(name)]
-    if _keys(before) != _keys(after):
-        changed.append(f"keys from {_keys(before)} to {_keys(after)}")
-    # Fewer changes mean that a save ended meanwhile. Without a replica ever, the offset stays the same, but this count grows.
-    if int(after["rdb_changes_since_last_save"]) > int(before["rdb_changes_since_last_save"]):
-        changed.append("it was written to")
-    return ", ".join(changed)

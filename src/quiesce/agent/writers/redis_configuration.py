@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import glob
-import os
 import shlex
 
-from quiesce.agent import processes
+from quiesce.agent import looks, processes
 
 MAX_INCLUDES = 20
 
@@ -26,7 +25,7 @@ def _read(path: str, settings: dict[str, str], seen: list[str]) -> None:
         except ValueError:  # a quotation mark in a comment
             continue
         if len(words) == 2 and words[0].lower() == "include":
-            for included in sorted(glob.glob(words[1])):
+            for included in sorted(looks.at(words[1], glob.glob, words[1])):
                 if included not in seen and len(seen) < MAX_INCLUDES:
                     _read(included, settings, seen)
         elif len(words) == 2:
@@ -36,7 +35,7 @@ def _read(path: str, settings: dict[str, str], seen: list[str]) -> None:
 def differs_at_start(settings: dict[str, str], directory: str, dump: str) -> str:
     """Why the server, started with these settings, would not read the files it keeps now, which are in `directory`; the empty
     string if it would. Example: after `CONFIG SET dir /elsewhere` the next start reads the old directory."""
-    if "dir" in settings and os.path.realpath(settings["dir"]) != os.path.realpath(directory):
+    if "dir" in settings and looks.real(settings["dir"]) != looks.real(directory):
         return f"its configuration file says dir {settings['dir']}, and it keeps its files in {directory} (CONFIG SET dir)"
     if settings.get("dbfilename", dump) != dump:
         return (

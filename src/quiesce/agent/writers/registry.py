@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable
 
-from quiesce.agent import memory
+from quiesce.agent import looks, memory
 from quiesce.agent.writers import declared, scripts, unaccounted
 from quiesce.agent.writers.base import ApplicationWriter
+from quiesce.agent.writers.unsupported import Unanswered
 
 BUILT_IN = ("postgresql", "mariadb", "redis", "pgbouncer", "openldap", "rabbitmq", "web", "sqlite", "down", "unsupported")
 """Modules of this package with a `discover()` that returns the writers of one application."""
@@ -23,7 +24,10 @@ def discover(others: Iterable[ApplicationWriter] = (), *, without: str = "") -> 
     """
     found: list[ApplicationWriter] = scripts.discover(without=without)
     for name in BUILT_IN:
-        found += importlib.import_module(f"quiesce.agent.writers.{name}").discover()
+        try:
+            found += importlib.import_module(f"quiesce.agent.writers.{name}").discover()
+        except looks.NotAnsweringError as error:
+            found.append(Unanswered(name, name, str(error)))
     errors = memory.recall(LAST_ERRORS)
     found = declared.configured([*found, *others], unaccounted.discover)
     seen: dict[str, int] = {}

@@ -16,9 +16,9 @@ import stat
 from collections.abc import Iterator
 from typing import Optional
 
-from quiesce.agent import commands
-from quiesce.agent.deadman import Undo
+from quiesce.agent import commands, looks
 from quiesce.agent.trust import UntrustedError, require_trusted
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
@@ -73,8 +73,16 @@ def discover(*, without: str = "") -> list[ApplicationWriter]:
 def _scripts(directory: str) -> Iterator[str]:
     for path in sorted(glob.glob(os.path.join(directory, "*"))):
         name = os.path.basename(path)
-        if os.path.isfile(path) and os.access(path, os.X_OK) and not name.endswith(IGNORED) and name != OURS:
+        if not name.endswith(IGNORED) and name != OURS and _is_script(path):
             yield path
+
+
+def _is_script(path: str) -> bool:
+    """True as well for a link to a filesystem that does not answer: `on_identify` says so."""
+    try:
+        return looks.at(path, os.path.isfile, path) and os.access(path, os.X_OK)
+    except looks.NotAnsweringError:
+        return True
 
 
 class Script(ApplicationWriter):

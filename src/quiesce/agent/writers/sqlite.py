@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import stat
 import struct
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Optional
 
-from quiesce.agent import linux, processes, systemd
+from quiesce.agent import linux, looks, processes, systemd
 from quiesce.agent.cgroups import Cgroup, CgroupError
-from quiesce.agent.deadman import Undo
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers.account import Account
 from quiesce.agent.writers.base import ApplicationWriter, WriterError
+from quiesce.agent.writers.unsupported import Unanswered
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
@@ -36,26 +36,33 @@ HOLD_LIMIT_MS = 4000
 def discover() -> list[ApplicationWriter]:
     """One writer for each service that has SQLite files open."""
     files: dict[str, set[str]] = {}
+    unread: dict[str, str] = {}
     taken: set[str] = set()
     for process in processes.running():
         unit = processes.unit(process.pid)
         if not unit or process.container:
             continue
         for path in processes.open_files(process.pid):
-            if path not in taken and is_database(path):
-                taken.add(path)
-                files.setdefault(unit, set()).add(path)
-    return [Sqlite(unit, sorted(paths)) for unit, paths in sorted(files.items())]
+            try:
+                if path not in taken and is_database(path):
+                    taken.add(path)
+                    files.setdefault(unit, set()).add(path)
+            except looks.NotAnsweringError as error:
+                if processes.writes_to(process.pid, path):
+                    unread[unit] = f"{path}: {error}"
+    found: list[ApplicationWriter] = [Sqlite(unit, sorted(paths)) for unit, paths in sorted(files.items())]
+    return found + [Unanswered(f"files:{unit}", "files", problem) for unit, problem in sorted(unread.items())]
 
 
 def is_database(path: str) -> bool:
-    """Must not be called while a lock is held: closing a file gives up all of this process's locks on it (fcntl(2))."""
+    """Must not be called while a lock is held: closing a file gives up all of this process's locks on it (fcntl(2)).
+    Raises NotAnsweringError."""
     if not path.startswith("/") or path.startswith(("/dev/", "/proc/", "/sys/")):
         return False
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return False
         return processes.read_file(path, len(MAGIC)).encode() == MAGIC
+    except looks.NotAnsweringError:
+        raise
     except OSError:
         return False
 
@@ -136,7 +143,7 @@ class Sqlite(ApplicationWriter):
 
     def on_prepare(self, deadline_ns: int, window_ms: int) -> None:
         for path in self._paths:
-            uid = os.stat(path).st_uid
+            uid = looks.at(path, os.stat, path).st_uid
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             with linux.as_user(uid):
                 connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
@@ -206,4 +213,4 @@ class Sqlite(ApplicationWriter):
             self._cgroup.thaw()
 
     def paths(self) -> list[str]:
-        return sorted({os.path.dirname(os.path.realpath(path)) for path in self._paths})
+        return sorted({os.path.dirname(looks.real(path)) for path in self._paths})

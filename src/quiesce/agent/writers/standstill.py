@@ -11,7 +11,7 @@ from typing import Optional
 
 from quiesce.agent import processes, systemd
 from quiesce.agent.cgroups import ROOT, Cgroup, CgroupError
-from quiesce.agent.deadman import Undo
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import WriterError
 from quiesce.model.reports import Outcome
 

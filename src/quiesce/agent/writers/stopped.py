@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Optional
 
 from quiesce.agent import commands, systemd
-from quiesce.agent.deadman import Undo
+from quiesce.agent.undos import Undo
 from quiesce.agent.writers.account import Account
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.model.grades import Grade

@@ -72,6 +72,18 @@ class Unsupported(ApplicationWriter):
         )
 
 
+class Unanswered(ApplicationWriter):
+    """An application whose files cannot be looked at."""
+
+    def __init__(self, id: str, application: str, problem: str) -> None:
+        super().__init__(id)
+        self.application = application
+        self._problem = problem
+
+    def on_identify(self, deadline_ns: int) -> None:
+        raise WriterError(f"its files cannot be looked at: {self._problem}", Outcome.TIMEOUT)
+
+
 class Unreached(ApplicationWriter):
     """An application that has a writer, which cannot reach it where it runs."""
 
