@@ -47,13 +47,8 @@ VERBS = [
     *["delete"] * 6,
     *["write"] * 2,
     *["power"] * 2,
-    "delete_subtree",
-    "rename",
-    "clone",
-    "remove_clone",
-    "tidy",
     *["tamper"] * 2,
-    "mend",
+    *["delete_subtree", "rename", "clone", "remove_clone", "tidy", "mend"],
 ]
 STEPS = st.lists(
     st.tuples(
@@ -335,13 +330,15 @@ class Trees:
             path = free[number % len(free)]
             self.host.storage.touch(path)
             self.tampered.add(path)
-            moments = dict.fromkeys(TARGETS, Moment(-len(self.tampered), clean=False))
+            moment = Moment(-len(self.tampered), clean=False)
             for node in self.tree.nodes:
-                if path in self.read(disk.path for disk in node.disks):
-                    self.harmed.add(node.id)
-                    self.moments_of[node.id] |= moments
-            if path in self.read(self.vm.sources().values()):
-                self.moments |= moments
+                for disk in node.disks:
+                    if path in self.read([disk.path]):
+                        self.harmed.add(node.id)
+                        self.moments_of[node.id][disk.target] = moment
+            for target, source in self.vm.sources().items():
+                if path in self.read([source]):
+                    self.moments[target] = moment
             assert path in self.survey().changed
             self.check_harm()
 

@@ -82,7 +82,7 @@ def test_the_first_undo_is_the_freezers_where_it_has_one(world):
 def test_where_nobody_can_write_no_application_is_asked_to(world):
     """Broken: a database would be told to write a checkpoint to a filesystem that somebody has frozen, and wait."""
     world.stuck.append("nobody can write to /srv: somebody has frozen it")
-    attempt = Attempt("token", WINDOW_MS, insist=False)
+    attempt = Attempt("token", Prepare(WINDOW_MS, insist=False))
     with pytest.raises(AttemptError, match="nobody can write to /srv") as error:
         attempt.prepare([world.writer("db")], soon())
     assert error.value.code is ErrorCode.FAILED
@@ -92,7 +92,7 @@ def test_where_nobody_can_write_no_application_is_asked_to(world):
 
 def test_a_report_says_on_which_filesystems_the_files_are(world):
     """Broken: the host could not tell that a disk with a tablespace is left out."""
-    attempt = Attempt("token", WINDOW_MS, insist=True)
+    attempt = Attempt("token", Prepare(WINDOW_MS, insist=True))
     inventory = attempt.prepare([world.writer("db")], soon())
     assert inventory.writers[0].filesystems == ("/",)
     attempt.abort()

@@ -86,7 +86,7 @@ def discover(writers: Sequence[ApplicationWriter]) -> list[ApplicationWriter]:
     accounts = [writer.account() for writer in writers]
     found: list[ApplicationWriter] = [Unaccounted(id, each) for id, each in summarise(judge_looks(looks, accounts))]
     if hung:
-        names = ", ".join(f"{pid} ({sayable(processes.kernel_name(pid))})" for pid in sorted(hung)[:MAX_FILES])
+        names = ", ".join(f"{pid} ({brief_name(processes.kernel_name(pid))})" for pid in sorted(hung)[:MAX_FILES])
         reason = f"process {names} hangs whoever looks at it, perhaps at a mount that does not answer, and was passed over"
         found.append(Unlooked(reason, required=False))
     return found
@@ -106,9 +106,9 @@ class Candidate:
         kept = sorted(self.paths[id] for id, count in self.seen.items() if count >= looks)
         named = kept or sorted(self.paths.values())
         return OpenFiles(
-            sayable(named[0][1]),
-            sayable(self.unit),
-            tuple(sayable(path) for path, _ in named[:MAX_FILES]),
+            brief_name(named[0][1]),
+            brief_name(self.unit),
+            tuple(brief_name(path) for path, _ in named[:MAX_FILES]),
             len(kept) or len(self.paths),
             bool(kept),
         )
@@ -161,7 +161,7 @@ def summarise(found: Iterable[OpenFiles]) -> list[tuple[str, OpenFiles]]:
     return [*named, (f"{ID}others", OpenFiles(f"{len(rest)} more programs", "", tuple(files), number, kept))]
 
 
-def sayable(text: str) -> str:
+def brief_name(text: str) -> str:
     """The text without what a terminal obeys, and cut: anybody gives a file its name."""
     text = printable(text)
     cut = text[:MAX_TEXT]
