@@ -9,7 +9,6 @@ import pytest
 
 from lab import Machine
 from lab.demo import Narrator, holds, run_demo
-from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.vm import Vm
 from tests.host import Quiesce
 
@@ -48,32 +47,6 @@ def test_checkpoint_says_what_it_is(machine: Machine, quiesce: Quiesce) -> None:
     text = quiesce.run("checkpoint", machine.name, "--name", "second")
     assert "application" in text.stdout
     assert "stands-still" in text.stdout
-
-
-def test_restore_and_undo_it(machine: Machine, quiesce: Quiesce, vm: Vm) -> None:
-    """A restore leaves the VM off with a new generation ID, and the state it left can be restored in turn."""
-    machine.run("echo one >/root/note")
-    quiesce("checkpoint", machine.name, "--name", "one")
-    generation_before = domain_xml.generation_id(vm.definition())
-    machine.run("echo two >/root/note")
-    restored = quiesce("restore", f"{machine.name}@one")
-    assert not machine.domain.isActive()
-    assert not restored["started"]
-    assert domain_xml.generation_id(vm.definition()) == restored["generation"] != generation_before
-    assert restored["safety"]["consistency"] == "crash"
-    machine.domain.create()
-    machine.wait_for_guest()
-    assert machine.run("cat /root/note").stdout == "one\n"
-    machine.wait_for_postgresql()
-    # Undo it: a tree of two branches now, and what the first restore began is thrown away.
-    quiesce("restore", f"{machine.name}@{restored['safety']['name']}", "--start", "--discard-current")
-    machine.wait_for_guest()
-    assert machine.run("cat /root/note").stdout == "two\n"
-    tree = quiesce("tree", machine.name)
-    assert [node["name"] for node in tree["checkpoints"]] == ["one", restored["safety"]["name"]]
-    assert tree["head_parent"] == restored["safety"]["id"]
-    # For vda and vdb each: the first image, that of the safety checkpoint, a fresh head; nothing else is left lying about.
-    assert len(images(machine)) == 6
 
 
 def test_restore_of_a_vm_that_is_off_keeps_its_state(machine: Machine, quiesce: Quiesce) -> None:

@@ -23,7 +23,7 @@ WINDOW_S = 6.0
 LIMIT_MS = (WINDOW_S + 1) * 1000
 PHASES = ("prepare", "hold", "freeze", "switch", "thaw", "release")
 WRITER_PHASES = ("prepare", "hold", "release", "post-checkpoint")
-QUICK = (("host", "switch"), ("agent", "freeze"), ("writer", "hold"), ("vm", "switch"))
+QUICK = (("host", "switch"), ("writer", "hold"), ("vm", "switch"))
 LONG = (
     tuple(("host", phase) for phase in PHASES),
     tuple(("agent", phase) for phase in PHASES),
