@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
+from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,26 @@ from quiesce.cli.main import app, main
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(["lab.victim"])
 NEVER = -1
+_READING = threading.Lock()
+"""multiprocessing also reads the exit codes of all earlier processes when one is started. Of two threads that read the same one
+at once, one finds the pipe empty and takes 255 for it."""
 
 
 def start(arguments: list[str], catalog: str, output: Path, kill_at: int = NEVER) -> ForkServerProcess:
     """Starts `quiesce ARGUMENTS`. It kills itself with SIGKILL after `kill_at` writes to the journal, before the next one."""
     process = _FORKSERVER.Process(target=_run, args=(arguments, catalog, output, kill_at))
-    process.start()
+    with _READING:
+        process.start()
     return process
+
+
+def wait(process: ForkServerProcess, timeout_s: float) -> int | None:
+    """The process's exit code; None if it still runs after so many seconds."""
+    if not connection.wait([process.sentinel], timeout_s):
+        return None
+    with _READING:
+        process.join()
+    return process.exitcode
 
 
 def run(arguments: list[str], environment: dict[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
@@ -37,14 +52,15 @@ def run(arguments: list[str], environment: dict[str, str], timeout_s: float) -> 
     with tempfile.TemporaryDirectory() as scratch:
         stdout, stderr = Path(scratch, "stdout"), Path(scratch, "stderr")
         process = _FORKSERVER.Process(target=_main, args=(arguments, environment, stdout, stderr))
-        process.start()
-        process.join(timeout_s)
-        if process.exitcode is None:
+        with _READING:
+            process.start()
+        code = wait(process, timeout_s)
+        if code is None:
             process.kill()
             process.join()
             print(stdout.read_text() + stderr.read_text())
             raise subprocess.TimeoutExpired(["quiesce", *arguments], timeout_s)
-        return subprocess.CompletedProcess(arguments, process.exitcode, stdout.read_text(), stderr.read_text())
+        return subprocess.CompletedProcess(arguments, code, stdout.read_text(), stderr.read_text())
 
 
 def _main(arguments: list[str], environment: dict[str, str], stdout: Path, stderr: Path) -> None:

@@ -18,8 +18,8 @@ def test_no_operation_disturbs_those_on_other_vms(tmp_path: Path) -> None:
     def run(name: str, *words: str) -> None:
         output = tmp_path / name
         process = victim.start([*words, "--json"], str(tmp_path / "catalog.db"), output)
-        process.join(120)
-        assert process.exitcode == 0, f"{words}: {process.exitcode}\n{output.read_text()}"
+        code = victim.wait(process, 120)
+        assert code == 0, f"{words}: {code}\n{output.read_text()}"
 
     def use(bare: Bare) -> None:
         vm = bare.name

@@ -23,7 +23,8 @@ DEADLOCK_TIMEOUT_MS = 10
 CHUNK = 64
 """Tables locked by one statement, where no conflict is expected."""
 
-_RETRY = {"55P03": "lock time-out", "40P01": "deadlock", "57014": "statement time-out"}
+_CANCELLED = "57014"
+_RETRY = {"55P03": "lock time-out", "40P01": "deadlock", _CANCELLED: "statement time-out"}
 _NO_SUCH_TABLE = "42P01"
 
 _TABLES = """
@@ -92,7 +93,7 @@ class ClusterLocks:
             if failed is not None:
                 obstacle = obstacle or f"locks in database {failed.database!r}"
             for session in self.sessions:
-                session.connection.run("ROLLBACK")
+                _roll_back(session.connection)
             time.sleep(min(0.002 * self.tries, 0.05))
 
     def let_go(self) -> list[str]:
@@ -100,7 +101,7 @@ class ClusterLocks:
         lost = []
         for session in self.sessions:
             try:
-                session.connection.run("ROLLBACK")
+                _roll_back(session.connection)
             except Exception:  # noqa: BLE001 - a session that cannot even roll back is closed
                 lost.append(session.database)
                 close(session.connection)
@@ -138,6 +139,17 @@ class ClusterLocks:
                 self.learned[session.database] = session.learned[: 8 * CHUNK]
                 return False
         return True
+
+
+def _roll_back(connection: Any) -> None:
+    """The time-out of the last try counts for the ROLLBACK, too, which may be cancelled when little time is left. The time-out
+    ends with the transaction, which that aborts."""
+    try:
+        connection.run("ROLLBACK")
+    except Exception as error:
+        if sqlstate_of(error) != _CANCELLED:
+            raise
+        connection.run("ROLLBACK")
 
 
 def _lock_catalogs(session: LockSession) -> bool:
