@@ -25,13 +25,17 @@ _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(["lab.victim"])
 NEVER = -1
 _READING = threading.Lock()
-"""multiprocessing also reads the exit codes of all earlier processes when one is started. Of two threads that read the same one
-at once, one finds the pipe empty and takes 255 for it."""
+"""Held to start a process, and to read an exit code. When multiprocessing starts a process, it reads the exit codes of all
+earlier ones, too; of two threads that read the same exit code at once, one finds the pipe empty and returns 255."""
 
 
 def start(arguments: list[str], catalog: str, output: Path, kill_at: int = NEVER) -> ForkServerProcess:
     """Starts `quiesce ARGUMENTS`. It kills itself with SIGKILL after `kill_at` writes to the journal, before the next one."""
-    process = _FORKSERVER.Process(target=_run, args=(arguments, catalog, output, kill_at))
+    return _started(_run, arguments, catalog, output, kill_at)
+
+
+def _started(target: Callable[..., None], *arguments: object) -> ForkServerProcess:
+    process = _FORKSERVER.Process(target=target, args=arguments)
     with _READING:
         process.start()
     return process
@@ -51,9 +55,7 @@ def run(arguments: list[str], environment: dict[str, str], timeout_s: float) -> 
     output printed."""
     with tempfile.TemporaryDirectory() as scratch:
         stdout, stderr = Path(scratch, "stdout"), Path(scratch, "stderr")
-        process = _FORKSERVER.Process(target=_main, args=(arguments, environment, stdout, stderr))
-        with _READING:
-            process.start()
+        process = _started(_main, arguments, environment, stdout, stderr)
         code = wait(process, timeout_s)
         if code is None:
             process.kill()

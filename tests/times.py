@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 
 SLOWEST = 10
-ALL = "all"
-"""The whole run. Some of its tiers run beside each other."""
 
 
 class Times:
@@ -48,13 +46,12 @@ def table(lines: list[dict[str, Any]]) -> str:
     are more seconds in sum than the tier's."""
     tests = [line for line in lines if "test" in line]
     tiers = {line["tier"]: line["seconds"] for line in lines if "test" not in line}
-    total = tiers.pop(ALL, sum(tiers.values()))
-    names = [name for name in dict.fromkeys(line["tier"] for line in lines) if name != ALL]
+    names = list(dict.fromkeys(line["tier"] for line in lines))
     rows = [("tier", "tests", "seconds")]
     for name in names:
         count = sum(test["tier"] == name for test in tests)
         rows.append((name, str(count or ""), f"{tiers[name]:.0f}" if name in tiers else "not ended"))
-    rows.append((ALL, str(len(tests)), f"{total:.0f}"))
+    rows.append(("all", str(len(tests)), f"{sum(tiers.values()):.0f}"))
     text = [f"{name:<12}{count:>8}{seconds:>11}" for name, count, seconds in rows]
     text += ["", f"slowest {SLOWEST}"]
     slowest = sorted(tests, key=lambda test: -test["seconds"])[:SLOWEST]

@@ -202,7 +202,9 @@ def manifest_path(context: Context, vm: Vm, node: Checkpoint) -> str:
 
 def forget_checkpoint(context: Context, vm: Vm, node: Checkpoint) -> None:
     """Removes a checkpoint from the catalog, and its manifest. Its images stay."""
-    head_parent = survey(context, vm, patient=True).head_parent_without(node)
+    head_parent = context.catalog.checkpoints.tree(vm.key).head_parent
+    if head_parent == node.id:
+        head_parent = survey(context, vm, patient=True).head_parent_without(node)
     context.storage(vm.host).remove(manifest_path(context, vm, node))
     for child in context.catalog.checkpoints.remove(node, head_parent):
         write_manifest(context, vm, child)

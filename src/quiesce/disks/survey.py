@@ -114,13 +114,14 @@ class Survey:
         return any(path in self.chains.chain(self.head[target])[1:] for target, path in images.items())
 
     def head_parent_without(self, node: Checkpoint) -> str | None:
-        """The checkpoint that the VM is based on once `node` is forgotten. The parent of `node` need not be: if `node` leaves a
-        disk out, its other disks may be based on the parent, while the VM writes overlays of other checkpoints."""
-        if self.tree.head_parent != node.id:
-            return self.tree.head_parent
+        """The checkpoint that the VM is based on once `node` is forgotten, on which it is based now.
+
+        The nearest ancestor of `node` with an image in a chain of the VM; if there is none, another checkpoint on which a disk
+        is based. Example where it is not the parent: `node` has vda alone, the parent has vdb alone, and the VM's vdb is based
+        on another branch, because a restore of `node` leaves vdb as it is."""
         below = next((other.id for other in self.tree.ancestors(node.parent) if self.based_on(other)), None)
-        others = set(self.standing(self.head).values()) - {None, node.id}
-        return below or min(filter(None, others), default=None)
+        others = {id for id in self.standing(self.head).values() if id and id != node.id}
+        return below or min(others, default=None)
 
     def contradicting(self, disks: Mapping[str, str]) -> list[str]:
         """The disks whose chains are not as the catalog records: the VM's checkpoint has the disk, but the disk is based on no

@@ -191,7 +191,8 @@ def _moved(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
         return
     parent = found.tree.get(found.tree.head_parent)
     standing = found.standing(found.head)
-    wrong = found.contradicting(found.head) if parent else standing if None not in standing.values() else ()
+    based = [] if None in standing.values() else list(standing)
+    wrong = found.contradicting(found.head) if parent else based
     if not wrong:
         return
     actual = standing[min(wrong)] if len({standing[target] for target in wrong}) == 1 else None

@@ -142,8 +142,8 @@ class ClusterLocks:
 
 
 def _roll_back(connection: Any) -> None:
-    """The time-out of the last try counts for the ROLLBACK, too, which may be cancelled when little time is left. The time-out
-    ends with the transaction, which that aborts."""
+    """Ends the transaction. Its statement time-out applies to the ROLLBACK, too, so the server may cancel the ROLLBACK. That
+    aborts the transaction and resets the time-out: the second ROLLBACK has none."""
     try:
         connection.run("ROLLBACK")
     except Exception as error:
