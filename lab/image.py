@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -57,15 +58,22 @@ echo quiesce-lab >etc/hostname
 printf '%s\n' 'LABEL=root / ext4 defaults 0 0' 'LABEL=data /var/lib/postgresql ext4 defaults 0 0' >etc/fstab
 printf '%s\n' virtio_pci virtio_blk ext4 crc32c >etc/initramfs-tools/modules
 sed -i -e 's/^MODULES=.*/MODULES=list/' -e 's/^COMPRESS=.*/COMPRESS=zstd/' etc/initramfs-tools/initramfs.conf
+rm usr/share/initramfs-tools/hooks/udev usr/share/initramfs-tools/scripts/*/udev  # the kernel makes /dev/vda by itself
 chroot . update-initramfs -u -k all
 for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
     systemd-pcrphase.service getty@tty1.service serial-getty@ttyS0.service systemd-networkd.service \
     systemd-networkd-wait-online.service systemd-resolved.service systemd-timesyncd.service systemd-binfmt.service \
-    proc-sys-fs-binfmt_misc.automount systemd-udev-load-credentials.service systemd-hostnamed.socket modprobe@drm.service \
-    modprobe@efi_pstore.service; do
+    proc-sys-fs-binfmt_misc.automount systemd-udev-load-credentials.service systemd-hostnamed.socket systemd-logind.service \
+    modprobe@drm.service modprobe@efi_pstore.service modprobe@configfs.service modprobe@fuse.service \
+    sys-kernel-tracing.mount sys-kernel-debug.mount sys-kernel-config.mount sys-fs-fuse-connections.mount dev-mqueue.mount \
+    dev-hugepages.mount run-lock.mount systemd-random-seed.service systemd-sysctl.service systemd-modules-load.service \
+    systemd-user-sessions.service systemd-update-utmp.service systemd-update-utmp-runlevel.service; do
     ln -sf /dev/null "etc/systemd/system/$unit"
 done
-mkdir -p etc/systemd/journald.conf.d var/log/journal
+trigger=etc/systemd/system/systemd-udev-trigger.service.d
+mkdir -p "$trigger" etc/systemd/journald.conf.d var/log/journal
+printf '[Service]\nExecStart=\nExecStart=-udevadm trigger --action=add%s\n' \
+    "$(printf ' --subsystem-nomatch=%s' tty vc mem memory cpu bdi workqueue)" >"$trigger/lab.conf"
 printf '[Journal]\nStorage=persistent\nForwardToConsole=no\n' >etc/systemd/journald.conf.d/lab.conf
 cat >>etc/postgresql/17/main/postgresql.conf <<PG
 shared_buffers = 64MB
@@ -96,6 +104,11 @@ class Image:
     @property
     def kernel(self) -> Path:
         return self.directory / "vmlinuz"
+
+    @property
+    def vmlinux(self) -> Path:
+        """The same kernel unpacked. Firmware cannot start it; without firmware QEMU can (PVH)."""
+        return self.directory / "vmlinux"
 
     @property
     def initrd(self) -> Path:
@@ -144,6 +157,7 @@ def _build_into(directory: Path, recipe: _Recipe) -> None:
         _mmdebstrap(tree, customize, recipe.packages)
         shutil.copy(next((tree / "boot").glob("vmlinuz-*")), directory / "vmlinuz")
         shutil.copy(next((tree / "boot").glob("initrd.img-*")), directory / "initrd.img")
+        (directory / "vmlinux").write_bytes(_unpacked((directory / "vmlinuz").read_bytes()))
         data = scratch / "data"
         (tree / "var/lib/postgresql").rename(data)
         (tree / "var/lib/postgresql").mkdir()
@@ -156,6 +170,15 @@ def _build_into(directory: Path, recipe: _Recipe) -> None:
             raw.unlink()
     for file in directory.iterdir():
         file.chmod(0o644)
+
+
+def _unpacked(kernel: bytes) -> bytes:
+    """The ELF image in a bzImage that is compressed by zstd (Linux's Documentation/arch/x86/boot.rst: `setup_sects`,
+    `payload_offset`, `payload_length`). Four bytes at its end are the size."""
+    offset, length = struct.unpack_from("<II", kernel, 0x248)
+    start = (kernel[0x1F1] + 1) * 512 + offset
+    payload = kernel[start : start + length - 4]
+    return subprocess.run(["zstd", "-dqc"], input=payload, stdout=subprocess.PIPE, check=True, timeout=60).stdout
 
 
 def _mmdebstrap(tree: Path, customize: Path, packages: tuple[str, ...]) -> None:

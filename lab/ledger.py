@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lab.emulation import kvm_works
 from lab.machine import Machine
 
 DATABASE = "ledger"
 DIRECTORY = "/run/quiesce-ledger"
+PAUSE_S = 0.02 if kvm_works() else 0.1
+"""Between two commits of a client. An emulated guest needs time for whoever shall hold its applications, too."""
 
 CLIENT = f"""
 import os, sys, time
@@ -27,7 +30,7 @@ while not os.path.exists("{DIRECTORY}/stop"):
     cursor.execute("INSERT INTO entries VALUES (%s, %s)", (client, sequence))
     connection.commit()
     os.write(notes, b"%d %d %d %d\\n" % (client, sequence, started, time.monotonic_ns()))
-    time.sleep(0.02)
+    time.sleep({PAUSE_S})
 """
 
 

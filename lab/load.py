@@ -56,7 +56,7 @@ class Workload:
     """Shell: has it run again after a restore."""
     clients: int = 1
     user: str = "root"
-    pause_s: float = 0.01
+    pause_s: float = 0.1
     unclean: str = ""
     """Shell: prints what its own log says of a recovery at its last start; nothing if it started clean."""
     timeout_s: float = 240

@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -232,11 +233,11 @@ class Machine:
         self._guest_agent("guest-file-close", handle=handle)
 
     def wait_for_postgresql(self, timeout: float = 120) -> None:
-        deadline = time.monotonic() + timeout
-        while self.run("runuser -u postgres -- psql -X -q -c 'SELECT 1'", check=False).returncode:
-            if time.monotonic() > deadline:
-                raise TimeoutError("PostgreSQL did not come up in the guest")
-            time.sleep(0.3)
+        """Raises TimeoutError. Each try costs an emulated guest a second, so it begins when the server listens."""
+        tries = "test -S /run/postgresql/.s.PGSQL.5432 && runuser -u postgres -- psql -X -q -c 'SELECT 1'"
+        waits = f"until {tries}; do sleep 0.2; done >/dev/null 2>&1"
+        if self.run(f"timeout {timeout} sh -c {shlex.quote(waits)}", check=False, timeout=timeout + 30).returncode:
+            raise TimeoutError("PostgreSQL did not come up in the guest")
 
     def _guest_agent(self, command: str, *, timeout: int = 30, **arguments: Any) -> Any:
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
@@ -285,9 +286,10 @@ class Machine:
             for target in self.image.disks
         )
         kind, processors = ("kvm", "<vcpu>2</vcpu><cpu mode='maximum'/>") if kvm_works() else ("qemu", EMULATED)
-        system, tpm = "<os>", ""
+        system, kernel, tpm = "<os>", self.image.vmlinux, ""
         if self._firmware:
             insecure = "<firmware><feature enabled='no' name='secure-boot'/></firmware>"  # else libvirt takes any firmware
+            kernel = self.image.kernel
             system = f"<os firmware='efi'>{insecure}<nvram>{self.nvram}</nvram>"
             tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
         return f"""
@@ -295,7 +297,7 @@ class Machine:
   <name>{self.name}</name><uuid>{self.uuid}</uuid><genid/>
   <memory unit='MiB'>{MEMORY_MIB}</memory>
   {system}<type arch='x86_64' machine='q35'>hvm</type>
-    <kernel>{self.image.kernel}</kernel><initrd>{self.image.initrd}</initrd>
+    <kernel>{kernel}</kernel><initrd>{self.image.initrd}</initrd>
     <cmdline>root=/dev/vda rw console=ttyS0 {QUICK}</cmdline></os>
   <features><acpi/></features>{processors}<clock offset='utc'/>
   <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash>

@@ -39,9 +39,23 @@ def _install(machine: Machine) -> None:
 def running(image: Image) -> SavedMachine:
     """A guest with the agent and all applications running except RabbitMQ. They have stores of their own, and no clients
     yet."""
+    return saved(f"running-{_key()}", image, _start_all, start_from=ready(image))
+
+
+def rabbitmq(image: Image) -> SavedMachine:
+    """A guest with the agent, of whose applications only RabbitMQ runs."""
+    return saved(f"rabbitmq-{_key()}", image, _start_rabbitmq, start_from=ready(image))
+
+
+def _start_rabbitmq(machine: Machine) -> None:
+    machine.run("systemctl stop postgresql")
+    Load(machine, [workloads.RABBITMQ]).set_up()
+
+
+def _key() -> str:
+    """Of a guest that runs the present workloads and the present agent."""
     recipe = b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in ("load", "workloads"))
-    key = hashlib.sha256(archive.build() + recipe).hexdigest()[:16]
-    return saved(f"running-{key}", image, _start_all, start_from=ready(image))
+    return hashlib.sha256(archive.build() + recipe).hexdigest()[:16]
 
 
 def _start_all(machine: Machine) -> None:
@@ -58,6 +72,7 @@ def main() -> None:
 
     def applications() -> None:
         running(build(applications=True))
+        rabbitmq(build(applications=True))
         prepared()
 
     with ThreadPoolExecutor() as pool:

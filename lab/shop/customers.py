@@ -19,7 +19,7 @@ PATIENCE_S = 300.0
 class Customers:
     """Customers who each place one order after the other, during the `with` block."""
 
-    def __init__(self, address: str, count: int = 4, pause_s: float = 0.02) -> None:
+    def __init__(self, address: str, count: int = 4, pause_s: float = 0.1) -> None:
         self.errors: list[str] = []
         self._address = address
         self._pause_s = pause_s

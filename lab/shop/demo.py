@@ -20,7 +20,7 @@ from lab.waits import longest_wait_ms
 
 WINDOW_S = "40"
 """In seconds. Without KVM a window takes ten times as long."""
-BEFORE, AFTER = 40, 25
+BEFORE, AFTER = 25, 15
 """Numbers of orders to wait for, before and after the checkpoint."""
 
 

@@ -60,6 +60,13 @@ def server(applications: Image) -> Iterator[Machine]:
 
 
 @pytest.fixture
+def broker(applications: Image) -> Iterator[Machine]:
+    """Such a guest with the agent and RabbitMQ running, and no other application."""
+    with Machine(applications, start_from=lab.ready.rabbitmq(applications)) as machine:
+        yield machine
+
+
+@pytest.fixture
 def machine(image: Image, ready: SavedMachine) -> Iterator[Machine]:
     """A running guest with the agent."""
     with Machine(image, start_from=ready) as machine:

@@ -151,12 +151,10 @@ def sources(machine: Machine) -> dict[str, str]:
 
 
 @pytest.mark.timeout(900)
-def test_rabbitmq(bare_server: Machine, quiesce: Quiesce) -> None:
+def test_rabbitmq(broker: Machine, quiesce: Quiesce) -> None:
     """Frozen it is said to be a crash image; stopped for the checkpoint it is clean. What was confirmed is there either way."""
-    server = bare_server
-    server.run("systemctl stop postgresql")
+    server = broker
     load = Load(server, [workloads.RABBITMQ])
-    load.set_up()
     load.start()
     assert "rebuilds its indices" in quiesce.fails("checkpoint", server.name, "--window", WINDOW_S, code=6, timeout=300)
     node = quiesce("checkpoint", server.name, "--name", "frozen", "--require", "filesystem", "--window", WINDOW_S, timeout=300)
