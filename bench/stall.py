@@ -1,8 +1,9 @@
 """Measures the longest wait of a database client during a checkpoint by quiesce, and during `virsh snapshot-create-as
---quiesce`.
+--quiesce`: of PostgreSQL and of MariaDB, with a page cache that another program dirties all the time, and with one that it does
+not.
 
-Both are taken in turn on one VM under one load: two clients insert and commit, and another program dirties the page cache. The
-two do not do the same: libvirt's snapshot freezes the filesystems only, so a database in it has to recover.
+Both are taken in turn on one VM under one load: two clients insert and commit. The two do not do the same: libvirt's snapshot
+freezes the filesystems only, so a database in it has to recover as after a power failure.
 """
 
 from __future__ import annotations
@@ -14,79 +15,115 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from lab import Machine, build, saved
+from lab import Machine, build, workloads
 from lab.demo import Narrator, quiesce
 from lab.ledger import Ledger
-from lab.waits import longest_wait_ms
+from lab.load import Load
+from lab.ready import ready
+from lab.waits import Acknowledged, longest_wait_ms
 
-DIRTY = "while :; do dd if=/dev/zero of=/root/dirty bs=1M count=100 conv=notrunc 2>/dev/null; sleep 2; done"
+DIRTY = "dd if=/dev/zero of=/root/dirty bs=1M count=100 conv=notrunc 2>/dev/null; sleep 2"
+PAUSE_S = 0.01
+"""Of a client, between two commits: a commit is to be under way when the stall begins."""
+DATABASES = ("postgresql", "mariadb")
+
+Notes = Callable[[], Sequence[Acknowledged]]
+"""The commits that were acknowledged so far."""
 
 
-def measure(ledger: Ledger, act: Callable[[], None]) -> float:
+def start(database: str, machine: Machine) -> Notes:
+    """Starts the database's clients."""
+    if database == "postgresql":
+        ledger = Ledger(machine, pause_s=PAUSE_S)
+        ledger.start()
+        return ledger.acknowledged
+    workload = replace(workloads.MARIADB, pause_s=PAUSE_S)
+    load = Load(machine, [workload])
+    machine.run("systemctl stop postgresql")
+    load.set_up()
+    load.start()
+    return lambda: sorted(load.acknowledged(workload), key=lambda entry: entry.acknowledged_ns)
+
+
+def measure(notes: Notes, act: Callable[[], None]) -> float:
     """The duration of the longest commit that ran, at least in part, during `act`; in milliseconds."""
-    entries = ledger.acknowledged()
-    started_ns = entries[-1].acknowledged_ns
+    started_ns = notes()[-1].acknowledged_ns
     act()
     time.sleep(1)
-    entries = ledger.acknowledged()
+    entries = notes()
     return longest_wait_ms(entries, started_ns, entries[-1].acknowledged_ns)
+
+
+class Bench:
+    """One VM, and both ways to take a checkpoint of it."""
+
+    def __init__(self, machine: Machine, catalog: Path) -> None:
+        self._machine = machine
+        self._catalog = catalog
+        self._say = Narrator(silent=False)
+
+    def ours(self) -> None:
+        self._quiesce("checkpoint", self._machine.name, "--window", "30")
+
+    def delete_ours(self) -> None:
+        """So that both always work on chains of the same length."""
+        newest = self._quiesce("tree", self._machine.name)["checkpoints"][-1]["name"]
+        self._quiesce("delete", f"{self._machine.name}@{newest}")
+
+    def theirs(self) -> None:
+        self._virsh("snapshot-create-as", self._machine.name, "--disk-only", "--quiesce", "--no-metadata")
+
+    def merge_theirs(self) -> None:
+        for target in ("vda", "vdb"):
+            # Without --shallow virsh commits into the base of the chain, the lab's cached image.
+            self._virsh("blockcommit", self._machine.name, target, "--shallow", "--active", "--pivot", "--wait")
+
+    def _quiesce(self, *words: str) -> Any:
+        return quiesce(*words, catalog=self._catalog, say=self._say)
+
+    def _virsh(self, *words: str) -> None:
+        subprocess.run(["virsh", "-q", "-c", "qemu:///system", *words], check=True, stdout=subprocess.DEVNULL)
+
+
+def compare(bench: Bench, notes: Notes, rounds: int) -> dict[str, Any]:
+    waits: dict[str, list[float]] = {"quiesce": [], "virsh --quiesce": [], "nothing": []}
+    for _ in range(rounds):
+        waits["quiesce"].append(measure(notes, bench.ours))
+        bench.delete_ours()
+        waits["virsh --quiesce"].append(measure(notes, bench.theirs))
+        bench.merge_theirs()
+        waits["nothing"].append(measure(notes, lambda: time.sleep(2)))
+    medians = {what: statistics.median(values) for what, values in waits.items()}
+    found: dict[str, Any] = {
+        what: {"median_ms": round(medians[what]), "max_ms": round(max(values))} for what, values in waits.items()
+    }
+    return found | {"ratio": round(medians["quiesce"] / medians["virsh --quiesce"], 2)}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="script/bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    say = Narrator(silent=False)
-    image = build()
-    waits: dict[str, list[float]] = {"quiesce": [], "virsh --quiesce": [], "nothing": []}
-    with (
-        tempfile.TemporaryDirectory(prefix="quiesce-bench-") as scratch,
-        Machine(image, start_from=saved("booted", image, Machine.wait_for_postgresql)) as machine,
-    ):
-        catalog = Path(scratch) / "catalog.db"
-        quiesce("guest", "install", machine.name, catalog=catalog, say=say)
-        ledger = Ledger(machine)
-        ledger.start()
-        machine.spawn(f"exec setsid sh -c '{DIRTY}'")
-        time.sleep(3)
-
-        def ours() -> None:
-            quiesce("checkpoint", machine.name, catalog=catalog, say=say)
-
-        def theirs() -> None:
-            command = ["virsh", "-q", "-c", "qemu:///system", "snapshot-create-as", machine.name, "--disk-only", "--quiesce",
-                       "--no-metadata"]  # fmt: skip
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-        for _ in range(rounds):
-            waits["quiesce"].append(measure(ledger, ours))
-            # Delete our checkpoint and merge libvirt's overlay, so that both always work on chains of the same length.
-            newest = quiesce("tree", machine.name, catalog=catalog, say=say)["checkpoints"][-1]["name"]
-            quiesce("delete", f"{machine.name}@{newest}", catalog=catalog, say=say)
-            waits["virsh --quiesce"].append(measure(ledger, theirs))
-            for target in ("vda", "vdb"):
-                commit = [
-                    "virsh",
-                    "-q",
-                    "-c",
-                    "qemu:///system",
-                    "blockcommit",
-                    machine.name,
-                    target,
-                    "--shallow",  # without it virsh commits into the base of the chain, the lab's cached image
-                    "--active",
-                    "--pivot",
-                    "--wait",
-                ]
-                subprocess.run(commit, check=True, stdout=subprocess.DEVNULL)
-            waits["nothing"].append(measure(ledger, lambda: time.sleep(2)))
-    result = {
-        what: {"median_ms": round(statistics.median(values)), "max_ms": round(max(values))} for what, values in waits.items()
-    }
-    print(json.dumps({"rounds": rounds, **result}, indent=2))
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--database", choices=DATABASES, action="append", help="only this one")
+    arguments = parser.parse_args()
+    image = build(applications=True)
+    result: dict[str, Any] = {"rounds": arguments.rounds}
+    for database in arguments.database or DATABASES:
+        with (
+            tempfile.TemporaryDirectory(prefix="quiesce-bench-") as scratch,
+            Machine(image, start_from=ready(image)) as machine,
+        ):
+            notes = start(database, machine)
+            bench = Bench(machine, Path(scratch) / "catalog.db")
+            result[f"{database}, clean cache"] = compare(bench, notes, arguments.rounds)
+            machine.spawn(f"exec setsid sh -c 'while :; do {DIRTY}; done'")
+            time.sleep(5)
+            result[f"{database}, dirty cache"] = compare(bench, notes, arguments.rounds)
+    print(json.dumps(result, indent=2))
     return 0
 
 

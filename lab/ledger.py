@@ -30,7 +30,7 @@ while not os.path.exists("{DIRECTORY}/stop"):
     cursor.execute("INSERT INTO entries VALUES (%s, %s)", (client, sequence))
     connection.commit()
     os.write(notes, b"%d %d %d %d\\n" % (client, sequence, started, time.monotonic_ns()))
-    time.sleep({PAUSE_S})
+    time.sleep(float(sys.argv[2]))
 """
 
 
@@ -51,9 +51,10 @@ class Entry:
 class Ledger:
     """Clients that commit one row after the other."""
 
-    def __init__(self, machine: Machine, clients: int = 2) -> None:
+    def __init__(self, machine: Machine, clients: int = 2, pause_s: float = PAUSE_S) -> None:
         self._machine = machine
         self._clients = clients
+        self._pause_s = pause_s
 
     def start(self) -> None:
         machine = self._machine
@@ -62,9 +63,8 @@ class Ledger:
         machine.run(f"install -d -o postgres {DIRECTORY}")
         machine.write_file(f"{DIRECTORY}/client.py", CLIENT.encode())
         for client in range(1, self._clients + 1):
-            machine.spawn(
-                f"exec setsid runuser -u postgres -- python3 {DIRECTORY}/client.py {client} 2>{DIRECTORY}/errors-{client}"
-            )
+            program = f"python3 {DIRECTORY}/client.py {client} {self._pause_s}"
+            machine.spawn(f"exec setsid runuser -u postgres -- {program} 2>{DIRECTORY}/errors-{client}")
 
     def stop(self) -> None:
         self._machine.run(f"touch {DIRECTORY}/stop; sleep 0.5")

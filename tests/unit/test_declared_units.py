@@ -26,10 +26,18 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 # -- frozen
 
 
-@pytest.mark.parametrize(("stateless", "grade"), [("yes", Grade.CLEAN), ("no", Grade.CRASH)])
-def test_a_declared_unit_is_frozen_and_let_go(stateless, grade, machine):
+@pytest.mark.parametrize(
+    ("lines", "grade"),
+    [
+        ("Stateless=yes\n", Grade.CLEAN),
+        ("Stateless=no\n", Grade.CRASH),
+        ("CrashSafe=yes\nPaths=/srv/shop\n", Grade.STANDS_STILL),
+        ("CrashSafe=no\n", Grade.CRASH),
+    ],
+)
+def test_a_declared_unit_is_frozen_and_let_go(lines, grade, machine):
     """Broken: an application that keeps data would be called clean wherever it stood; or stand still for ever."""
-    machine.file(f"{UNIT_WRITER}Stateless={stateless}\n")
+    machine.file(UNIT_WRITER + lines)
     group = machine.group()
     group.settles()
     writer = prepared(only())

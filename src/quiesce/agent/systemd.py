@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Sequence
 
 SYSTEMCTL = "/usr/bin/systemctl"
+BOOTED = "/run/systemd/system"
+"""Is there if systemd is the machine's init system; sd_booted(3)."""
 TIMEOUT_S = 20.0
 _PROPERTIES = (
     *("LoadState", "ActiveState", "Result", "ExecMainStartTimestamp"),
@@ -45,6 +48,8 @@ def properties_of_units(units: Sequence[str]) -> dict[str, dict[str, str]]:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnitError(f"systemctl show {units[0]}: {error}") from None
     blocks = said.stdout.decode(errors="replace").strip().split("\n\n")
+    if said.returncode and not os.path.isdir(BOOTED):
+        raise UnitError("systemd does not run in this machine")
     if said.returncode or len(blocks) != len(units):
         raise UnitError(said.stderr.decode(errors="replace").strip()[:300] or f"systemctl show {units[0]} failed")
     found = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]

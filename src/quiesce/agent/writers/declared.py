@@ -38,7 +38,7 @@ COMMAND_TIMEOUT_S = 30.0
 """Longest that a command may run outside the window, or to release, in seconds."""
 MAX_HOLD_S = 3600
 _WRITER = {
-    *("name", "level", "required", "stateless", "holdtimeoutsec", "paths", "application"),
+    *("name", "level", "required", "stateless", "crashsafe", "holdtimeoutsec", "paths", "application"),
     *("unit", "action", "cgroup", "prepare", "hold", "release", "position"),
 }
 _MATCH = {"writer", "required", "holdtimeoutsec", "level", "action", "grade"}
@@ -109,10 +109,15 @@ def _declare(found: list[ApplicationWriter], section: configparser.SectionProxy)
         writer = DeclaredCgroup(f"declared:{name}", unit=unit, cgroup=_only_cgroup(section.get("cgroup", "")))
     else:
         raise _ConfigurationError(f"writer {name!r} has none of Unit, CGroup, Hold")
+    crash_safe = section.getboolean("crashsafe", False)
+    if crash_safe:
+        _require_crash_safe_possible(writer, section, paths)
     if any(other.id == writer.id for other in found):
         raise _ConfigurationError(f"there is another writer {name!r}")
     writer.application = section.get("application", name)
     writer.stateless = section.getboolean("stateless", False)
+    if isinstance(writer, DeclaredCgroup):
+        writer.crash_safe = crash_safe
     writer.keeps(paths)
     _apply(writer, section)
     # The administrator's declaration replaces a writer that would freeze the same unit, for a unit can be frozen only once. A
@@ -125,6 +130,16 @@ def _declare(found: list[ApplicationWriter], section: configparser.SectionProxy)
         if unit and isinstance(other, Sqlite) and other.unit == unit:
             other.freezing = False
     return [other for other in found if not (unit and isinstance(other, gives_way) and other.unit == unit)] + [writer]
+
+
+def _require_crash_safe_possible(writer: ApplicationWriter, section: configparser.SectionProxy, paths: list[str]) -> None:
+    name = section["name"]
+    if not isinstance(writer, DeclaredCgroup):
+        raise _ConfigurationError(f"writer {name!r}: CrashSafe= is for a unit or control group that is frozen")
+    if section.getboolean("stateless", False):
+        raise _ConfigurationError(f"writer {name!r}: an application that keeps no data needs no CrashSafe=")
+    if not paths:
+        raise _ConfigurationError(f"writer {name!r}: CrashSafe= needs Paths=, for all its files must be frozen")
 
 
 def _has_all(account: Account, pids: tuple[int, ...]) -> bool:
@@ -195,12 +210,22 @@ class Misconfigured(ApplicationWriter):
 class DeclaredCgroup(FrozenCgroup):
     """A unit or control group that the administrator names."""
 
+    crash_safe = False
+    """The administrator vouches that the application loses nothing that it acknowledged if the power fails."""
+
     def on_identify(self, deadline_ns: int) -> None:
         super().on_identify(deadline_ns)
         if self.stateless:
             self.grade = Grade.CLEAN
+        elif self.crash_safe:
+            self.grade = Grade.STANDS_STILL
+            self.reason = "it stands still, and recovers at its next start; that it is crash-safe is its administrator's word"
         else:
-            self.grade, self.reason = Grade.CRASH, "it is frozen anywhere in its work; set Stateless=yes if it keeps no data"
+            self.grade = Grade.CRASH
+            self.reason = (
+                "it is frozen anywhere in its work; set Stateless=yes if it keeps no data, or CrashSafe=yes if a power failure"
+                " loses nothing that it acknowledged"
+            )
 
 
 class Commands(ApplicationWriter):

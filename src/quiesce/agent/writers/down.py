@@ -45,7 +45,10 @@ class Unasked(ApplicationWriter):
         self._problem = problem
 
     def on_identify(self, deadline_ns: int) -> None:
-        raise WriterError(f"it does not say which services are down: {self._problem}")
+        raise WriterError(
+            f"nobody says which services are down, and how they ended: {self._problem} (accept that in"
+            " /etc/quiesce/writers.d: [Match] Writer=systemd, Required=no)"
+        )
 
 
 class Down(ApplicationWriter):

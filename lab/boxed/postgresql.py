@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lab.boxed.server import Server, Session
+
+PROGRAMS = "/usr/lib/postgresql/17/bin"
+
+
+class Postgresql(Server):
+    user = "postgres"
+    client = """
+        import psycopg2
+        def connect():
+            connection = psycopg2.connect(host="%(socket_directory)s", dbname="postgres")
+            connection.autocommit = True
+            return connection
+        def write(connection, key):
+            with connection.cursor() as cursor:
+                cursor.execute("INSERT INTO entries VALUES (%%s)", (key,))
+    """
+
+    def make(self) -> None:
+        self.make_directory(self.directory)
+        words = [f"{PROGRAMS}/initdb", "-D", self.directory, "-A", "trust", "--no-sync", "--no-instructions"]
+        if self.configuration["wal"]:
+            words += ["--waldir", self.make_directory(f"{self.configuration['wal']}/{self.name}-wal")]
+        if self.configuration["checksums"]:
+            words.append("--data-checksums")
+        self.run(*words, f"--wal-segsize={self.configuration['segment_mib']}")
+        with open(f"{self.directory}/postgresql.conf", "a") as file:
+            file.write(f"listen_addresses = ''\nunix_socket_directories = '{self.socket_directory}'\n")
+            file.writelines(f"{name} = {value}\n" for name, value in self.configuration["settings"].items())
+
+    def command(self) -> Sequence[str]:
+        return [f"{PROGRAMS}/postgres", "-D", self.directory]
+
+    def answers(self) -> bool:
+        try:
+            self.sql("SELECT 1")
+        except RuntimeError:
+            return False
+        return True
+
+    def sql(self, *statements: str) -> str:
+        words = ["psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", self.socket_directory, "-d", "postgres"]
+        return self.run(*words, *(word for statement in statements for word in ("-c", statement)))
+
+    def change(self) -> None:
+        space = ""
+        if self.configuration["tablespace"]:
+            directory = self.make_directory(f"{self.configuration['tablespace']}/{self.name}-space")
+            self.sql(f"CREATE TABLESPACE space LOCATION '{directory}'")
+            space = " TABLESPACE space"
+        self.sql(f"CREATE TABLE entries (k text){space}", "CREATE TABLE others (k int)")
+        for session in self.configuration["sessions"]:
+            words = [*self.as_user(), "psql", "-Xq", "-h", self.socket_directory, "-d", "postgres"]
+            self.clients.append(Session(words, session, "\\echo done"))
+        for statement in self.configuration["changes"]:
+            self.sql(statement)
+        self.sql("SELECT pg_reload_conf()")
+
+    def stored(self) -> list[str]:
+        return self.sql("SET statement_timeout = 0", "SELECT k FROM entries").split()
+
+    def after_start(self) -> dict[str, Any]:
+        """`redo_starts`, `log_ends`: LSNs; empty if there was no recovery."""
+        said = self.said()
+        starts = re.search(r"redo starts at ([0-9A-F]+/[0-9A-F]+)", said)
+        nothing = "redo is not required" in said
+        ends = re.search(r"(?:invalid record length|invalid magic number|unexpected pageaddr|record with incorrect prev-link)[^\n]*?"
+                         r"(?:at|WAL file|segment) ([0-9A-F]+/[0-9A-F]+)", said)
+        done = re.search(r"redo done at ([0-9A-F]+/[0-9A-F]+)", said)
+        return {
+            "redo_starts": starts.group(1) if starts else "",
+            "redo_done": done.group(1) if done else "",
+            "log_ends": ends.group(1) if ends else "",
+            "recovered": "was not properly shut down" in said and not nothing,
+            "log": said[-2500:],
+        }
