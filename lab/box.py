@@ -31,11 +31,14 @@ GROUPS_GONE_S = 10.0
 """Longest wait until the last process of a box has ended, in seconds."""
 
 
-def root_image() -> Path:
-    """The root disk of the guest image with all applications, as a raw file: from the cache, or made in some seconds."""
+def root_image(debian: int) -> Path:
+    """Debian 12 with its servers, or 13: the root disk of the guest image with all applications. A raw file, from the cache or
+    made now."""
     from lab import cache
-    from lab.image import build
+    from lab.image import build, old_servers
 
+    if debian == 12:
+        return old_servers()
     image = build(applications=True)
     path = cache.root() / f"raw-{image.key.removeprefix('image-')}"
     with cache.entry(path) as directory:
@@ -46,11 +49,13 @@ def root_image() -> Path:
     return path / "root.raw"
 
 
-def run(words: Sequence[str], standard_input: str, files: Mapping[str, bytes], *, timeout_s: float = 120) -> str:
+def run(
+    words: Sequence[str], standard_input: str, files: Mapping[str, bytes], *, debian: int = 13, timeout_s: float = 120
+) -> str:
     """Runs a program of the image's, by its path. Returns its standard output. Raises subprocess.CalledProcessError, which has
     the standard error, and subprocess.TimeoutExpired. `files`: by their paths below /quiesce."""
     namespaces = ["--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--fork", "--kill-child"]
-    image = root_image()
+    image = root_image(debian)
     with tempfile.TemporaryDirectory(prefix="quiesce-box-") as scratch, _control_group() as group:
         for name, content in files.items():
             path = Path(scratch, GIVEN, name)

@@ -49,6 +49,10 @@ APPLICATIONS = (
     "slapd",
     "valkey-server",
 )
+OLD_SUITE = "bookworm"
+OLD_SERVERS = ("iproute2", "mariadb-server", "postgresql-15", "procps", "python3", "python3-psycopg2", "python3-pymysql",
+               "redis-server", "util-linux")  # fmt: skip
+"""Of Debian 12: no guest, but programs for `lab.box`."""
 SERVICES = ("haproxy", "mariadb", "nginx", "pgbouncer", "rabbitmq-server", "epmd", "redis-server", "slapd", "valkey-server")
 
 CUSTOMIZE = r"""
@@ -135,6 +139,21 @@ def build(*, applications: bool = False) -> Image:
     return Image(path)
 
 
+def old_servers() -> Path:
+    """A raw ext4 image with Debian 12 and its servers, without a kernel: from the cache, or built in one to two minutes. Raises
+    subprocess.CalledProcessError."""
+    key = hashlib.sha256("\0".join((OLD_SUITE, *OLD_SERVERS)).encode()).hexdigest()[:16]
+    path = cache.root() / f"servers-{key}"
+    with cache.entry(path) as directory:
+        if directory is not None:
+            print("lab: installing Debian 12's servers (once, one to two minutes)", file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory(prefix="quiesce-lab-", dir="/var/tmp") as scratch_name:
+                tree = Path(scratch_name) / "tree"
+                _mmdebstrap(tree, Path("/bin/true"), OLD_SERVERS, OLD_SUITE)
+                _run("mke2fs", "-q", "-t", "ext4", "-d", tree, directory / "root.raw", f"{ROOT_MIB}M")
+    return path / "root.raw"
+
+
 @dataclass(frozen=True)
 class _Recipe:
     packages: tuple[str, ...]
@@ -181,15 +200,15 @@ def _unpacked(kernel: bytes) -> bytes:
     return subprocess.run(["zstd", "-dqc"], input=payload, stdout=subprocess.PIPE, check=True, timeout=60).stdout
 
 
-def _mmdebstrap(tree: Path, customize: Path, packages: tuple[str, ...]) -> None:
+def _mmdebstrap(tree: Path, customize: Path, packages: tuple[str, ...], suite: str = SUITE) -> None:
     keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    sources = "".join(f"deb [signed-by={keyring}] {_mirror()} {suite} main\n" for suite in (SUITE, f"{SUITE}-updates"))
+    sources = "".join(f"deb [signed-by={keyring}] {_mirror()} {name} main\n" for name in (suite, f"{suite}-updates"))
     options = [f"--aptopt={line}" for line in _apt_acquire_options()]
     log = tree.parent / "mmdebstrap.log"
     with log.open("wb") as output:
         result = subprocess.run(
             ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}", *options,
-             f"--customize-hook={shlex.quote(str(customize))} \"$1\"", SUITE, str(tree), "-"],
+             f"--customize-hook={shlex.quote(str(customize))} \"$1\"", suite, str(tree), "-"],
             input=sources.encode(), stdout=output, stderr=subprocess.STDOUT, check=False, timeout=1500,
         )  # fmt: skip
     if result.returncode:

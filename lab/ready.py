@@ -7,7 +7,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lab import workloads
+from lab import box, workloads
 from lab.image import Image, build
 from lab.load import Load
 from lab.machine import Machine, saved
@@ -69,11 +69,13 @@ def main() -> None:
 
     def plain() -> None:
         ready(build())
+        box.root_image(12)
 
     def applications() -> None:
         running(build(applications=True))
         rabbitmq(build(applications=True))
         prepared()
+        box.root_image(13)
 
     with ThreadPoolExecutor() as pool:
         for made in [pool.submit(plain), pool.submit(applications)]:

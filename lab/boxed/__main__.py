@@ -31,10 +31,11 @@ def main() -> None:
     for server in servers:
         server.make()
         server.start()
-        server.change()
+        server.fill()
         server.start_clients()
     for server in servers:
         server.wait_for_writes(20)
+        server.change()
     harm = asked.get("harm")
     result = HARMS[harm](servers) if harm else compare(servers, nil_redo=asked["nil_redo"])
     json.dump(result, sys.stdout)

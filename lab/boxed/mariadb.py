@@ -32,7 +32,10 @@ class Mariadb(Server):
         for option, place in self.configuration["places"].items():
             directory = self.make_directory(f"{place}/{self.name}-{option}")
             lines.append(f"{option}={directory}" + ("/log" if option == "log_bin" else ""))
-        lines += [f"{name}={value}" for name, value in self.configuration["settings"].items()]
+        settings = dict(self.configuration["settings"])
+        if self.configuration["table_place"]:
+            settings.pop("innodb_file_per_table", None)  # else there is no DATA DIRECTORY
+        lines += [f"{name}={value}" for name, value in settings.items()]
         with open(f"/etc/{self.name}.cnf", "w") as file:
             file.write("[mariadbd]\n" + "\n".join(lines) + "\n")
         subprocess.run(
@@ -54,14 +57,16 @@ class Mariadb(Server):
     def sql(self, statement: str) -> str:
         return self.run("mariadb", "--no-defaults", "-N", "-B", "-u", "root", "-S", f"{self.socket_directory}/socket", "-e", statement)
 
-    def change(self) -> None:
+    def fill(self) -> None:
         self.sql("CREATE DATABASE shop")
         where = ""
         if self.configuration["table_place"]:
             directory = self.make_directory(f"{self.configuration['table_place']}/{self.name}-table")
             where = f" DATA DIRECTORY='{directory}'"
         for engine in self.configuration["engines"]:
-            self.sql(f"CREATE TABLE shop.{engine} (k VARCHAR(60)) ENGINE={engine}{where if engine == 'InnoDB' else ''}")
+            self.sql(f"CREATE TABLE shop.{engine} (k VARCHAR(60) NOT NULL) ENGINE={engine}{where if engine == 'InnoDB' else ''}")
+
+    def change(self) -> None:
         for session in self.configuration["sessions"]:
             words = [*self.as_user(), "mariadb", "--no-defaults", "-n", "-N", "-u", "root", "-S", f"{self.socket_directory}/socket", "shop"]
             self.clients.append(Session(words, f"{session};", "SELECT 'done';"))

@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from lab.boxed.server import Server, Session
+from lab.boxed.server import NOTES, Server, Session
 
-PROGRAMS = "/usr/lib/postgresql/17/bin"
+(VERSION,) = os.listdir("/usr/lib/postgresql")
+PROGRAMS = f"/usr/lib/postgresql/{VERSION}/bin"
+ONLY_NEW = "transaction_timeout"
+"""A setting that PostgreSQL 17 has, and 15 has not."""
 
 
 class Postgresql(Server):
     user = "postgres"
+    environment: ClassVar = {
+        "PGOPTIONS": "-c statement_timeout=0 -c lock_timeout=0 -c search_path=public -c default_transaction_read_only=off"
+        + ("" if VERSION < "17" else f" -c {ONLY_NEW}=0")
+    }
     client = """
         import psycopg2
         def connect():
@@ -32,6 +41,8 @@ class Postgresql(Server):
         self.run(*words, f"--wal-segsize={self.configuration['segment_mib']}")
         with open(f"{self.directory}/postgresql.conf", "a") as file:
             file.write(f"listen_addresses = ''\nunix_socket_directories = '{self.socket_directory}'\n")
+            if self.configuration["settings"].get("wal_level") == "minimal":
+                file.write("max_wal_senders = 0\n")
             file.writelines(f"{name} = {value}\n" for name, value in self.configuration["settings"].items())
 
     def command(self) -> Sequence[str]:
@@ -48,22 +59,39 @@ class Postgresql(Server):
         words = ["psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", self.socket_directory, "-d", "postgres"]
         return self.run(*words, *(word for statement in statements for word in ("-c", statement)))
 
-    def change(self) -> None:
+    def fill(self) -> None:
         space = ""
         if self.configuration["tablespace"]:
             directory = self.make_directory(f"{self.configuration['tablespace']}/{self.name}-space")
             self.sql(f"CREATE TABLESPACE space LOCATION '{directory}'")
             space = " TABLESPACE space"
         self.sql(f"CREATE TABLE entries (k text){space}", "CREATE TABLE others (k int)")
+
+    def change(self) -> None:
+        for number, load in enumerate(self.configuration.get("loads", [])):
+            self.start_load(number, load)
         for session in self.configuration["sessions"]:
             words = [*self.as_user(), "psql", "-Xq", "-h", self.socket_directory, "-d", "postgres"]
-            self.clients.append(Session(words, session, "\\echo done"))
+            self.clients.append(Session(words, session.replace("SOCKET", self.socket_directory), "\\echo done"))
         for statement in self.configuration["changes"]:
-            self.sql(statement)
+            if VERSION >= "17" or ONLY_NEW not in statement:
+                self.sql(statement)
         self.sql("SELECT pg_reload_conf()")
 
+    def start_load(self, number: int, load: dict[str, Any]) -> None:
+        """Clients of pgbench that run a script again and again (`lab/loads.py`)."""
+        self.sql(*filter(None, load["set_up"].split(";")))
+        script = f"/run/{self.name}.load{number}"
+        with open(script, "w") as file:
+            file.write(load["script"])
+        words = [f"{PROGRAMS}/pgbench", "-n", "-c", str(load["clients"]), "-R", "50", "-T", "900", "-f", script]
+        errors = open(f"{NOTES}/{self.name}.load{number}.errors", "wb")  # noqa: SIM115 - the client's
+        command = [*self.as_user(), *words, "-h", self.socket_directory, "postgres"]
+        self.clients.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors))
+        errors.close()
+
     def stored(self) -> list[str]:
-        return self.sql("SET statement_timeout = 0", "SELECT k FROM entries").split()
+        return self.sql("SELECT k FROM entries").split()
 
     def after_start(self) -> dict[str, Any]:
         """`redo_starts`, `log_ends`: LSNs; empty if there was no recovery."""

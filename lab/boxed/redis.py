@@ -27,14 +27,15 @@ class Redis(Server):
 
     def __init__(self, name: str, configuration: dict[str, Any]) -> None:
         super().__init__(name, configuration)
-        self.program = configuration["program"]
+        wanted = configuration["program"]
+        self.program = wanted if os.path.exists(f"/usr/bin/{wanted}-server") else "redis"  # Debian 12 has no Valkey
         self.user = self.program
         self._file = f"/etc/{self.program}/{name}.conf"
 
     def make(self) -> None:
         self.make_directory(self.directory)
         lines = [f"dir {self.directory}", f"port {self.configuration['port']}", f"unixsocket {self.socket_directory}/socket"]
-        lines += ["unixsocketperm 777", "daemonize no", *self.configuration["settings"]]
+        lines += ["unixsocketperm 777", "daemonize no", "enable-protected-configs yes", *self.configuration["settings"]]
         with open(self._file, "w") as file:
             file.write("\n".join(lines) + "\n")
         shutil.chown(self._file, self.user, self.user)
@@ -53,8 +54,9 @@ class Redis(Server):
             return False
 
     def change(self) -> None:
+        renamed = "rename-command CONFIG hidden" in self.configuration["settings"]
         for words in self.configuration["changes"]:
-            said = self.ask(*words)
+            said = self.ask("hidden" if renamed else words[0], *words[1:])
             assert said in ("OK", "Background saving started"), (words, said)
 
     def stored(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import pwd
 import select
@@ -9,7 +10,7 @@ import subprocess
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 NOTES = "/run/notes"
 CLIENT = """
@@ -39,9 +40,11 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 class Server:
-    """One server. `configuration`: what this application's strategy in test_labels.py draws."""
+    """One server. `configuration`: as tests/servers/configurations.py draws it."""
 
     user = "root"
+    environment: ClassVar[dict[str, str]] = {}
+    """Of the commands that this program itself runs."""
     client = ""
     """Python: `connect()` and `write(connection, key)`."""
 
@@ -66,8 +69,11 @@ class Server:
     def answers(self) -> bool:
         raise NotImplementedError
 
+    def fill(self) -> None:
+        """Makes what the clients write to."""
+
     def change(self) -> None:
-        """What is changed while it runs, and sessions that stay."""
+        """What is changed while its clients are connected, and sessions that stay."""
 
     def stored(self) -> list[str]:
         """The keys that it has."""
@@ -150,9 +156,9 @@ class Server:
 
     def errors(self) -> str:
         said = ""
-        for number in range(2):
-            with open(f"{NOTES}/{self.name}.{number}.errors") as file:
-                said += file.read()
+        for path in sorted(glob.glob(f"{NOTES}/{self.name}.*.errors")):
+            with open(path) as file:
+                said += "".join(line for line in file if not line.startswith("pgbench ("))
         return said
 
     def kill(self) -> None:
@@ -166,6 +172,7 @@ class Server:
         for client in self.clients:
             client.kill()
             client.wait(20)
+        self.clients = []
 
     def start_again(self) -> dict[str, Any]:
         """Starts on the copy, in no namespace of its own. Returns what it has, and what its log says."""
@@ -191,7 +198,10 @@ class Server:
 
     def run(self, *words: str, stdin: str = "", check: bool = True) -> str:
         """Runs a command as the server's user."""
-        done = subprocess.run([*self.as_user(), *words], input=stdin, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(
+            [*self.as_user(), *words],
+            input=stdin, capture_output=True, text=True, timeout=30, check=False, env=os.environ | self.environment,
+        )  # fmt: skip
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip()}")
         return done.stdout.strip()

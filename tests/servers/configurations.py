@@ -68,7 +68,6 @@ postgresql = st.fixed_dictionaries(
             "ALTER ROLE postgres SET lock_timeout = 1",
             "ALTER ROLE postgres SET default_transaction_read_only = on",
             "ALTER ROLE postgres SET synchronous_commit = off",
-            "ALTER SYSTEM SET synchronous_standby_names = nobody",
             "ALTER SYSTEM SET archive_command = 'false'",
             "ALTER ROLE postgres SET transaction_timeout = 1",
             "SELECT pg_switch_wal()",
@@ -168,6 +167,12 @@ redis = st.fixed_dictionaries(
         ),
     }
 )
+
+
+def can_run(servers: list[dict[str, Any]]) -> bool:
+    """Two servers cannot listen on one port of one network."""
+    ports = [server["port"] for server in servers if server.get("port") and "net" not in server["namespaces"]]
+    return len(ports) == len(set(ports))
 
 
 def postgresql_with(**more: Any) -> dict[str, Any]:

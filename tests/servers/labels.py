@@ -29,7 +29,7 @@ def files() -> dict[str, bytes]:
 def run(configuration: dict[str, Any]) -> dict[str, Any]:
     words = ["/usr/bin/env", "-C", "/quiesce", f"PYTHONPATH={AGENT}", "python3", "-m", "lab.boxed"]
     try:
-        return json.loads(box.run(words, json.dumps(configuration), files()))
+        return json.loads(box.run(words, json.dumps(configuration), files(), debian=configuration.get("debian", 13)))
     except subprocess.CalledProcessError as error:
         raise AssertionError(error.stderr[-4000:]) from None
 

@@ -10,14 +10,14 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from tests.servers import labels
-from tests.servers.configurations import mariadb, mariadb_with, postgresql, postgresql_with, redis, redis_with
+from tests.servers.configurations import can_run, mariadb, mariadb_with, postgresql, postgresql_with, redis, redis_with
 
 FEW, MANY = 4, 67
 """Configurations of each kind of server: in the short form, and with --long."""
 
 
-def holds(servers: list[dict[str, Any]], *, nil_redo: bool = False) -> None:
-    configuration = {"servers": servers, "nil_redo": nil_redo}
+def holds(servers: list[dict[str, Any]], *, nil_redo: bool = False, debian: int = 13) -> None:
+    configuration = {"servers": servers, "nil_redo": nil_redo, "debian": debian}
     result = labels.run(configuration)
     for writer in result["claimed"].get("writers", []):
         note(f"{writer['id']}: {writer['grade']}: {writer.get('reason')}")
@@ -43,9 +43,10 @@ WERE_WRONG = {
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("debian", [12, 13])
 @pytest.mark.parametrize("servers", WERE_WRONG.values(), ids=WERE_WRONG)
-def test_labels_that_were_wrong(servers: list[dict[str, Any]]) -> None:
-    holds(servers)
+def test_labels_that_were_wrong(servers: list[dict[str, Any]], debian: int) -> None:
+    holds(servers, debian=debian)
 
 
 KINDS = {"postgresql": postgresql, "mariadb": mariadb, "redis": redis}
@@ -55,8 +56,8 @@ KINDS = {"postgresql": postgresql, "mariadb": mariadb, "redis": redis}
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_configuration(kind: str, request: pytest.FixtureRequest) -> None:
     @settings(max_examples=MANY if request.config.getoption("--long") else FEW)
-    @given(st.lists(KINDS[kind], min_size=1, max_size=2), st.booleans())
-    def claims_no_more_than_is_so(servers: list[dict[str, Any]], nil_redo: bool) -> None:
-        holds(servers, nil_redo=nil_redo)
+    @given(st.lists(KINDS[kind], min_size=1, max_size=2).filter(can_run), st.booleans(), st.sampled_from((12, 13)))
+    def claims_no_more_than_is_so(servers: list[dict[str, Any]], nil_redo: bool, debian: int) -> None:
+        holds(servers, nil_redo=nil_redo, debian=debian)
 
     claims_no_more_than_is_so()
