@@ -15,13 +15,6 @@ from quiesce.model.reports import Filesystem, FreezeState, Outcome, WriterReport
 from quiesce.model.tree import Checkpoint, Kind
 
 COLOURS = {Consistency.APPLICATION: "green", Consistency.FILESYSTEM: "yellow", Consistency.CRASH: "red"}
-GRADE_COLOURS = {
-    Grade.CLEAN: "green",
-    Grade.NIL_REDO: "green",
-    Grade.HELD: "green",
-    Grade.CRASH: "yellow",
-    Grade.REFUSED: "red",
-}
 
 
 def label(consistency: Consistency) -> str:
@@ -29,7 +22,8 @@ def label(consistency: Consistency) -> str:
 
 
 def grade(writer: WriterReport) -> str:
-    return f"[{GRADE_COLOURS[writer.grade]}]{writer.grade.value}[/]"
+    colour = "green" if writer.grade.vouched else "red" if writer.grade is Grade.REFUSED else "yellow"
+    return f"[{colour}]{writer.grade.value}[/]"
 
 
 def local_time(created: str) -> str:
