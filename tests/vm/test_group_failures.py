@@ -4,6 +4,7 @@ within the deadline, and all servers have their part or none has."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -153,7 +154,8 @@ class Shop:
             output, errors = process.communicate(timeout=150)
             print(output, errors)
         misbehaving.stop(self.victim)
-        assert "test" in output + errors or phase == "prepare"
+        # A guest that is too slow to say so in time is given up, and nobody knows what it waited for.
+        assert re.search("test|does not answer", output + errors) or phase == "prepare"
         assert process.returncode == {"prepare": 130, "hold": 6, "release": 6, "post-checkpoint": 0}[phase]
         return process.returncode
 
