@@ -26,6 +26,8 @@ def main() -> None:
         if path.is_dir():
             subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", path], check=True)
     Path("/run/lock").mkdir(mode=0o1777)
+    _give_vms_their_share()
+    os.setsid()  # the kernel's scheduler gives each session the same share, too (sched(7), autogroup)
     # Standard output belongs to the command: pytest-xdist talks through it.
     subprocess.run([ROOT / "script/bootstrap"], check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr)
     command = subprocess.Popen(sys.argv[2:])
@@ -33,6 +35,14 @@ def main() -> None:
         ended, status = os.wait()
         if ended == command.pid:
             sys.exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def _give_vms_their_share() -> None:
+    """Each VM gets as much of the processors as any other program of this host. libvirt puts all VMs into one control group
+    of the kernel's scheduler, which has one share together: a busy program beside them would get half of the host."""
+    original, own = Path("/etc/libvirt/qemu.conf"), Path("/run/qemu.conf")
+    own.write_text(f'{original.read_text()}\ncgroup_controllers = [ "devices", "memory", "blkio", "cpuset", "cpuacct" ]\n')
+    subprocess.run(["mount", "--bind", own, original], check=True)
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="script/chaos", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print only the result, as JSON")
     parser.add_argument(
-        "--quick", action="store_true", help="each verb with the VM in one power state only, and few random moments"
+        "--quick", action="store_true", help="each verb with the VM in one power state only, and one random moment each"
     )
     parser.add_argument("--only", choices=CAMPAIGNS, help="this verb alone, on disks without a guest")
     parser.add_argument("--seed", type=int, default=None, help="of the random moments, to have them again")

@@ -21,8 +21,8 @@ from lab.waits import longest_wait_ms
 
 SYSTEM_FILE = "/usr/lib/systemd/systemd"
 DATA = "/var/lib/postgresql/17/main"
-PGBENCH = "pgbench -n -c 4 -T 900" + ("" if kvm_works() else " -R 20")
-"""An emulated guest is given 20 transactions a second: as many as it can do leave no time for the agent."""
+PGBENCH = "pgbench -n -c 4 -T 900" + ("" if kvm_works() else " -R 10")
+"""An emulated guest is given 10 transactions a second: as many as it can do leave no time for the agent."""
 
 
 class Narrator:

@@ -285,7 +285,7 @@ def campaign(name: str, quick: bool, seed: int) -> tuple[Tally, list[str]]:
         try:
             every_step(grove, CAMPAIGNS[name], tally, said.append, quick=quick)
             dice = random.Random(f"{seed} {name}")  # noqa: S311 - no secret
-            at_random(grove, CAMPAIGNS[name], 2 if quick else 20, tally, said.append, dice)
+            at_random(grove, CAMPAIGNS[name], 1 if quick else 20, tally, said.append, dice)
         finally:
             grove.remove()
     tally.left = left_behind()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lab import box, workloads
+from lab import box, ticker, workloads
 from lab.image import Image, build
+from lab.ledger import Ledger
 from lab.load import Load
 from lab.machine import Machine, saved
 from lab.ram import SavedMachine
@@ -34,6 +36,19 @@ def _install(machine: Machine) -> None:
         catalog = Catalog(f"sqlite:///{Path(scratch)}/catalog.db")
         guest_install(Context("qemu:///system", catalog, lambda _: None), machine.name)
         catalog.close()
+
+
+def with_clients(image: Image) -> SavedMachine:
+    """A guest with the agent, whose database (`lab.ledger`) and filesystems (`lab.ticker`) clients write to all the time."""
+    recipe = b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in ("ledger", "ticker"))
+    key = hashlib.sha256(archive.build() + recipe).hexdigest()[:16]
+    return saved(f"clients-{key}", image, _start_clients, start_from=ready(image))
+
+
+def _start_clients(machine: Machine) -> None:
+    Ledger(machine).start()
+    ticker.start(machine)
+    time.sleep(3)
 
 
 def running(image: Image) -> SavedMachine:
@@ -68,7 +83,7 @@ def main() -> None:
     from lab.shop.servers import prepared  # which needs this module
 
     def plain() -> None:
-        ready(build())
+        with_clients(build())
         box.root_image(12)
 
     def applications() -> None:

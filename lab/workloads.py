@@ -279,7 +279,7 @@ while True:
     print(body.decode())
 '""",
     start="ip link set lo up; systemctl start rabbitmq-server",
-    pause_s=0.05,
+    pause_s=0.2,
     # A new node prints this line, too, so only the last start counts.
     unclean="awk '/Starting RabbitMQ/ { said = \"\" } /rebuilding indices from scratch/ { said = $0 } END { print said }'"
     " /var/log/rabbitmq/rabbit@localhost.log",

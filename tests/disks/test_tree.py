@@ -29,7 +29,7 @@ from quiesce.operations.restore import restore
 STEPS = 100
 """Of each part, in one sequence; with --long fifty such sequences. tests/model/test_merges.py tries the same verbs, and kills
 them, on images in memory, which takes a hundredth of the time."""
-PARTS = 4
+PARTS = 3
 """Each on a VM of its own, so that they can run beside each other."""
 MAX_NODES = 20
 

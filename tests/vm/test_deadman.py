@@ -16,7 +16,8 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from lab import Machine, misbehaving, ticker
+import lab.ready
+from lab import Image, Machine, misbehaving, ticker
 from lab.ledger import Ledger
 from lab.standstill import Standstill, wait_for
 from lab.waits import longest_wait_ms
@@ -68,6 +69,13 @@ class Frozen:
 
 
 @pytest.fixture
+def machine(image: Image) -> Iterator[Machine]:
+    """A running guest with the agent, whose clients write all the time."""
+    with Machine(image, start_from=lab.ready.with_clients(image)) as machine:
+        yield machine
+
+
+@pytest.fixture
 def standstill(machine: Machine) -> Iterator[Standstill]:
     with Standstill([machine]) as standstill:
         yield standstill
@@ -76,10 +84,9 @@ def standstill(machine: Machine) -> Iterator[Standstill]:
 @pytest.fixture
 def frozen(machine: Machine, quiesce: Quiesce, standstill: Standstill) -> Iterator[Callable[[], Frozen]]:
     """Freezes on demand; afterwards looks at what the guest's clients lived through."""
-    ledger = Ledger(machine)
-    ledger.start()
-    ticker.start(machine)
     time.sleep(1)
+    Ledger(machine).forget()
+    ticker.forget(machine)
     processes = []
 
     def freeze() -> Frozen:

@@ -4,6 +4,7 @@ within the deadline, and all servers have their part or none has."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from lab import Image, Machine, SavedMachine, misbehaving, ticker
+import lab.ready
+from lab import Image, Machine, misbehaving, ticker
 from lab.ledger import Ledger
 from lab.standstill import Standstill
 from tests.host import Quiesce, interruptible
@@ -75,7 +77,7 @@ def reaped(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 class Shop:
-    """Two servers with clients that write all the time. The second one is the victim."""
+    """Two servers, each with clients that write all the time. The second one is the victim."""
 
     def __init__(self, web: Machine, db: Machine, quiesce: Quiesce) -> None:
         self.servers = (web, db)
@@ -83,10 +85,6 @@ class Shop:
         self._quiesce = quiesce
         self._ledgers = {server.name: Ledger(server) for server in self.servers}
         quiesce("group", "create", "shop", f"{web.name}:front", f"{db.name}:back")
-        for server in self.servers:
-            self._ledgers[server.name].start()
-            ticker.start(server)
-        time.sleep(2)
 
     def parts(self) -> list[list[str]]:
         """The checkpoints of each server, by name."""
@@ -153,7 +151,8 @@ class Shop:
             output, errors = process.communicate(timeout=150)
             print(output, errors)
         misbehaving.stop(self.victim)
-        assert "test" in output + errors or phase == "prepare"
+        # A guest that is too slow to say so in time is given up, and nobody knows what it waited for.
+        assert re.search("test|does not answer", output + errors) or phase == "prepare"
         assert process.returncode == {"prepare": 130, "hold": 6, "release": 6, "post-checkpoint": 0}[phase]
         return process.returncode
 
@@ -178,9 +177,10 @@ def _id(cases: tuple[tuple[str, str], ...]) -> str:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("cases", [QUICK, *(pytest.param(cases, marks=pytest.mark.long) for cases in LONG)], ids=_id)
-def test_all_parts_or_none(cases: tuple[tuple[str, str], ...], image: Image, ready: SavedMachine, quiesce: Quiesce) -> None:
+def test_all_parts_or_none(cases: tuple[tuple[str, str], ...], image: Image, quiesce: Quiesce) -> None:
     """A VM that was killed can be started afterwards, and in the long form it boots."""
-    with Machine(image, start_from=ready) as web, Machine(image, start_from=ready) as db:
+    saved = lab.ready.with_clients(image)
+    with Machine(image, start_from=saved) as web, Machine(image, start_from=saved) as db:
         shop = Shop(web, db, quiesce)
         for how, phase in cases:
             shop.fail(how, phase)
