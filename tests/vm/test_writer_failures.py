@@ -115,7 +115,7 @@ def test_agent_ends_while_everything_is_held(server: Machine, how: str) -> None:
     with talking(server) as requester:
         rescue = str(requester.status(TIMEOUT).last_rescue)
         assert ("the agent died" if how == "KILL" else "the deadline passed") in rescue
-        assert "6 hold(s) taken back" in rescue or "7 hold(s) taken back" in rescue, rescue  # PostgreSQL's and MariaDB's, too
+        assert 4 <= int(rescue.partition(" hold(s) taken back")[0].split()[-1]) <= len(held), rescue
         assert {writer.grade for writer in hold_all(requester).values()} <= REST
 
 
