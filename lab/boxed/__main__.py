@@ -43,6 +43,7 @@ def main() -> None:
 
 def compare(servers: list[Server], *, nil_redo: bool) -> dict[str, Any]:
     claimed = attempts.checkpoint(nil_redo=nil_redo)
+    writers_of = {server.name: server.writers_among(claimed.get("processes", {})) for server in servers}
     for server in servers:
         server.wait_for_writes(10)
     written = {server.name: server.acknowledged() for server in servers}
@@ -53,7 +54,7 @@ def compare(servers: list[Server], *, nil_redo: bool) -> dict[str, Any]:
     if "refused" not in claimed:
         boot()
         found = {server.name: server.start_again() for server in servers}
-    return {"claimed": claimed, "errors": errors, "found": found, "written": written}
+    return {"claimed": claimed, "writers_of": writers_of, "errors": errors, "found": found, "written": written}
 
 
 def boot() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from quiesce.agent import deadman, memory
 from quiesce.agent.attempt import Attempt, AttemptError
 from quiesce.agent.filesystems import Freezer
 from quiesce.agent.writers import registry
+from quiesce.agent.writers.base import ApplicationWriter
 from quiesce.model.grades import LEVELS
 from quiesce.model.reports import FreezeState, WriterReport
 from quiesce.wire.messages import Prepare
@@ -37,7 +38,9 @@ def checkpoint(*, nil_redo: bool, held: Callable[[], None] = lambda: None, copy:
     are in /copy afterwards."""
     attempt = Attempt("token", Prepare(WINDOW_MS, False, nil_redo))
     try:
-        writers, held_ns = hold_all(attempt)
+        found = registry.discover()
+        processes_of = {writer.id: writer.pids for writer in found}
+        writers, held_ns = hold_all(attempt, found)
         held()
         frozen = attempt.freeze(deadline_ns())
         for disk in DISKS if copy else ():
@@ -53,6 +56,7 @@ def checkpoint(*, nil_redo: bool, held: Callable[[], None] = lambda: None, copy:
         attempt.abort()
     return {
         "writers": [to_wire(writer) for writer in writers.values()],
+        "processes": {id: pids for id, pids in processes_of.items() if writers[id].not_accounted_for is None},
         "filesystems": {item.mountpoint: item.state.value for item in frozen.filesystems},
         "unbroken": thawed.unbroken,
         "held_ns": held_ns,
@@ -60,10 +64,10 @@ def checkpoint(*, nil_redo: bool, held: Callable[[], None] = lambda: None, copy:
     }
 
 
-def hold_all(attempt: Attempt) -> tuple[dict[str, WriterReport], int]:
+def hold_all(attempt: Attempt, found: Sequence[ApplicationWriter]) -> tuple[dict[str, WriterReport], int]:
     """The writers by id, and CLOCK_MONOTONIC when the last of them held, in nanoseconds. Raises AttemptError."""
     _require_no_other_disks()
-    writers = {writer.id: writer for writer in attempt.prepare(registry.discover(), deadline_ns()).writers}
+    writers = {writer.id: writer for writer in attempt.prepare(found, deadline_ns()).writers}
     held_ns = 0
     for level in LEVELS:
         held = attempt.hold(level, deadline_ns())

@@ -18,6 +18,7 @@ from lab.boxed import attempts
 from lab.boxed.server import Server
 from quiesce.agent import leftovers
 from quiesce.agent.attempt import Attempt
+from quiesce.agent.writers import registry
 from quiesce.wire.messages import Prepare
 
 WORKS_S = 30.0
@@ -94,7 +95,7 @@ def _frozen_agent(then: Callable[[int], None]) -> None:
     if agent == 0:
         try:
             attempt = Attempt("token", Prepare(WINDOW_MS, False, False))
-            attempts.hold_all(attempt)
+            attempts.hold_all(attempt, registry.discover())
             attempt.freeze(attempts.deadline_ns())
             os.write(done, b"frozen")
             time.sleep(3600)

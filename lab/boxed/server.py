@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+from quiesce.agent import processes
+
 NOTES = "/run/notes"
 CLIENT = """
 import os, sys, time
@@ -173,6 +175,11 @@ class Server:
             client.kill()
             client.wait(20)
         self.clients = []
+
+    def writers_among(self, processes_of: dict[str, tuple[int, ...]]) -> list[str]:
+        """Of the writers with these processes, those that are this server's."""
+        own = self.process.pid if self.process else 0
+        return [id for id, pids in processes_of.items() if any(own in (pid, *processes.ancestors(pid)) for pid in pids)]
 
     def start_again(self) -> dict[str, Any]:
         """Starts on the copy, in no namespace of its own. Returns what it has, and what its log says."""

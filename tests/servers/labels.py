@@ -61,7 +61,7 @@ def lies(configuration: dict[str, Any], result: dict[str, Any]) -> list[str]:
 
 
 def _not_as_claimed(name: str, server: dict[str, Any], result: dict[str, Any], writers: list[WriterReport]) -> list[str]:
-    mine = [writer for writer in writers if (writer.data_directory or "").startswith(f"{server['place']}/{name}")]
+    mine = [writer for writer in writers if writer.id in result["writers_of"][name]]
     if len(mine) != 1:
         return [f"application, and {name} has {len(mine)} writers: {[writer.id for writer in writers]}"]
     (writer,), found = mine, result["found"][name]
