@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, note, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.servers import labels
@@ -20,7 +20,7 @@ def holds(servers: list[dict[str, Any]], *, nil_redo: bool = False, debian: int 
     configuration = {"servers": servers, "nil_redo": nil_redo, "debian": debian}
     result = labels.run(configuration)
     for writer in result["claimed"].get("writers", []):
-        note(f"{writer['id']}: {writer['grade']}: {writer.get('reason')}")
+        print(f"{writer['id']}: {writer['grade']}: {writer.get('reason')}")
     assert labels.lies(configuration, result) == []
 
 

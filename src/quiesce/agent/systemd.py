@@ -46,6 +46,8 @@ def properties_of_units(units: Sequence[str]) -> dict[str, dict[str, str]]:
     try:
         said = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
+        if not os.path.isdir(BOOTED):
+            raise UnitError("systemd does not run in this machine") from None
         raise UnitError(f"systemctl show {units[0]}: {error}") from None
     blocks = said.stdout.decode(errors="replace").strip().split("\n\n")
     if said.returncode and not os.path.isdir(BOOTED):
