@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lab.emulation import kvm_works
+from lab.emulation import client_pause_s
 from lab.machine import Machine
 
 DATABASE = "ledger"
 DIRECTORY = "/run/quiesce-ledger"
-PAUSE_S = 0.02 if kvm_works() else 0.1
-"""Between two commits of a client. An emulated guest needs time for whoever shall hold its applications, too."""
 
 CLIENT = f"""
 import os, sys, time
@@ -30,7 +28,7 @@ while not os.path.exists("{DIRECTORY}/stop"):
     cursor.execute("INSERT INTO entries VALUES (%s, %s)", (client, sequence))
     connection.commit()
     os.write(notes, b"%d %d %d %d\\n" % (client, sequence, started, time.monotonic_ns()))
-    time.sleep({PAUSE_S})
+    time.sleep({client_pause_s(0.01)})
 """
 
 
