@@ -8,6 +8,7 @@ ends, the kernel ends all others. The network and all other files are this host'
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,9 @@ def _give_vms_their_share() -> None:
     """Each VM gets as much of the processors as any other program of this host. libvirt puts all VMs into one control group
     of the kernel's scheduler, which has one share together: a busy program beside them would get half of the host."""
     original, own = Path("/etc/libvirt/qemu.conf"), Path("/run/qemu.conf")
-    own.write_text(f'{original.read_text()}\ncgroup_controllers = [ "devices", "memory", "blkio", "cpuset", "cpuacct" ]\n')
+    shutil.copy(original, own)  # with its mode: there may be passwords in it
+    with own.open("a") as file:
+        file.write('\ncgroup_controllers = [ "devices", "memory", "blkio", "cpuset", "cpuacct" ]\n')
     subprocess.run(["mount", "--bind", own, original], check=True)
 
 

@@ -15,6 +15,16 @@ EMULATED = "<vcpu>1</vcpu><cpu mode='custom' match='exact'><model fallback='allo
 what newer ones have costs more than it saves."""
 
 
+SLOWER = 10
+"""How many times slower an emulated guest is, about."""
+
+
+def client_pause_s(with_kvm: float) -> float:
+    """How long a client in a guest waits between two writes, in seconds. A client that does not wait leaves an emulated
+    guest no time for whoever shall hold its applications."""
+    return with_kvm if kvm_works() else SLOWER * with_kvm
+
+
 def kvm_works() -> bool:
     """Whether KVM can run a guest. /dev/kvm alone does not tell: it may open and still not run an ordinary kernel; so the
     processor's flags are checked, too."""

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lab.emulation import kvm_works
+from lab.emulation import client_pause_s
 from lab.machine import Machine
 
 DATABASE = "ledger"
 DIRECTORY = "/run/quiesce-ledger"
-PAUSE_S = 0.02 if kvm_works() else 0.1
-"""Between two commits of a client. An emulated guest needs time for whoever shall hold its applications, too."""
 
 CLIENT = f"""
 import os, sys, time
@@ -51,7 +49,7 @@ class Entry:
 class Ledger:
     """Clients that commit one row after the other."""
 
-    def __init__(self, machine: Machine, clients: int = 2, pause_s: float = PAUSE_S) -> None:
+    def __init__(self, machine: Machine, clients: int = 2, pause_s: float = client_pause_s(0.01)) -> None:
         self._machine = machine
         self._clients = clients
         self._pause_s = pause_s

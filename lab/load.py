@@ -9,8 +9,9 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from lab.emulation import client_pause_s
 from lab.machine import Machine
 from lab.waits import Entry
 
@@ -56,7 +57,7 @@ class Workload:
     """Shell: has it run again after a restore."""
     clients: int = 1
     user: str = "root"
-    pause_s: float = 0.1
+    pause_s: float = field(default_factory=lambda: client_pause_s(0.01))
     unclean: str = ""
     """Shell: prints what its own log says of a recovery at its last start; nothing if it started clean."""
     timeout_s: float = 240

@@ -27,8 +27,7 @@ def booted(image: Image) -> SavedMachine:
 
 def ready(image: Image) -> SavedMachine:
     """A booted guest with PostgreSQL running and the present agent installed."""
-    key = hashlib.sha256(archive.build()).hexdigest()[:16]
-    return saved(f"agent-{key}", image, _install, start_from=booted(image))
+    return saved(f"agent-{_key()}", image, _install, start_from=booted(image))
 
 
 def _install(machine: Machine) -> None:
@@ -40,9 +39,7 @@ def _install(machine: Machine) -> None:
 
 def with_clients(image: Image) -> SavedMachine:
     """A guest with the agent, whose database (`lab.ledger`) and filesystems (`lab.ticker`) clients write to all the time."""
-    recipe = b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in ("ledger", "ticker"))
-    key = hashlib.sha256(archive.build() + recipe).hexdigest()[:16]
-    return saved(f"clients-{key}", image, _start_clients, start_from=ready(image))
+    return saved(f"clients-{_key('ledger', 'ticker')}", image, _start_clients, start_from=ready(image))
 
 
 def _start_clients(machine: Machine) -> None:
@@ -54,12 +51,12 @@ def _start_clients(machine: Machine) -> None:
 def running(image: Image) -> SavedMachine:
     """A guest with the agent and all applications running except RabbitMQ. They have stores of their own, and no clients
     yet."""
-    return saved(f"running-{_key()}", image, _start_all, start_from=ready(image))
+    return saved(f"running-{_key('load', 'workloads')}", image, _start_all, start_from=ready(image))
 
 
 def rabbitmq(image: Image) -> SavedMachine:
     """A guest with the agent, of whose applications only RabbitMQ runs."""
-    return saved(f"rabbitmq-{_key()}", image, _start_rabbitmq, start_from=ready(image))
+    return saved(f"rabbitmq-{_key('load', 'workloads')}", image, _start_rabbitmq, start_from=ready(image))
 
 
 def _start_rabbitmq(machine: Machine) -> None:
@@ -67,9 +64,9 @@ def _start_rabbitmq(machine: Machine) -> None:
     Load(machine, [workloads.RABBITMQ]).set_up()
 
 
-def _key() -> str:
-    """Of a guest that runs the present workloads and the present agent."""
-    recipe = b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in ("load", "workloads"))
+def _key(*modules: str) -> str:
+    """Of a guest with the present agent, and with what these modules of the lab do in it at present."""
+    recipe = b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in modules)
     return hashlib.sha256(archive.build() + recipe).hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lab.emulation import client_pause_s
 from lab.load import Workload
 
 _WAIT_FOR = """
@@ -279,7 +280,7 @@ while True:
     print(body.decode())
 '""",
     start="ip link set lo up; systemctl start rabbitmq-server",
-    pause_s=0.2,
+    pause_s=client_pause_s(0.02),
     # A new node prints this line, too, so only the last start counts.
     unclean="awk '/Starting RabbitMQ/ { said = \"\" } /rebuilding indices from scratch/ { said = $0 } END { print said }'"
     " /var/log/rabbitmq/rabbit@localhost.log",

@@ -9,12 +9,11 @@ import time
 from types import TracebackType
 from typing import Self
 
-from lab.emulation import kvm_works
+from lab.emulation import client_pause_s
 from lab.shop.servers import ITEMS
 from lab.waits import Entry
 
-PAUSE_S = 0.05 if kvm_works() else 0.5
-"""Between two orders of a customer. Emulated servers need time for whoever shall hold them, too."""
+PAUSE_S = client_pause_s(0.05)
 PATIENCE_S = 300.0
 """Longest that a customer waits for one answer."""
 

@@ -165,12 +165,12 @@ def test_rabbitmq(broker: Machine, quiesce: Quiesce, request: pytest.FixtureRequ
     load.wait_for_writes(2)
     assert load.errors() == ""  # frozen, it only kept its clients waiting
     load.stop()
-    confirmed = {entry.key for entry in load.acknowledged(workloads.RABBITMQ)}
     write_configuration(server, "rabbitmq", "[Match]\nWriter=rabbitmq:*\nAction=stop\n")
     node = quiesce("checkpoint", server.name, "--name", "stopped", "--window", "60", timeout=400)
     assert (node["consistency"], grades(node)["rabbitmq:rabbitmq-server.service"]) == ("application", "clean")
     if not request.config.getoption("--long"):
         return
+    confirmed = {entry.key for entry in load.acknowledged(workloads.RABBITMQ)}
     quiesce("restore", f"{server.name}@stopped", "--start", "--discard-current", timeout=200)
     server.wait_for_guest()
     load.start_again()
