@@ -1,7 +1,7 @@
 """Runs a program among a guest image's files, with the kernel of this host.
 
-A box has its own processes, mounts, network and control groups, and two disks of its own. Servers and the agent's code run in it
-as in a guest, at this host's speed; there is no systemd in it. All of it ends with the program, or with the caller.
+A box has its own processes, mounts, network and control groups, and two disks of its own. Servers and the agent's code run
+in it as in a guest, at this host's speed; there is no systemd in it. All of it ends with the program, or with the caller.
 
     /srv, /data2    ext4 on two disks: what a checkpoint has
     /mem            a tmpfs: what it does not have
@@ -62,10 +62,15 @@ def run(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         enter = f'echo $$ >"{group}/cgroup.procs"; exec "$@"'
-        command = ["sh", "-c", enter, "sh", "unshare", *namespaces, sys.executable, __file__, INSIDE, str(image), scratch, *words]
+        inside = [sys.executable, __file__, INSIDE, str(image), scratch, *words]
         return subprocess.run(
-            command, input=standard_input, capture_output=True, text=True, check=True, timeout=timeout_s
-        ).stdout  # fmt: skip
+            ["sh", "-c", enter, "sh", "unshare", *namespaces, *inside],
+            input=standard_input,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=timeout_s,
+        ).stdout
 
 
 @contextmanager

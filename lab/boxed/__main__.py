@@ -1,8 +1,8 @@
 """Reads what to do from standard input, as JSON: `servers`, and `harm`; prints what came of it.
 
-Without harm: takes one checkpoint of the servers under load as the agent does, copies the frozen disks, starts the servers again
-on the copy, and prints what was claimed and what there is. With harm: does that to them in the middle of an attempt, and prints
-whether they work again."""
+Without harm: takes one checkpoint of the servers under load as the agent does, copies the frozen disks, starts the servers
+again on the copy, and prints what was claimed and what there is. With harm: does that to them in the middle of an attempt,
+and prints whether they work again."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def main() -> None:
     servers = [KINDS[each["kind"]](f"server{number}", each) for number, each in enumerate(asked["servers"])]
     for server in servers:
         server.make()
+        server.hide()
         server.start()
         server.fill()
         server.start_clients()

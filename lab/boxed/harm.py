@@ -1,8 +1,8 @@
 """What can go wrong in the middle of an attempt. Each function does it once, and returns what came of it:
 
-    works       server by server, whether new clients write again within WORKS_S
-    lives       whether each server's first process is still the same
-    claimed     what the agent reported, if it could
+works       server by server, whether new clients write again within WORKS_S
+lives       whether each server's first process is still the same
+claimed     what the agent reported, if it could
 """
 
 from __future__ import annotations

@@ -38,11 +38,9 @@ class Mariadb(Server):
         lines += [f"{name}={value}" for name, value in settings.items()]
         with open(f"/etc/{self.name}.cnf", "w") as file:
             file.write("[mariadbd]\n" + "\n".join(lines) + "\n")
-        subprocess.run(
-            ["mariadb-install-db", f"--defaults-file=/etc/{self.name}.cnf", "--user=mysql", "--auth-root-authentication-method=normal",
-             "--skip-test-db", "--skip-name-resolve"],
-            check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60,
-        )  # fmt: skip
+        options = ["--user=mysql", "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]
+        words = ["mariadb-install-db", f"--defaults-file=/etc/{self.name}.cnf", *options]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60)
 
     def command(self) -> Sequence[str]:
         return ["/usr/sbin/mariadbd", f"--defaults-file=/etc/{self.name}.cnf"]
@@ -55,7 +53,9 @@ class Mariadb(Server):
         return True
 
     def sql(self, statement: str) -> str:
-        return self.run("mariadb", "--no-defaults", "-N", "-B", "-u", "root", "-S", f"{self.socket_directory}/socket", "-e", statement)
+        return self.run(
+            "mariadb", "--no-defaults", "-N", "-B", "-u", "root", "-S", f"{self.socket_directory}/socket", "-e", statement
+        )
 
     def fill(self) -> None:
         self.sql("CREATE DATABASE shop")
@@ -64,12 +64,14 @@ class Mariadb(Server):
             directory = self.make_directory(f"{self.configuration['table_place']}/{self.name}-table")
             where = f" DATA DIRECTORY='{directory}'"
         for engine in self.configuration["engines"]:
-            self.sql(f"CREATE TABLE shop.{engine} (k VARCHAR(60) NOT NULL) ENGINE={engine}{where if engine == 'InnoDB' else ''}")
+            self.sql(
+                f"CREATE TABLE shop.{engine} (k VARCHAR(60) NOT NULL) ENGINE={engine}{where if engine == 'InnoDB' else ''}"
+            )
 
     def change(self) -> None:
         for session in self.configuration["sessions"]:
-            words = [*self.as_user(), "mariadb", "--no-defaults", "-n", "-N", "-u", "root", "-S", f"{self.socket_directory}/socket", "shop"]
-            self.clients.append(Session(words, f"{session};", "SELECT 'done';"))
+            client = ["mariadb", "--no-defaults", "-n", "-N", "-u", "root", "-S", f"{self.socket_directory}/socket", "shop"]
+            self.clients.append(Session([*self.as_user(), *client], f"{session};", "SELECT 'done';"))
         for statement in self.configuration["changes"]:
             self.sql(statement)
 

@@ -85,7 +85,7 @@ class Postgresql(Server):
         with open(script, "w") as file:
             file.write(load["script"])
         words = [f"{PROGRAMS}/pgbench", "-n", "-c", str(load["clients"]), "-R", "50", "-T", "900", "-f", script]
-        errors = open(f"{NOTES}/{self.name}.load{number}.errors", "wb")  # noqa: SIM115 - the client's
+        errors = open(f"{NOTES}/{self.name}.load{number}.errors", "wb")
         command = [*self.as_user(), *words, "-h", self.socket_directory, "postgres"]
         self.clients.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors))
         errors.close()
@@ -98,8 +98,11 @@ class Postgresql(Server):
         said = self.said()
         starts = re.search(r"redo starts at ([0-9A-F]+/[0-9A-F]+)", said)
         nothing = "redo is not required" in said
-        ends = re.search(r"(?:invalid record length|invalid magic number|unexpected pageaddr|record with incorrect prev-link)[^\n]*?"
-                         r"(?:at|WAL file|segment) ([0-9A-F]+/[0-9A-F]+)", said)
+        ends = re.search(
+            r"(?:invalid record length|invalid magic number|unexpected pageaddr|record with incorrect prev-link)[^\n]*?"
+            r"(?:at|WAL file|segment) ([0-9A-F]+/[0-9A-F]+)",
+            said,
+        )
         done = re.search(r"redo done at ([0-9A-F]+/[0-9A-F]+)", said)
         return {
             "redo_starts": starts.group(1) if starts else "",

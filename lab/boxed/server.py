@@ -6,6 +6,7 @@ import glob
 import os
 import pwd
 import select
+import shutil
 import subprocess
 import textwrap
 import time
@@ -58,6 +59,7 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
         self.clients: list[subprocess.Popen[bytes] | Session] = []
         self.log = f"/run/{name}.log"
+        self._hidden = ""
 
     # -- what an application does
 
@@ -102,15 +104,27 @@ class Server:
         self.launch()
         self.wait_until_it_answers()
 
+    def hide(self) -> None:
+        """Moves its files to where nobody looks. The server has them at the old place, in a mount of its own."""
+        if self.configuration.get("hidden"):
+            self._hidden = f"{self.configuration['hidden']}/{self.name}-hidden"
+            shutil.copytree(self.directory, self._hidden, symlinks=True)
+            subprocess.run(["chown", "-R", f"{self.user}:", self._hidden], check=True)
+            os.chmod(self._hidden, 0o700)
+
     def launch(self) -> None:
         self._make_socket_directory()
         group = f"/sys/fs/cgroup/{self.configuration.get('group') or self.name}"
         os.makedirs(group, exist_ok=True)
         enter = ["sh", "-c", f'echo $$ >{group}/cgroup.procs; exec "$@"', "sh"]
         account = pwd.getpwnam(self.user)
-        private = f'mount -t tmpfs tmpfs /tmp; install -d -o {account.pw_uid} {self.socket_directory}; exec "$@"'
-        private_tmp = ["sh", "-c", private, "sh"] if self.configuration.get("private_tmp") else []
-        words = [*enter, *self._namespaces(), *private_tmp, *self._unprivileged(), *self.command()]
+        own = []
+        if self.configuration.get("private_tmp"):
+            own.append(f"mount -t tmpfs tmpfs /tmp; install -d -o {account.pw_uid} {self.socket_directory}")
+        if self._hidden:
+            own.append(f"mount --bind {self._hidden} {self.directory}")
+        mounts = ["sh", "-c", f'{"; ".join(own)}; exec "$@"', "sh"] if own else []
+        words = [*enter, *self._namespaces(), *mounts, *self._unprivileged(), *self.command()]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
@@ -123,7 +137,9 @@ class Server:
         return self.answers()
 
     def _namespaces(self) -> list[str]:
-        wanted = set(self.configuration.get("namespaces", [])) | ({"mount"} if self.configuration.get("private_tmp") else set())
+        wanted = set(self.configuration.get("namespaces", []))
+        if self.configuration.get("private_tmp") or self._hidden:
+            wanted.add("mount")
         if not wanted:
             return []
         words = ["unshare", *(f"--{name}" for name in sorted(wanted))]
@@ -136,7 +152,7 @@ class Server:
             file.write(CLIENT % textwrap.dedent(self.client % vars(self)))
         for number in range(2):
             words = [*self.as_user(), "python3", f"/run/{self.name}.py", f"{self.name}.{number}"]
-            errors = open(f"{NOTES}/{self.name}.{number}.errors", "wb")  # noqa: SIM115 - the client's
+            errors = open(f"{NOTES}/{self.name}.{number}.errors", "wb")
             self.clients.append(subprocess.Popen(words, stderr=errors))
             errors.close()
 
@@ -170,7 +186,7 @@ class Server:
             file.write("1")
         assert self.process
         self.process.wait(20)
-        wait_for(lambda: "populated 0" in open(f"{group}/cgroup.events").read(), f"{self.name} does not end")  # noqa: SIM115
+        wait_for(lambda: "populated 0" in open(f"{group}/cgroup.events").read(), f"{self.name} does not end")
         for client in self.clients:
             client.kill()
             client.wait(20)
@@ -183,7 +199,8 @@ class Server:
 
     def start_again(self) -> dict[str, Any]:
         """Starts on the copy, in no namespace of its own. Returns what it has, and what its log says."""
-        self.configuration = self.configuration | {"namespaces": [], "group": ""}
+        self.configuration = self.configuration | {"group": ""}
+        self._hidden = ""
         os.truncate(self.log, 0)
         try:
             self.start()

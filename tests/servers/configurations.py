@@ -27,6 +27,7 @@ postgresql = st.fixed_dictionaries(
         "segment_mib": st.sampled_from((1, 16, 64)),
         "namespaces": namespaces,
         "private_tmp": st.sampled_from((False, False, True)),
+        "hidden": st.sampled_from(("", "", "", "", "/mem", "/data2")),
         "group": groups,
         "settings": st.fixed_dictionaries(
             {"max_prepared_transactions": st.just("5")},
@@ -91,6 +92,7 @@ mariadb = st.fixed_dictionaries(
         ),
         "namespaces": namespaces,
         "private_tmp": st.sampled_from((False, False, True)),
+        "hidden": st.sampled_from(("", "", "", "", "/mem", "/data2")),
         "group": groups,
         "settings": st.fixed_dictionaries(
             {},
@@ -139,6 +141,7 @@ redis = st.fixed_dictionaries(
         "port": st.sampled_from((0, 6379, 6380)),
         "namespaces": namespaces,
         "private_tmp": st.sampled_from((False, False, True)),
+        "hidden": st.sampled_from(("", "", "", "", "/mem", "/data2")),
         "group": groups,
         "settings": some(
             "appendonly yes",

@@ -38,9 +38,7 @@ class Row:
         wrong = labels.lies(configuration, result)
         assert wrong == [], (self.name, wrong)
         (writer,) = (
-            found
-            for each in result["claimed"]["writers"]
-            if (found := from_wire(WriterReport, each)).application != "systemd"
+            found for each in result["claimed"]["writers"] if (found := from_wire(WriterReport, each)).application != "systemd"
         )
         return writer.grade.value if writer.grade.vouched else f"{writer.grade.value}: {_without_numbers(str(writer.reason))}"
 

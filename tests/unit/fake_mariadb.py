@@ -13,7 +13,7 @@ import pymysql
 import pytest
 from pymysql.err import OperationalError
 
-from quiesce.agent import memory, processes
+from quiesce.agent import memory, processes, sockets
 from quiesce.agent.processes import Process
 from quiesce.agent.writers import mariadb, mariadb_locked, mariadb_locks
 from quiesce.agent.writers.base import deadline_in_ns
@@ -66,8 +66,8 @@ class Server:
         self.connections: list[Connection] = []
         self.said: list[tuple[int, str]] = []
 
-    def connect(self, unix_socket: str, user: str, **_: Any) -> Connection:
-        assert (unix_socket, user) == ("/run/mysqld/mysqld.sock", "root")
+    def connect(self, user: str, **_: Any) -> Connection:
+        assert user == "root"
         self.connections.append(Connection(self, len(self.connections) + 1))
         return self.connections[-1]
 
@@ -139,6 +139,9 @@ class Connection:
             raise self._pending
         self._result, self.rows = self, self._pending
 
+    def connect(self, path: str) -> None:
+        assert path == "/run/mysqld/mysqld.sock"
+
     def close(self) -> None:
         self.closed = True
         self._sock.close()
@@ -150,6 +153,7 @@ def serving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]
     """It is the one that the writer connects to, and waits are short."""
     server = Server()
     monkeypatch.setattr(pymysql, "connect", server.connect)
+    monkeypatch.setattr(sockets, "connect", lambda _pid, path, _timeout_s: path)
     monkeypatch.setattr(processes, "listening_paths", lambda _: ["/run/a/mysqlx.sock", "/run/mysqld/mysqld.sock"])
     monkeypatch.setattr(memory, "DIRECTORY", str(tmp_path))
     monkeypatch.setattr(mariadb, "PREPARE_FLUSH_S", 0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from quiesce.agent import linux, processes
+from quiesce.agent import linux, processes, sockets
 from quiesce.agent.processes import Process
 from quiesce.agent.writers import redis
 from quiesce.agent.writers.base import deadline_in_ns
@@ -123,6 +124,13 @@ class Talk(socketserver.StreamRequestHandler):
                 self.wfile.write(fake.answer(words, known))
 
 
+def _connect(_pid: int, path: str, timeout_s: float) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(timeout_s)
+    connection.connect(path)
+    return connection
+
+
 @contextlib.contextmanager
 def serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     """It runs, and is the one that the writer finds."""
@@ -137,6 +145,7 @@ def serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
         monkeypatch.setattr(processes, "command_line", lambda _: ["/usr/bin/redis-server 127.0.0.1:6379"])
         monkeypatch.setattr(redis, "CONFIGURATIONS", (str(tmp_path / "*.conf"),))
         monkeypatch.setattr(linux, "as_user", lambda _: nullcontext())
+        monkeypatch.setattr(sockets, "connect", _connect)
         yield fake
         server.shutdown()
         thread.join()

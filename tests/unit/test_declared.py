@@ -71,7 +71,10 @@ def test_what_is_not_said_is_as_the_docs_have_it(machine):
         (f"{UNIT_WRITER}CrashSafe=yes\n", "writer 'shop': CrashSafe= needs Paths="),
         (f"{UNIT_WRITER}CrashSafe=yes\nPaths=/srv\nStateless=yes\n", "needs no CrashSafe="),
         (f"{UNIT_WRITER}CrashSafe=yes\nPaths=/srv\nAction=stop\n", "CrashSafe= is for a unit or control group"),
-        (f"{WRITER}Hold=/bin/true\nRelease=/bin/true\nCrashSafe=yes\nPaths=/srv\n", "CrashSafe= is for a unit or control group"),
+        (
+            f"{WRITER}Hold=/bin/true\nRelease=/bin/true\nCrashSafe=yes\nPaths=/srv\n",
+            "CrashSafe= is for a unit or control group",
+        ),
         ("[Match]\nWriter=*\nCrashSafe=yes\n", "[Match]: crashsafe is not known"),
         (f"{UNIT_WRITER}Level=Front-End\n", "'Front-End' is not a valid Level"),
         (f"{UNIT_WRITER}HoldTimeoutSec=2s\n", "2s"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from quiesce.agent.writers.postgresql import MIB, Cluster
 from quiesce.agent.writers.postgresql_files import Postmaster, cluster_id, data_directories, read_control_file
 from quiesce.agent.writers.postgresql_locks import LockSession
 from quiesce.agent.writers.postgresql_nil_redo import NilRedo
-from quiesce.agent.writers.postgresql_session import peer_of, sqlstate_of, words_of
+from quiesce.agent.writers.postgresql_session import sqlstate_of, words_of
 from quiesce.agent.writers.postgresql_stopped import StoppedCluster
 from quiesce.agent.writers.wal import format_lsn, parse_lsn
 from quiesce.model.grades import Grade, Level
@@ -357,16 +356,6 @@ def test_a_server_with_room_is_asked(log, monkeypatch):
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=48 * 256, f_frsize=4096))
     cluster.on_prepare(0, 10_000)
     assert cluster._control.said.count("CHECKPOINT") == 2
-
-
-def test_whoever_listens_on_the_socket_is_asked_who_it_is(tmp_path):
-    """Broken: another server that took the socket over would be held, and the one that we found would not."""
-    path = str(tmp_path / "s")
-    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
-        server.bind(path)
-        server.listen()
-        client.connect(path)
-        assert peer_of(client) == os.getpid()
 
 
 def test_what_the_server_says_becomes_the_reason():

@@ -23,7 +23,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
 
 
 def _client(fake: Fake) -> Client:
-    return Client(fake.path, deadline_in_ns(2))
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(fake.path)
+    return Client(connection)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_a_silent_server_is_not_waited_for_beyond_the_deadline(fake):
         client.call("PING", deadline_ns=deadline_in_ns(0.05))
     assert client._socket.fileno() == -1
     with pytest.raises(TimeoutError):
-        Client(fake.path, time.monotonic_ns())
+        _client(fake).call("PING", deadline_ns=time.monotonic_ns())
 
 
 def test_a_server_that_ends_in_the_middle_of_an_answer_is_noticed(fake, monkeypatch):

@@ -18,6 +18,7 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
     made = Systemctl(tmp_path)
     made.has(UNIT)
     monkeypatch.setattr(systemd, "SYSTEMCTL", made.path)
+    monkeypatch.setattr(systemd, "BOOTED", str(tmp_path))
     return made
 
 
@@ -100,4 +101,7 @@ def test_a_systemctl_that_fails_hangs_or_is_not_there_is_an_error_that_says_so(s
         systemd.properties_of(UNIT)
     monkeypatch.setattr(systemd, "SYSTEMCTL", "/nowhere/systemctl")
     with pytest.raises(UnitError, match="No such file"):
+        systemd.properties_of(UNIT)
+    monkeypatch.setattr(systemd, "BOOTED", "/nowhere")
+    with pytest.raises(UnitError, match="systemd does not run in this machine"):
         systemd.properties_of(UNIT)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from quiesce.agent import looks
 
+MAX_LINKS = 40
+
 
 @dataclass(frozen=True)
 class Process:
@@ -45,6 +47,47 @@ def has_other_root(pid: int) -> bool:
     except looks.NotAnsweringError:
         return True  # the agent's own answers
     return (root.st_dev, root.st_ino) != (own.st_dev, own.st_ino)
+
+
+def shares_mounts(pid: int) -> bool:
+    """Whether a path means the same file to the process as to the agent, as far as mounts decide that. Raises OSError if the
+    process ended."""
+    return os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt") and not has_other_root(pid)
+
+
+def inside(pid: int, path: str) -> str:
+    """A path by which the agent reaches what the process has at this absolute path. Symbolic links are followed in the
+    process's own mounts. Raises OSError, as for too many links."""
+    top, links = f"/proc/{pid}/root", 0
+    names, here = path.split("/"), ""
+    while names:
+        name = names.pop(0)
+        if name in ("", "."):
+            continue
+        if name == "..":
+            here = os.path.dirname(here)
+            continue
+        try:
+            target = os.readlink(f"{top}{here}/{name}")
+        except OSError:
+            here = f"{here}/{name}"  # it is no link
+            continue
+        links += 1
+        if links > MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        here = "" if target.startswith("/") else here
+        names = [*target.split("/"), *names]
+    return top + here
+
+
+def sees_the_same(pid: int, path: str) -> bool:
+    """Whether the process has the same file at this path as the agent. Raises OSError, as NotAnsweringError, if either cannot
+    be looked at."""
+    if shares_mounts(pid):
+        return True
+    theirs = inside(pid, path)
+    mine, its = looks.at(path, os.stat, path), looks.at(theirs, os.stat, theirs)
+    return (mine.st_dev, mine.st_ino) == (its.st_dev, its.st_ino)
 
 
 def read_file(path: str, limit: int = 64 * 1024) -> str:

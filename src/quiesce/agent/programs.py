@@ -20,11 +20,11 @@ import os
 import re
 import select
 import socket
-import struct
 from dataclasses import dataclass
 from typing import Any, Optional
 
 from quiesce.agent import memory
+from quiesce.agent.sockets import peer_of
 from quiesce.codec import CodecError, decode
 from quiesce.model.grades import Level
 from quiesce.wire.framing import LineSplitter, ProtocolError, from_line, to_line
@@ -145,7 +145,7 @@ class Programs:
             except OSError:  # no connection is left, or no descriptor for one
                 return
             connection.setblocking(False)
-            if peer(connection)[1] != os.geteuid():
+            if peer_of(connection)[1] != os.geteuid():
                 _refuse(connection, "only root may be a writer")
             elif len(self._connections) >= MAX_CONNECTIONS:
                 _refuse(connection, f"there are {MAX_CONNECTIONS} connections already")
@@ -253,13 +253,6 @@ def listen(path: str) -> socket.socket:
         os.umask(mask)
     listener.listen(MAX_CONNECTIONS)
     return listener
-
-
-def peer(connection: socket.socket) -> tuple[int, int]:
-    """Process and user who connected; unix(7), SO_PEERCRED."""
-    credentials = struct.Struct("3i")  # struct ucred: pid, uid, gid
-    pid, uid, _ = credentials.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))
-    return int(pid), int(uid)
 
 
 def _refuse(connection: socket.socket, reason: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Optional, Protocol
 
-from quiesce.agent import looks
+from quiesce.agent import looks, processes
 from quiesce.agent.undos import Undo
 from quiesce.agent.writers.account import Account
 from quiesce.model.grades import Grade, Level
@@ -165,13 +165,22 @@ class ApplicationWriter:
             self.on_identify(deadline_ns)
 
     def where(self) -> list[str]:
-        """As `paths`. Raises nothing but OSError, as NotAnsweringError."""
+        """As `paths`. Raises nothing but OSError, as NotAnsweringError; also where the application has other files at a path
+        than the agent, in mounts of its own."""
         try:
-            return self.paths()
+            paths = self.paths()
+            self._require_same_mounts(paths)
         except OSError:
             raise
         except Exception as error:  # noqa: BLE001 - what is not known before `identify`
             raise OSError(errno.ENODATA, self._words(error)) from None
+        return paths
+
+    def _require_same_mounts(self, paths: Sequence[str]) -> None:
+        for pid in self.pids:
+            for path in paths:
+                if not processes.sees_the_same(pid, path):
+                    raise OSError(errno.EXDEV, f"process {pid} has a mount of its own at {path}, which nobody else sees")
 
     def prepare(self, deadline_ns: int, window_ms: int) -> None:
         """Never raises; an error becomes the reason of the grade."""
@@ -274,7 +283,8 @@ class ApplicationWriter:
                 self.grade, self.reason = (Grade.CLEAN if self.stateless else grade), text
 
     def _words(self, error: Exception) -> str:
-        return str(error) if isinstance(error, (WriterError, looks.NotAnsweringError)) else self.say(error)
+        own = isinstance(error, (WriterError, looks.NotAnsweringError)) or (isinstance(error, OSError) and error.errno is None)
+        return str(error) if own and str(error) else self.say(error)
 
     def _downgrade(self, reason: str) -> None:
         if self.stateless:

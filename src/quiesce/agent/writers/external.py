@@ -13,7 +13,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Optional
 
-from quiesce.agent.programs import Program, Programs, Registration, peer
+from quiesce.agent.programs import Program, Programs, Registration
+from quiesce.agent.sockets import peer_of
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns, left_s
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
@@ -76,7 +77,7 @@ class External(_Registered):
         assert registration is not None  # `connected` lists only programs that registered
         super().__init__(registration)
         self._program = program
-        self.pids = (peer(program.connection)[0],)
+        self.pids = (peer_of(program.connection)[0],)
         self._attempt = False
         """Whether it was asked to prepare, and not yet told how the attempt ended."""
 

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from quiesce.agent import processes
+from quiesce.agent import processes, sockets
 from quiesce.agent.processes import Process
 from quiesce.agent.writers.base import WriterError, deadline_in_ns
 from quiesce.model.reports import Outcome
@@ -27,6 +27,9 @@ _SETTINGS = (
     "SET SESSION slow_query_log = OFF",
     "SET SESSION max_statement_time = 0",
 )
+
+
+CONNECT_TIMEOUT_S = 5.0
 
 
 class TooManyConnectionsError(WriterError):
@@ -78,9 +81,8 @@ def connect(process: Process, application: str, table: str = "") -> Session:
     if not paths:
         raise WriterError("it listens at no Unix socket, the only way in without a password", Outcome.NON_RETRYABLE)
     try:
-        connection = pymysql.connect(
-            unix_socket=paths[0], user="root", autocommit=True, connect_timeout=5, read_timeout=5, write_timeout=5
-        )
+        connection = pymysql.connect(user="root", autocommit=True, read_timeout=5, write_timeout=5, defer_connect=True)
+        connection.connect(sockets.connect(process.pid, paths[0], CONNECT_TIMEOUT_S))
     except pymysql.err.OperationalError as error:
         if code_of(error) == _TOO_MANY_CONNECTIONS:
             raise TooManyConnectionsError from None

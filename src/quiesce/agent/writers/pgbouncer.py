@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import Any, Optional
 
-from quiesce.agent import linux, processes
+from quiesce.agent import processes, sockets
 from quiesce.agent.processes import Process
 from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
@@ -134,8 +134,8 @@ class PgBouncer(ApplicationWriter):
     def _connect(self, timeout_s: float) -> Any:
         from pg8000.native import Connection  # slow to import, so before the time-out counts
 
-        with linux.as_user(self._process.uid):
-            return Connection("pgbouncer", database="pgbouncer", unix_sock=self._socket_path, timeout=timeout_s)
+        reached = sockets.connect(self.pid, self._socket_path, timeout_s, uid=self._process.uid)
+        return Connection("pgbouncer", database="pgbouncer", sock=reached, timeout=timeout_s)
 
 
 def _mode(database: dict[str, Any], default: str) -> str:

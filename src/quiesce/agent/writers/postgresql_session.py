@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import pwd
-import socket
-import struct
 import time
 from contextlib import suppress
 from typing import Any
 
-from quiesce.agent import linux
-from quiesce.agent.writers.base import WriterError
+from quiesce.agent import sockets
 from quiesce.agent.writers.postgresql_files import Postmaster
 
 _SETTINGS = (
@@ -43,23 +40,12 @@ def connect(postmaster: Postmaster, database: str, deadline_ns: int) -> Any:
     left_s = max(1.0, (deadline_ns - time.monotonic_ns()) / 1e9)
     path = f"{postmaster.socket_directory}/.s.PGSQL.{postmaster.port}"
     user = user_of(postmaster)
-    with linux.as_user(postmaster.uid):
-        connection = Connection(user, database=database, unix_sock=path, timeout=left_s, application_name="quiesce")
-    peer = peer_of(connection._usock)
-    if peer != postmaster.pid:
-        close(connection)
-        raise WriterError(f"process {peer}, and not this cluster's postmaster {postmaster.pid}, listens on {path}")
+    reached = sockets.connect(postmaster.pid, path, left_s, uid=postmaster.uid)
+    connection = Connection(user, database=database, sock=reached, timeout=left_s, application_name="quiesce")
     for setting in _SETTINGS:
         with suppress(Exception):  # an older server lacks some; a role that is no superuser is refused by `Cluster.on_identify`
             connection.run(f"SET {setting}")
     return connection
-
-
-def peer_of(connection: socket.socket) -> int:
-    """The process that listens on the other end of a Unix socket: unix(7), SO_PEERCRED."""
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, _uid, _gid = struct.unpack("3i", credentials)
-    return int(pid)
 
 
 def user_of(postmaster: Postmaster) -> str:
@@ -84,4 +70,6 @@ def words_of(error: Exception) -> str:
     detail = error.args[0] if error.args else None
     if isinstance(detail, dict):
         return str(detail.get("M", "an error without a message"))
+    if type(error).__name__ == "InterfaceError":  # pg8000's word for whatever ends a connection
+        return "its connection is closed"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

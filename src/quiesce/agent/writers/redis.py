@@ -15,10 +15,11 @@ from __future__ import annotations
 import glob
 import os
 import re
+import socket
 import time
 from typing import Any, Callable, Optional
 
-from quiesce.agent import linux, looks, processes
+from quiesce.agent import linux, looks, processes, sockets
 from quiesce.agent.processes import Process
 from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
@@ -310,7 +311,7 @@ class RedisServer(ApplicationWriter):
 
     def _connect(self, deadline_ns: int) -> Client:
         """A connection that is let in, if a password is needed with the one that was found."""
-        client = Client(self._path or ("127.0.0.1", self._port), deadline_ns)
+        client = Client(self._reach(max(0.001, (deadline_ns - time.monotonic_ns()) / 1e9)))
         try:
             if self._password is not None:
                 client.call("AUTH", self._password, deadline_ns=deadline_ns)
@@ -318,6 +319,12 @@ class RedisServer(ApplicationWriter):
             client.close()
             raise
         return client
+
+    def _reach(self, timeout_s: float) -> socket.socket:
+        """Raises OSError."""
+        if self._path:
+            return sockets.connect(self.pid, self._path, timeout_s)
+        return socket.create_connection(("127.0.0.1", self._port), timeout_s)
 
     def _log_in(self, deadline_ns: int) -> Client:
         """A connection that may run commands. Finds the password if one is needed. Raises WriterError."""

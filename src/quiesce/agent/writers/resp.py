@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import Any, Union
+from typing import Any
 
 MAX_ANSWER = 16 << 20
 """Longest text taken from a server, in bytes; INFO has some ten thousand. A server that sends more is no Redis."""
-
-Address = Union[str, tuple[str, int]]
-"""A Unix socket's path, or host and port."""
 
 
 class RespError(Exception):
@@ -24,19 +21,9 @@ class RespError(Exception):
 class Client:
     """A connection. Any error but RespError closes it: else a late answer would be taken for the next command's."""
 
-    def __init__(self, address: Address, deadline_ns: int) -> None:
-        """Raises OSError."""
+    def __init__(self, connection: socket.socket) -> None:
         self._buffer = b""
-        self._socket = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
-        try:
-            self._wait(deadline_ns)
-            self._socket.connect(address)
-        except socket.timeout:
-            self.close()
-            raise TimeoutError(f"no connection to {address} in time") from None
-        except BaseException:
-            self.close()
-            raise
+        self._socket = connection
 
     def call(self, *words: str, deadline_ns: int) -> Any:
         """Answers with text, a whole number, None, or a list of such. Raises RespError; OSError, as TimeoutError."""

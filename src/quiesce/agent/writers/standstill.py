@@ -105,6 +105,8 @@ def _descends(pid: int, ancestor: int) -> bool:
     while pid not in seen:
         if pid == ancestor:
             return True
+        if pid == 1:
+            return False
         seen.add(pid)
         parent = processes.parent(pid)
         if not parent:
