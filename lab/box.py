@@ -50,7 +50,7 @@ def root_image(debian: int) -> Path:
 
 
 def run(
-    words: Sequence[str], standard_input: str, files: Mapping[str, bytes], *, debian: int = 13, timeout_s: float = 120
+    words: Sequence[str], standard_input: str, files: Mapping[str, bytes], *, debian: int = 13, timeout_s: float = 180
 ) -> str:
     """Runs a program of the image's, by its path. Returns its standard output. Raises subprocess.CalledProcessError, which has
     the standard error, and subprocess.TimeoutExpired. `files`: by their paths below /quiesce."""
@@ -136,9 +136,9 @@ def _inside(image: str, scratch: Path, words: Sequence[str]) -> None:
     mount("-t", "cgroup2", "cgroup2", root / "sys/fs/cgroup")
     mount("--bind", "/dev", root / "dev")
     mount("-t", "tmpfs", "tmpfs", root / "dev/shm")
-    for name, content in given.items():
-        (root / "quiesce" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "quiesce" / name).write_bytes(content)
+    for path, content in given.items():
+        (root / "quiesce" / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / "quiesce" / path).write_bytes(content)
     os.chdir(root)
     subprocess.run(["pivot_root", ".", ".old"], check=True)
     os.chroot(".")

@@ -1,5 +1,6 @@
-"""Builds two guest images: Debian 13 with PostgreSQL 17, qemu-guest-agent and python3, with a root disk and a data disk; and
-the same with all other applications that quiesce has a writer for, none of them running."""
+"""Builds guest images: Debian 13 with PostgreSQL 17, qemu-guest-agent and python3, with a root disk and a data disk; the same
+with all other applications that quiesce has a writer for, none of them running; and Debian 12, with what other kinds of disks
+need."""
 
 from __future__ import annotations
 
@@ -50,6 +51,15 @@ APPLICATIONS = (
     "valkey-server",
 )
 OLD_SUITE = "bookworm"
+OLD_PACKAGES = (
+    *(package for package in PACKAGES if package != "postgresql-17"),
+    "apparmor",
+    "btrfs-progs",
+    "lvm2",
+    "postgresql-15",
+    "thin-provisioning-tools",
+    "xfsprogs",
+)
 OLD_SERVERS = ("iproute2", "mariadb-server", "postgresql-15", "procps", "python3", "python3-psycopg2", "python3-pymysql",
                "redis-server", "util-linux")  # fmt: skip
 """Of Debian 12: no guest, but programs for `lab.box`."""
@@ -91,6 +101,7 @@ rm -rf var/cache/apt/* var/lib/apt/lists/* usr/share/doc/* usr/share/man/* usr/s
 touch etc/.updated var/.updated  # nothing to be brought up to date at the first boot (ConditionNeedsUpdate)
 """
 
+ZSTD = b"\x28\xb5\x2f\xfd"
 ROOT_MIB = 1800
 DATA_MIB = 1200
 
@@ -111,7 +122,7 @@ class Image:
 
     @property
     def vmlinux(self) -> Path:
-        """The same kernel unpacked. Firmware cannot start it; without firmware QEMU can (PVH)."""
+        """The same kernel, unpacked if it can be. Firmware cannot start it; without firmware QEMU can (PVH)."""
         return self.directory / "vmlinux"
 
     @property
@@ -130,10 +141,19 @@ def build(*, applications: bool = False) -> Image:
         CUSTOMIZE.replace("%SERVICES%", " ".join(SERVICES) if applications else ""),
         ROOT_MIB + (1600 if applications else 0),
     )
+    return _built(recipe, "Debian 13 guest image" + (" with all applications" if applications else ""))
+
+
+def old() -> Image:
+    """A guest image with Debian 12 and PostgreSQL 15, for XFS, btrfs, LVM and AppArmor. As `build`."""
+    customize = CUSTOMIZE.replace("%SERVICES%", "").replace("postgresql/17", "postgresql/15")
+    return _built(_Recipe(OLD_PACKAGES, customize, ROOT_MIB, OLD_SUITE), "Debian 12 guest image")
+
+
+def _built(recipe: _Recipe, what: str) -> Image:
     path = cache.root() / f"image-{recipe.key}"
     with cache.entry(path) as directory:
         if directory is not None:
-            what = "Debian 13 guest image" + (" with all applications" if applications else "")
             print(f"lab: building the {what} (once, one to five minutes)", file=sys.stderr, flush=True)
             _build_into(directory, recipe)
     return Image(path)
@@ -159,10 +179,11 @@ class _Recipe:
     packages: tuple[str, ...]
     customize: str
     root_mib: int
+    suite: str = SUITE
 
     @property
     def key(self) -> str:
-        parts = (SUITE, *self.packages, self.customize, str(self.root_mib), str(DATA_MIB))
+        parts = (self.suite, *self.packages, self.customize, str(self.root_mib), str(DATA_MIB))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -173,7 +194,7 @@ def _build_into(directory: Path, recipe: _Recipe) -> None:
         customize = scratch / "customize"
         customize.write_text(f"#!/bin/sh\n{recipe.customize}")
         customize.chmod(0o755)
-        _mmdebstrap(tree, customize, recipe.packages)
+        _mmdebstrap(tree, customize, recipe.packages, recipe.suite)
         shutil.copy(next((tree / "boot").glob("vmlinuz-*")), directory / "vmlinuz")
         shutil.copy(next((tree / "boot").glob("initrd.img-*")), directory / "initrd.img")
         (directory / "vmlinux").write_bytes(_unpacked((directory / "vmlinuz").read_bytes()))
@@ -193,10 +214,12 @@ def _build_into(directory: Path, recipe: _Recipe) -> None:
 
 def _unpacked(kernel: bytes) -> bytes:
     """The ELF image in a bzImage that is compressed by zstd (Linux's Documentation/arch/x86/boot.rst: `setup_sects`,
-    `payload_offset`, `payload_length`). Four bytes at its end are the size."""
+    `payload_offset`, `payload_length`). Four bytes at its end are the size. Else the bzImage itself, which starts more slowly."""
     offset, length = struct.unpack_from("<II", kernel, 0x248)
     start = (kernel[0x1F1] + 1) * 512 + offset
     payload = kernel[start : start + length - 4]
+    if not payload.startswith(ZSTD):
+        return kernel
     return subprocess.run(["zstd", "-dqc"], input=payload, stdout=subprocess.PIPE, check=True, timeout=60).stdout
 
 

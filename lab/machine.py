@@ -23,11 +23,11 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import libvirt
@@ -103,7 +103,10 @@ class Machine:
         customize: Callable[[str], str] = lambda xml: xml,
         boot: bool = True,
         firmware: bool = False,
+        memory_mib: int = MEMORY_MIB,
+        more_disks: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
+        """`more_disks`: empty ones, target and size in MiB."""
         self.image = image
         self.name = new_name()
         self.uuid = str(uuid.uuid4())
@@ -112,6 +115,8 @@ class Machine:
         self._customize = customize
         self._boot = boot
         self._firmware = firmware
+        self._memory_mib = memory_mib
+        self._more_disks = more_disks
 
     def __enter__(self) -> Self:
         self._stack = contextlib.ExitStack()
@@ -127,6 +132,8 @@ class Machine:
             base = self._start_from.directory if self._start_from else None
             for target, file in self.image.disks.items():
                 _overlay(base / f"{target}.qcow2" if base else file, self.disk(target))
+            for target, mib in self._more_disks.items():
+                subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", self.disk(target), f"{mib}M"], check=True)
             self.domain = self.connection.defineXML(self._definition())
             if self._start_from:
                 self._resume(self._start_from)
@@ -283,7 +290,7 @@ class Machine:
         disks = "".join(
             f"<disk type='file' device='disk'><driver name='qemu' type='qcow2' discard='unmap'/>"
             f"<source file='{self.disk(target)}'/><target dev='{target}' bus='virtio'/></disk>"
-            for target in self.image.disks
+            for target in (*self.image.disks, *self._more_disks)
         )
         kind, processors = ("kvm", "<vcpu>2</vcpu><cpu mode='maximum'/>") if kvm_works() else ("qemu", EMULATED)
         system, kernel, tpm = "<os>", self.image.vmlinux, ""
@@ -295,7 +302,7 @@ class Machine:
         return f"""
 <domain type='{kind}'>
   <name>{self.name}</name><uuid>{self.uuid}</uuid><genid/>
-  <memory unit='MiB'>{MEMORY_MIB}</memory>
+  <memory unit='MiB'>{self._memory_mib}</memory>
   {system}<type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{kernel}</kernel><initrd>{self.image.initrd}</initrd>
     <cmdline>root=/dev/vda rw console=ttyS0 {QUICK}</cmdline></os>

@@ -36,6 +36,8 @@ class Mariadb(Server):
         if self.configuration["table_place"]:
             settings.pop("innodb_file_per_table", None)  # else there is no DATA DIRECTORY
         lines += [f"{name}={value}" for name, value in settings.items()]
+        if "ARCHIVE" in self.configuration["engines"]:
+            lines.append("plugin_load_add=ha_archive")
         with open(f"/etc/{self.name}.cnf", "w") as file:
             file.write("[mariadbd]\n" + "\n".join(lines) + "\n")
         options = ["--user=mysql", "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]

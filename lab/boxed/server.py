@@ -32,13 +32,14 @@ while not os.path.exists("/run/notes/stop"):
     time.sleep(0.005)
 """
 WAIT_S = 30.0
+STATEMENTS_S = 120.0
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
+def wait_for(condition: Callable[[], bool], what: Callable[[], str], within_s: float = WAIT_S) -> None:
+    deadline = time.monotonic() + within_s
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(what)
+            raise TimeoutError(what())
         time.sleep(0.02)
 
 
@@ -129,7 +130,7 @@ class Server:
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
     def wait_until_it_answers(self) -> None:
-        wait_for(self._answers, f"{self.name} does not answer:\n{self.said()[-3000:]}")
+        wait_for(self._answers, lambda: f"{self.name} does not answer:\n{self.said()[-3000:]}")
 
     def _answers(self) -> bool:
         if self.process and self.process.poll() is not None:
@@ -156,9 +157,10 @@ class Server:
             self.clients.append(subprocess.Popen(words, stderr=errors))
             errors.close()
 
-    def wait_for_writes(self, count: int) -> None:
+    def wait_for_writes(self, count: int, within_s: float = WAIT_S) -> None:
         wanted = len(self.acknowledged()) + count
-        wait_for(lambda: len(self.acknowledged()) >= wanted, f"the clients of {self.name} stand still: {self.errors()}")
+        said = f"the clients of {self.name} stand still"
+        wait_for(lambda: len(self.acknowledged()) >= wanted, lambda: f"{said}: {self.errors()}", within_s)
 
     def acknowledged(self) -> list[tuple[str, int, int]]:
         """Key, and CLOCK_MONOTONIC before and after each write, in nanoseconds."""
@@ -186,7 +188,7 @@ class Server:
             file.write("1")
         assert self.process
         self.process.wait(20)
-        wait_for(lambda: "populated 0" in open(f"{group}/cgroup.events").read(), f"{self.name} does not end")
+        wait_for(lambda: "populated 0" in open(f"{group}/cgroup.events").read(), lambda: f"{self.name} does not end")
         for client in self.clients:
             client.kill()
             client.wait(20)
@@ -241,7 +243,7 @@ class Session:
         )
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(f"{statements}\n{done}\n".encode())
-        ready, _, _ = select.select([self._process.stdout], [], [], WAIT_S)
+        ready, _, _ = select.select([self._process.stdout], [], [], STATEMENTS_S)
         if not ready:
             raise TimeoutError(f"a session waits: {statements}")
         self._process.stdout.readline()

@@ -16,12 +16,12 @@ from tests.servers import labels
 from tests.servers.configurations import mariadb_with, postgresql_with, redis_with
 
 DOCS = Path(__file__).parents[2] / "docs/writers.md"
-DEBIANS = (12, 13)
-HEADS = {
-    "postgresql": ("PostgreSQL", "15", "17"),
-    "mariadb": ("MariaDB", "10.11", "11.8"),
-    "redis": ("Redis 7.0 and 8.0", "Debian 12", "Debian 13"),
+COLUMNS: dict[str, dict[str, tuple[int, dict[str, str]]]] = {
+    "postgresql": {"PostgreSQL 15": (12, {}), "PostgreSQL 17": (13, {})},
+    "mariadb": {"MariaDB 10.11": (12, {}), "MariaDB 11.8": (13, {})},
+    "redis": {"Redis 7.0": (12, {}), "Redis 8.0": (13, {}), "Valkey 8.1": (13, {"program": "valkey"})},
 }
+"""By kind of server and head of the column: the version of Debian, and what else is configured."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,10 @@ class Row:
     server: dict[str, Any]
     nil_redo: bool = False
 
-    def outcome(self, debian: int) -> str:
+    def outcome(self, column: str) -> str:
         """The grade that holds, or why there is none. Raises AssertionError if what is claimed is not so."""
-        configuration = {"servers": [self.server], "nil_redo": self.nil_redo, "debian": debian}
+        debian, more = COLUMNS[self.kind][column]
+        configuration = {"servers": [self.server | more], "nil_redo": self.nil_redo, "debian": debian}
         result = labels.run(configuration)
         wrong = labels.lies(configuration, result)
         assert wrong == [], (self.name, wrong)
@@ -60,13 +61,13 @@ def _load(name: str) -> dict[str, Any]:
 _MANY = "SELECT format('CREATE TABLE t%s (x int)', n) FROM generate_series(1, 5000) n \\gexec"
 _PARTITIONS = (
     "CREATE TABLE parted (x int) PARTITION BY LIST (x);"
-    " SELECT format('CREATE TABLE p%s PARTITION OF parted FOR VALUES IN (%s)', n, n) FROM generate_series(1, 2000) n \\gexec"
+    " SELECT format('CREATE TABLE p%s PARTITION OF parted FOR VALUES IN (%s)', n, n) FROM generate_series(1, 20000) n \\gexec"
 )
 POSTGRESQL: dict[str, dict[str, Any]] = {
     "clients that insert and commit": {},
     **{load.name: _load(load.name) for load in LOADS},
     "5,000 tables": {"sessions": [_MANY]},
-    "2,000 partitions": {"sessions": [_PARTITIONS]},
+    "20,000 partitions": {"sessions": [_PARTITIONS]},
     "a tablespace on another disk": {"tablespace": "/data2"},
     "its log on another disk": {"wal": "/data2"},
     "data checksums, and readers of fresh pages": {
@@ -132,12 +133,12 @@ ROWS = [
 ]
 
 
-def documented(row: Row, debian: int) -> str:
+def documented(row: Row, column: str) -> str:
     """What docs/writers.md says of it."""
     for line in DOCS.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
-        if cells[0].strip() == _cell(row.name) and len(cells) == 3:
-            return cells[1 + DEBIANS.index(debian)].strip(" |")
+        if cells[0].strip() == _cell(row.name) and len(cells) == 1 + len(COLUMNS[row.kind]):
+            return cells[1 + list(COLUMNS[row.kind]).index(column)].strip(" |")
     raise AssertionError(f"docs/writers.md has no row {row.name!r}")
 
 
@@ -146,18 +147,18 @@ def _cell(text: str) -> str:
 
 
 def main() -> None:
-    for kind, (head, *columns) in HEADS.items():
-        print(f"\n| {head} | {' | '.join(columns)} |\n|---|---|---|")
+    for kind, columns in COLUMNS.items():
+        print(f"\n| | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
         for row in ROWS:
             if row.kind == kind:
-                print(f"| {_cell(row.name)} | {' | '.join(_outcome(row, debian) for debian in DEBIANS)} |", flush=True)
+                print(f"| {_cell(row.name)} | {' | '.join(_outcome(row, column) for column in columns)} |", flush=True)
 
 
-def _outcome(row: Row, debian: int) -> str:
+def _outcome(row: Row, column: str) -> str:
     try:
-        return row.outcome(debian)
+        return row.outcome(column)
     except AssertionError as error:
-        print(f"{row.name} on Debian {debian}: {error}", file=sys.stderr)
+        print(f"{row.name}, {column}: {error}", file=sys.stderr)
         return "WRONG"
 
 

@@ -25,6 +25,7 @@ from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
 from quiesce.agent.writers.redis_configuration import differs_at_start, read_settings
 from quiesce.agent.writers.redis_info import Info, moved_between, not_written, position_in, rewriting, saving
+from quiesce.agent.writers.redis_room import why_no_room
 from quiesce.agent.writers.resp import Client, RespError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
@@ -236,7 +237,9 @@ class RedisServer(ApplicationWriter):
 
     def _save(self, deadline_ns: int) -> Info:
         """Saves what is there now. Returns the server's INFO from after the save. Raises WriterError."""
-        self._until(saving, deadline_ns)  # a save that is under way lacks the latest changes
+        info = self._until(saving, deadline_ns)  # a save that is under way lacks the latest changes
+        if why := why_no_room(info, self.data_directory or "/", self.pid):
+            raise WriterError(f"{why}; if one fails, the server refuses writes", Outcome.OUT_OF_RESOURCES)
         try:
             self._client.call("BGSAVE", deadline_ns=deadline_ns)
         except RespError as error:
