@@ -214,7 +214,8 @@ def _build_into(directory: Path, recipe: _Recipe) -> None:
 
 def _unpacked(kernel: bytes) -> bytes:
     """The ELF image in a bzImage that is compressed by zstd (Linux's Documentation/arch/x86/boot.rst: `setup_sects`,
-    `payload_offset`, `payload_length`). Four bytes at its end are the size. Else the bzImage itself, which starts more slowly."""
+    `payload_offset`, `payload_length`); four bytes at its end are the size. Else the bzImage itself, which starts more
+    slowly."""
     offset, length = struct.unpack_from("<II", kernel, 0x248)
     start = (kernel[0x1F1] + 1) * 512 + offset
     payload = kernel[start : start + length - 4]

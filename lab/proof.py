@@ -12,7 +12,7 @@ _END = (
     r"|incorrect resource manager data checksum in record|invalid resource manager ID \d+) at ([0-9A-F]+/[0-9A-F]+)"
 )
 """How PostgreSQL says where the log ends; the last segment may have been used before. Source: access/transam/xlogreader.c."""
-LOG = "/var/log/postgresql/postgresql-17-main.log"
+LOG = "/var/log/postgresql/postgresql-*-main.log"
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ def booted(image: Image) -> SavedMachine:
 
 def ready(image: Image) -> SavedMachine:
     """A booted guest with PostgreSQL running and the present agent installed."""
-    return saved(f"agent-{_key()}", image, _install, start_from=booted(image))
+    return saved(f"agent-{_key()}", image, install, start_from=booted(image))
 
 
-def _install(machine: Machine) -> None:
+def install(machine: Machine) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         catalog = Catalog(f"sqlite:///{Path(scratch)}/catalog.db")
         guest_install(Context("qemu:///system", catalog, lambda _: None), machine.name)
