@@ -59,9 +59,13 @@ def compare(servers: list[Server], *, nil_redo: bool) -> dict[str, Any]:
 
 
 def boot() -> None:
-    """The disks as they are in the copy, and memory as it is after a boot."""
+    """The disks as they are in the copy, and memory as it is after a boot: directories are made again, nothing is in them."""
     for name in os.listdir("/mem"):
-        shutil.rmtree(f"/mem/{name}")
+        for left in os.scandir(f"/mem/{name}"):
+            if left.is_dir(follow_symlinks=False):
+                shutil.rmtree(left.path)
+            else:
+                os.remove(left.path)
     for disk in DISKS:
         subprocess.run(["umount", "--lazy", disk], check=True)
         subprocess.run(["mount", "--bind", f"/copy{disk}", disk], check=True)

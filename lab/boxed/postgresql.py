@@ -23,7 +23,7 @@ class Postgresql(Server):
     client = """
         import psycopg2
         def connect():
-            connection = psycopg2.connect(host="%(socket_directory)s", dbname="postgres")
+            connection = psycopg2.connect(host="%(socket_directory)s", dbname="postgres", options="-c statement_timeout=0")
             connection.autocommit = True
             return connection
         def write(connection, key):

@@ -54,19 +54,21 @@ def lies(configuration: dict[str, Any], result: dict[str, Any]) -> list[str]:
     for writer in writers:
         if not writer.grade.vouched and (not writer.reason or WORDS_OF_LIBRARIES.search(writer.reason)):
             wrong.append(f"{writer.id} is {writer.grade.value}: {writer.reason}")
-    if label_of(claimed) == Consistency.APPLICATION.value:
-        for number, server in enumerate(configuration["servers"]):
-            wrong += _not_as_claimed(f"server{number}", server, result, writers)
+    application = label_of(claimed) == Consistency.APPLICATION.value
+    for number, server in enumerate(configuration["servers"]):
+        name = f"server{number}"
+        mine = [writer for writer in writers if writer.id in result["writers_of"][name]]
+        if application and len(mine) != 1:
+            wrong.append(f"application, and {name} has {len(mine)} writers: {[writer.id for writer in writers]}")
+        elif len(mine) == 1 and mine[0].grade.vouched:
+            wrong += _not_as_claimed(name, server, result, mine[0])
     return wrong
 
 
-def _not_as_claimed(name: str, server: dict[str, Any], result: dict[str, Any], writers: list[WriterReport]) -> list[str]:
-    mine = [writer for writer in writers if writer.id in result["writers_of"][name]]
-    if len(mine) != 1:
-        return [f"application, and {name} has {len(mine)} writers: {[writer.id for writer in writers]}"]
-    (writer,), found = mine, result["found"][name]
+def _not_as_claimed(name: str, server: dict[str, Any], result: dict[str, Any], writer: WriterReport) -> list[str]:
+    found = result["found"][name]
     if not found["started"]:
-        return [f"application, and {name} does not start: {found['why']}"]
+        return [f"{name} is {writer.grade.value}, and does not start: {found['why']}"]
     held_ns, released_ns = result["claimed"]["held_ns"], result["claimed"]["released_ns"]
     stored, notes = set(found["stored"]), result["written"][name]
     wrong = []

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.servers import labels
@@ -60,7 +60,7 @@ KINDS = {"postgresql": postgresql, "mariadb": mariadb, "redis": redis}
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_configuration(kind: str, request: pytest.FixtureRequest) -> None:
-    @settings(max_examples=MANY if request.config.getoption("--long") else FEW)
+    @settings(max_examples=MANY if request.config.getoption("--long") else FEW, phases=(Phase.reuse, Phase.generate))
     @given(st.lists(KINDS[kind], min_size=1, max_size=2).filter(can_run), st.booleans(), st.sampled_from((12, 13)))
     def claims_no_more_than_is_so(servers: list[dict[str, Any]], nil_redo: bool, debian: int) -> None:
         holds(servers, nil_redo=nil_redo, debian=debian)
