@@ -178,7 +178,7 @@ class Server:
         said = ""
         for path in sorted(glob.glob(f"{NOTES}/{self.name}.*.errors")):
             with open(path) as file:
-                said += "".join(line for line in file if not line.startswith("pgbench ("))
+                said += "".join(line for line in file if not line.startswith(("pgbench (", "NOTICE:")))
         return said
 
     def kill(self) -> None:

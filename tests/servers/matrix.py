@@ -60,8 +60,11 @@ def _load(name: str) -> dict[str, Any]:
 
 _MANY = "SELECT format('CREATE TABLE t%s (x int)', n) FROM generate_series(1, 5000) n \\gexec"
 _PARTITIONS = (
-    "CREATE TABLE parted (x int) PARTITION BY LIST (x);"
-    " SELECT format('CREATE TABLE p%s PARTITION OF parted FOR VALUES IN (%s)', n, n) FROM generate_series(1, 20000) n \\gexec"
+    "CREATE TABLE parted (x int, y int) PARTITION BY LIST (x);"
+    " SELECT format('CREATE TABLE p%s PARTITION OF parted FOR VALUES IN (%s) PARTITION BY LIST (y)', n, n)"
+    " FROM generate_series(1, 100) n \\gexec\n"
+    " SELECT format('CREATE TABLE p%s_%s PARTITION OF p%s FOR VALUES IN (%s)', n, m, n, m)"
+    " FROM generate_series(1, 100) n, generate_series(1, 200) m \\gexec"
 )
 POSTGRESQL: dict[str, dict[str, Any]] = {
     "clients that insert and commit": {},
@@ -122,7 +125,7 @@ ROWS = [
     *(Row("postgresql", name, postgresql_with(**more)) for name, more in POSTGRESQL.items()),
     *(
         Row("postgresql", f"{name}; nil redo required", postgresql_with(**POSTGRESQL[name]), nil_redo=True)
-        for name in ("clients that insert and commit", "for update", "nextval", "5,000 tables", "long transaction")
+        for name in ("clients that insert and commit", "nextval", "5,000 tables", "long transaction")
     ),
     *(Row("mariadb", name, mariadb_with(**more)) for name, more in MARIADB.items()),
     *(

@@ -40,7 +40,7 @@ def test_an_append_only_file_of_the_run_time_alone_is_no_substitute_for_a_save(f
         (["appendonly yes"], {}, "would read an old one"),
         (["include {}/more.config"], {}, "would read an old one"),
         (["dir /srv/other"], {}, "says dir /srv/other"),
-        (["dbfilename old.rdb"], {}, "says dbfilename old.rdb"),
+        (["dbfilename old.rdb"], {}, "it reads old.rdb"),
         (["dbfilename dump.rdb"], {"dbfilename": "new.rdb"}, "saves to new.rdb"),
     ],
 )

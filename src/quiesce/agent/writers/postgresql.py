@@ -205,7 +205,7 @@ class Cluster(ApplicationWriter):
 
     def on_release(self) -> None:
         try:
-            self._way.release(self._control)
+            self.reason = self._way.release(self._control)
         finally:
             self.position = self._way.position or self.position
 

@@ -37,8 +37,10 @@ class ClusterHold(ABC):
         """Holds the cluster. Returns the reason of the grade, if there is one. Raises WriterError, TimeoutError."""
 
     @abstractmethod
-    def release(self, control: Any) -> None:
-        """Lets the cluster go. Raises WriterError if the hold had ended before, or if something was written under it."""
+    def release(self, control: Any) -> Optional[str]:
+        """Lets the cluster go. Returns the reason of the grade, if there is one.
+
+        Raises WriterError if the hold had ended before, or if something was written under it."""
 
     @abstractmethod
     def close(self) -> None:

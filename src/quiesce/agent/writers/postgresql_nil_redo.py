@@ -1,4 +1,5 @@
-"""Nil redo: every database held at a commit boundary by locks, and the log proved to end at a checkpoint.
+"""Nil redo: every database held at a commit boundary by locks, and the log proved to end at a checkpoint, or at records that
+change nothing which a client sees (wal.HARMLESS): what no lock of ours prevents.
 
 Every table of every database is locked in SHARE mode, then the catalogs (postgresql_locks.py), so that no transaction is open
 that wrote, and neither DDL nor autovacuum writes. Then comes a CHECKPOINT, after which a recovery would replay only the
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from typing import Any, Optional
 
 from quiesce.agent import memory
@@ -34,6 +36,9 @@ MAX_RECORDS = 20
 """Most records of the log named in a report. After a good hold there are three."""
 MEMORY = "postgresql-lock-order"
 
+MAX_KINDS = 5
+"""Most kinds of records named in a sentence."""
+
 _POSITION = """
 SELECT s.system_identifier::text, c.timeline_id, c.checkpoint_lsn::text, c.redo_lsn::text, c.next_xid::text,
        pg_current_wal_insert_lsn()::text,
@@ -52,6 +57,8 @@ class NilRedo(ClusterHold):
         self._postmaster = postmaster
         self.locks = ClusterLocks()
         self._insert_lsn = ""
+        self._also: Optional[str] = None
+        """What else a start replays."""
 
     def require_possible(self, control: Any) -> None:
         """Raises WriterError if a prepared transaction holds locks: nobody can say when it ends."""
@@ -85,7 +92,7 @@ class NilRedo(ClusterHold):
         self.timings["lock"] = (locked - started) // 1000
         self._settle(control, deadline_ns)
         self.timings["checkpoint"] = (time.monotonic_ns() - locked) // 1000
-        return None
+        return self._also
 
     def _settle(self, control: Any, deadline_ns: int) -> None:
         """Repeats CHECKPOINT until the log ends with a checkpoint's own records. Raises WriterError."""
@@ -125,24 +132,28 @@ class NilRedo(ClusterHold):
             found = wal.records(directory, timeline, self.segment_size, start, wal.parse_lsn(end))
         except (wal.WalError, OSError) as error:
             return f"its log from {self.position['redo_lsn']} to {end}: {error}"
-        self.position["redo_records"] = ",".join(name for _, name in found[:MAX_RECORDS])
+        self.position["redo_records"] = ",".join(record.name for record in found[:MAX_RECORDS])
         self.position["redo_bytes"] = str(wal.parse_lsn(end) - start)
-        foreign = [f"{name} at {at:X}" for at, name in found if name not in wal.NAMES.values()]
-        return ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+        harmless = Counter(record.harmless for record in found if record.harmless)
+        self._also = f"its start also replays {_counted(harmless)}, which no client can tell" if harmless else None
+        return _counted(Counter(record.name for record in found if not record.bookkeeping and not record.harmless))
 
-    def release(self, control: Any) -> None:
-        """Raises WriterError if a lock was lost, or if something was written under the locks."""
+    def release(self, control: Any) -> Optional[str]:
+        """Returns what a start replays besides a checkpoint's own records.
+
+        Raises WriterError if a lock was lost, or if something was written under the locks."""
         insert = control.run("SELECT pg_current_wal_insert_lsn()::text")[0][0]
         # A session that can still roll back has existed all the time, and so have its locks.
         lost = self.locks.let_go()
         if lost:
             raise WriterError(f"the hold of database {lost[0]!r} was lost during the window", Outcome.INCONSISTENT)
         if insert == self._insert_lsn:
-            return
+            return self._also
         self._wait_until_written(control, insert)
         moved = self._beyond_bookkeeping(insert)
         if moved:
             raise WriterError(f"its log moved during the window: {moved}", Outcome.INCONSISTENT)
+        return self._also
 
     def _wait_until_written(self, control: Any, end: str) -> None:
         """Returns when the log's files reach `end`, or after WRITTEN_WITHIN_S: reading the log then tells what is missing."""
@@ -159,3 +170,15 @@ class NilRedo(ClusterHold):
             known = memory.recall(MEMORY)
             known.setdefault(self._postmaster.directory, {}).update(self.locks.learned)
             memory.retain(MEMORY, known)
+
+
+def _counted(kinds: Counter[str]) -> str:
+    """`3 records of row locks and 1 of hint bits`; empty without any."""
+    named = [f"{count} of {kind}" for kind, count in kinds.most_common(MAX_KINDS)]
+    if more := sum(kinds.values()) - sum(count for _, count in kinds.most_common(MAX_KINDS)):
+        named.append(f"{more} more")
+    if not named:
+        return ""
+    head, _, rest = named[0].partition(" of ")
+    named[0] = f"{head} record{'' if head == '1' else 's'} of {rest}"
+    return " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))

@@ -7,6 +7,7 @@ recovery reads it, after all processes have stopped."""
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any, Optional
 
 from quiesce.agent.writers import wal
@@ -82,12 +83,19 @@ class StandingCluster(ClusterHold):
         self._note_position(system, int(next_xid), {int(xid) for xid in in_progress}, tail)
         return self._reason(int(self.position["redo_bytes"]))
 
+    @property
+    def _log(self) -> str:
+        return os.path.join(self._directory, "pg_wal")
+
     def _tail(self, start: int) -> wal.Tail:
-        return wal.tail(os.path.join(self._directory, "pg_wal"), self._timeline, self.segment_size, start)
+        return wal.tail(self._log, self._timeline, self.segment_size, start)
 
     def _note_position(self, system: str, next_xid: int, in_progress: set[int], tail: wal.Tail) -> None:
         """As it was when the processes stopped: after what was flushed, by the records that follow it."""
         _, _, checkpoint, redo = read_control_file(self._directory)
+        if redo == checkpoint:  # nothing was written while the server checkpointed; it replays what follows its record
+            with suppress(wal.WalError, OSError):
+                redo = min(wal.after(self._log, self._timeline, self.segment_size, checkpoint), tail.end)
         begun = {_near(next_xid, xid) for xid in tail.begun}
         flying = (in_progress | begun) - {_near(next_xid, xid) for xid in tail.ended}
         epoch, xid = divmod(max({next_xid, *(xid + 1 for xid in begun)}), 1 << 32)
@@ -118,7 +126,7 @@ class StandingCluster(ClusterHold):
             + (lost if self._asynchronous else "")
         )
 
-    def release(self, _control: Any) -> None:
+    def release(self, _control: Any) -> Optional[str]:
         stopped = self._standstill.stopped()
         try:
             end = self._tail(self._end).end if stopped else self._end
@@ -129,6 +137,7 @@ class StandingCluster(ClusterHold):
             raise WriterError("its processes ran during the window: somebody thawed their control group", Outcome.INCONSISTENT)
         if end != self._end:
             raise WriterError("its log moved during the window", Outcome.INCONSISTENT)
+        return self._reason(int(self.position["redo_bytes"]))
 
     def close(self) -> None:
         self._standstill.close()

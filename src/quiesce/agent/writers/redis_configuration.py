@@ -8,6 +8,8 @@ import shlex
 from quiesce.agent import looks, processes
 
 MAX_INCLUDES = 20
+DUMP = "dump.rdb"
+"""The name of a save where no setting says another; redis.conf, dbfilename."""
 
 
 def read_settings(path: str) -> dict[str, str]:
@@ -37,8 +39,7 @@ def differs_at_start(settings: dict[str, str], directory: str, dump: str) -> str
     string if it would. Example: after `CONFIG SET dir /elsewhere` the next start reads the old directory."""
     if "dir" in settings and looks.real(settings["dir"]) != looks.real(directory):
         return f"its configuration file says dir {settings['dir']}, and it keeps its files in {directory} (CONFIG SET dir)"
-    if settings.get("dbfilename", dump) != dump:
-        return (
-            f"its configuration file says dbfilename {settings['dbfilename']}, and it saves to {dump} (CONFIG SET dbfilename)"
-        )
+    at_start = settings.get("dbfilename", DUMP)
+    if at_start != dump:
+        return f"by its configuration file it reads {at_start}, and it saves to {dump} (CONFIG SET dbfilename)"
     return ""

@@ -33,6 +33,35 @@ NAMES = {
     (_RM_STANDBY, _RUNNING_XACTS): "RUNNING_XACTS",
 }
 """The bookkeeping records: replaying them changes no page and no transaction's fate."""
+HARMLESS = {
+    (0, 0x40): "a switch of the log's file",
+    (0, 0xA0): "hint bits",
+    **dict.fromkeys([(_RM_XACT, 0x00), (_RM_XACT, 0x20), (_RM_XACT, 0x50)], "the end of a transaction that wrote to no table"),
+    **dict.fromkeys([(3, 0x00), (18, 0x00)], "a new page of transaction status"),
+    **dict.fromkeys([(6, 0x00), (6, 0x10), (6, 0x20), (9, 0x60), (10, 0x60)], "row locks"),
+    (_RM_STANDBY, 0x00): "a lock",
+    **dict.fromkeys([(9, 0x10), (9, 0x20), (9, 0x30), (9, 0x40)], "a page that was cleaned up"),
+    (15, 0x00): "values of a sequence",
+}
+"""By resource manager and kind (access/rmgrlist.h, and the headers named there; PostgreSQL 13 to 17): records that replay what
+no client can tell from a restart, if locks keep every transaction from writing to a table. Example: a sequence goes on behind
+the values that it may have given out."""
+_MANAGERS = (
+    *("XLOG", "Transaction", "Storage", "CLOG", "Database", "Tablespace", "MultiXact", "RelMap", "Standby", "Heap2", "Heap"),
+    *(
+        "Btree",
+        "Hash",
+        "Gin",
+        "Gist",
+        "Sequence",
+        "SPGist",
+        "BRIN",
+        "CommitTs",
+        "ReplicationOrigin",
+        "Generic",
+        "LogicalMessage",
+    ),
+)
 
 
 class WalError(Exception):
@@ -41,6 +70,33 @@ class WalError(Exception):
 
 class _EndError(WalError):
     """The log has no such page yet."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record of the log, as far as a report needs it."""
+
+    at: int
+    """LSN."""
+    manager: int
+    kind: int
+    """Bits of xl_info that the resource manager gives a meaning."""
+
+    @property
+    def name(self) -> str:
+        """As pg_waldump names the resource manager, with the kind as a number; a bookkeeping record by its own name."""
+        named = _MANAGERS[self.manager] if self.manager < len(_MANAGERS) else str(self.manager)
+        return NAMES.get((self.manager, self.kind), f"{named}/{self.kind:#04x}")
+
+    @property
+    def bookkeeping(self) -> bool:
+        return (self.manager, self.kind) in NAMES
+
+    @property
+    def harmless(self) -> str:
+        """What it replays, if no client can tell that; else the empty string."""
+        kind = self.kind & 0x70 if self.manager == _RM_XACT else self.kind
+        return HARMLESS.get((self.manager, kind), "")
 
 
 @dataclass(frozen=True)
@@ -66,14 +122,14 @@ def format_lsn(value: int) -> str:
     return f"{value >> 32:X}/{value & 0xFFFFFFFF:X}"
 
 
-def records(directory: str, timeline: int, segment_size: int, start: int, end: int) -> list[tuple[int, str]]:
-    """(LSN, name) of every record from `start` up to `end`; a name outside NAMES is `rmgr/info`.
+def records(directory: str, timeline: int, segment_size: int, start: int, end: int) -> list[Record]:
+    """Every record from `start` up to `end`.
 
     `directory`: pg_wal. `start`, `end`: LSNs as numbers, `start` that of a record. Raises WalError, OSError.
     """
     if end - start > 64 * 1024:
         raise WalError(f"{end - start} bytes of log, far more than a checkpoint's own records")
-    found: list[tuple[int, str]] = []
+    found: list[Record] = []
     pages, position = _Pages(directory, timeline, segment_size), start
     while True:
         position = _skip_page_header(position, segment_size)
@@ -83,7 +139,7 @@ def records(directory: str, timeline: int, segment_size: int, start: int, end: i
         length, _xid, _previous, info, manager, _crc = _RECORD_HEADER.unpack(header)
         if length < _RECORD_HEADER.size:
             raise WalError("the log ends early")
-        found.append((position, NAMES.get((manager, info & 0xF0), f"{manager}/{info & 0xF0:#04x}")))
+        found.append(Record(position, manager, info & 0xF0))
         position = _advance(position, length, segment_size)
         if position > end:
             raise WalError("a record reaches beyond the end")
@@ -116,6 +172,15 @@ def tail(directory: str, timeline: int, segment_size: int, start: int) -> Tail:
         begun |= {_RECORD_HEADER.unpack_from(record)[1]} - {0}
         ended |= _ended(record)
     return Tail(found[-1][1] if found else (start + 7) & ~7, frozenset(begun), frozenset(ended))
+
+
+def after(directory: str, timeline: int, segment_size: int, record: int) -> int:
+    """LSN at which the record after this one begins, or would begin. Raises WalError, OSError."""
+    header = _Pages(directory, timeline, segment_size).read(record, _RECORD_HEADER.size)
+    length = _RECORD_HEADER.unpack(header)[0]
+    if length < _RECORD_HEADER.size:
+        raise WalError("the log ends early")
+    return _skip_page_header((_advance(record, length, segment_size) + 7) & ~7, segment_size)
 
 
 def _next_record(pages: _Pages, at: int, previous: Optional[int]) -> Optional[bytes]:
