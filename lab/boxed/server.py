@@ -126,6 +126,8 @@ class Server:
             own.append(f"mount --bind {self._hidden} {self.directory}")
         mounts = ["sh", "-c", f'{"; ".join(own)}; exec "$@"', "sh"] if own else []
         words = [*enter, *self._namespaces(), *mounts, *self._unprivileged(), *self.command()]
+        if self.configuration.get("neighbour"):
+            self.clients.append(subprocess.Popen([*enter, "sleep", "1000"]))
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
@@ -201,7 +203,7 @@ class Server:
 
     def start_again(self) -> dict[str, Any]:
         """Starts on the copy, in no namespace of its own. Returns what it has, and what its log says."""
-        self.configuration = self.configuration | {"group": ""}
+        self.configuration = self.configuration | {"group": "", "neighbour": False}
         self._hidden = ""
         os.truncate(self.log, 0)
         try:

@@ -87,7 +87,7 @@ POSTGRESQL: dict[str, dict[str, Any]] = {
     "no connection left": {"settings": {"max_connections": "10"}, "sessions": ["SELECT 1;"] * 5},
     "statement_timeout = 1 ms": {"changes": ["ALTER SYSTEM SET statement_timeout = 1"]},
     "synchronous_commit = off": {"settings": {"synchronous_commit": "off"}},
-    "in a control group with others": {"group": "shared"},
+    "in a control group with others": {"neighbour": True},
     "a tablespace in memory": {"tablespace": "/mem"},
 }  # fmt: skip
 MARIADB: dict[str, dict[str, Any]] = {
@@ -95,7 +95,7 @@ MARIADB: dict[str, dict[str, Any]] = {
     "InnoDB, with a binary log": {"places": {"log_bin": "/data2"}},
     "InnoDB, innodb_flush_log_at_trx_commit = 2": {"settings": {"innodb_flush_log_at_trx_commit": "2"}},
     "InnoDB, innodb_flush_log_at_trx_commit = 0": {"settings": {"innodb_flush_log_at_trx_commit": "0"}},
-    "InnoDB, in a control group with others": {"group": "shared"},
+    "InnoDB, in a control group with others": {"neighbour": True},
     "InnoDB, and a prepared XA transaction": {"sessions": ["XA START 'one'; XA END 'one'; XA PREPARE 'one'"]},
     "InnoDB, and LOCK TABLES of another": {"sessions": ["LOCK TABLES mysql.user READ"]},
     "InnoDB, no connection left": {"settings": {"max_connections": "10"}, "sessions": ["SELECT 1"] * 7},
