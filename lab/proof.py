@@ -83,6 +83,14 @@ def _find(pattern: str, text: str) -> str | None:
     return match.group(1) if match else None
 
 
+def same_end(one: str | None, other: str | None) -> bool:
+    """Whether two positions are the same end of a log. One at the end of a page may be written with the next page's header (24
+    or 40 bytes) or without."""
+    if not one or not other:
+        return one == other
+    return len({lsn(each) - lsn(each) % 8192 * (lsn(each) % 8192 in (24, 40)) for each in (one, other)}) == 1
+
+
 def lsn(text: str) -> int:
     """The number of a log position that is written as PostgreSQL prints it."""
     high, low = text.split("/")

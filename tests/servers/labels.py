@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import box, boxed
+from lab.proof import same_end
 from quiesce.guests import archive
 from quiesce.model.grades import Consistency, Grade, judge
 from quiesce.model.reports import WriterReport, required_grades
@@ -90,7 +91,8 @@ def _postgresql(writer: WriterReport, found: dict[str, Any]) -> list[str]:
     claimed = writer.position["redo_lsn"], writer.position["insert_lsn"]
     if writer.grade is Grade.STANDS_STILL and found["redo_starts"]:
         is_so = found["redo_starts"], found["log_ends"]
-        return [] if is_so == claimed else [f"its log says {is_so}, not {claimed}: {found['log']}"]
+        same = is_so[0] == claimed[0] and same_end(is_so[1], claimed[1])
+        return [] if same else [f"its log says {is_so}, not {claimed}: {found['log']}"]
     return [] if not found["redo_starts"] or found["redo_starts"] == claimed[0] else [f"redo starts at {found['redo_starts']}"]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from lab import Machine, loads
 from lab.ledger import Ledger
-from lab.proof import recovery
+from lab.proof import recovery, same_end
 from tests.host import Quiesce
 
 CONFIGURATION = """
@@ -59,8 +59,8 @@ def test_every_load_at_once(machine: Machine, quiesce: Quiesce) -> None:
     machine.wait_for_postgresql()
     seen, position = recovery(machine), writer["position"]
     print(writer["reason"], seen)
-    assert (seen.redo_starts, seen.log_ends) == (position["redo_lsn"], position["insert_lsn"])
-    assert seen.redo_bytes() == int(position["redo_bytes"])
+    assert seen.redo_starts == position["redo_lsn"]
+    assert same_end(seen.log_ends, position["insert_lsn"])
     stored = ledger.stored()
     assert before <= stored
     assert not after & stored
