@@ -86,9 +86,9 @@ def wait_gone(pid: int) -> None:
 def test_one_that_does_not_end_is_killed_with_all_its_children(script, tmp_path):
     """Broken: a script that hangs would hold the guest's applications until the window ends, or go on to hold them later."""
     path = script(f"trap '' TERM; (sleep 60 & echo $! >{tmp_path}/pid; wait) & sleep 60")
-    with within(2, at_least=0.2):
-        error = fails(path, seconds=0.2)
-    assert (str(error), error.outcome) == (f"{path} did not end within 0.2 s", Outcome.TIMEOUT)
+    with within(4, at_least=1):
+        error = fails(path, seconds=1)
+    assert (str(error), error.outcome) == (f"{path} did not end within 1 s", Outcome.TIMEOUT)
     wait_gone(int((tmp_path / "pid").read_text()))
 
 

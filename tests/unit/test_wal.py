@@ -52,8 +52,8 @@ def test_every_other_record_is_named_by_its_manager(kind, name, tmp_path):
     log.record(kind, 60)
     log.write()
     assert [found for _, found in read(log)] == ["CHECKPOINT_REDO", name]
-    assert not wal.Record(0, *kind).bookkeeping
-    assert not wal.Record(0, *kind).harmless
+    assert not wal.LogRecord(0, *kind).bookkeeping
+    assert not wal.LogRecord(0, *kind).harmless
 
 
 @given(
@@ -78,7 +78,7 @@ def test_records_are_found_across_pages_and_segments(offset, written):
         log.write()
         found = read(log)
     assert [at for at, _ in found] == expected
-    assert [name for _, name in found] == [wal.Record(0, *kind).name for kind, _ in written]
+    assert [name for _, name in found] == [wal.LogRecord(0, *kind).name for kind, _ in written]
 
 
 def test_an_empty_span_has_no_records(tmp_path):

@@ -73,7 +73,7 @@ class _EndError(WalError):
 
 
 @dataclass(frozen=True)
-class Record:
+class LogRecord:
     """A record of the log, as far as a report needs it."""
 
     at: int
@@ -122,14 +122,14 @@ def format_lsn(value: int) -> str:
     return f"{value >> 32:X}/{value & 0xFFFFFFFF:X}"
 
 
-def records(directory: str, timeline: int, segment_size: int, start: int, end: int) -> list[Record]:
+def records(directory: str, timeline: int, segment_size: int, start: int, end: int) -> list[LogRecord]:
     """Every record from `start` up to `end`.
 
     `directory`: pg_wal. `start`, `end`: LSNs as numbers, `start` that of a record. Raises WalError, OSError.
     """
     if end - start > 64 * 1024:
         raise WalError(f"{end - start} bytes of log, far more than a checkpoint's own records")
-    found: list[Record] = []
+    found: list[LogRecord] = []
     pages, position = _Pages(directory, timeline, segment_size), start
     while True:
         position = _skip_page_header(position, segment_size)
@@ -139,7 +139,7 @@ def records(directory: str, timeline: int, segment_size: int, start: int, end: i
         length, _xid, _previous, info, manager, _crc = _RECORD_HEADER.unpack(header)
         if length < _RECORD_HEADER.size:
             raise WalError("the log ends early")
-        found.append(Record(position, manager, info & 0xF0))
+        found.append(LogRecord(position, manager, info & 0xF0))
         position = _advance(position, length, segment_size)
         if position > end:
             raise WalError("a record reaches beyond the end")
