@@ -88,7 +88,7 @@ def test_one_that_does_not_end_is_killed_with_all_its_children(script, tmp_path)
     path = script(f"trap '' TERM; (sleep 60 & echo $! >{tmp_path}/pid; wait) & sleep 60")
     with within(4, at_least=1):
         error = fails(path, seconds=1)
-    assert (str(error), error.outcome) == (f"{path} did not end within 1 s", Outcome.TIMEOUT)
+    assert (str(error), error.outcome) == (f"{path} did not end within 1.0 s", Outcome.TIMEOUT)
     wait_gone(int((tmp_path / "pid").read_text()))
 
 
