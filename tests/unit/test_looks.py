@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.standstill import within
+from lab.standstill import wait_for, within
 from quiesce.agent import filesystems, linux, looks, mountinfo, processes
 from quiesce.agent.inventory import FilesystemList
 from quiesce.agent.looks import NotAnsweringError
@@ -187,6 +187,9 @@ def test_a_cluster_there_is_listed_and_refused(hung, tmp_path, monkeypatch):
     data.mkdir()
     server = subprocess.Popen([program, "60"], cwd=data)
     try:
+        wait_for(
+            lambda: processes.kernel_name(server.pid) == "postgres"
+        )  # execve(2) closes our pipe before it names the process
         mine = f"/proc/{server.pid}/cwd"
         slow = Mount(1, (0, 99), str(data), "fuse.test", "x", super_read_only=False)
         asked = looks.slow_mount
