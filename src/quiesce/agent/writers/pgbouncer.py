@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import Any, Optional
 
-from quiesce.agent import processes, sockets
+from quiesce.agent import identity, processes, sockets
 from quiesce.agent.processes import Process
 from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
@@ -29,7 +29,7 @@ def discover() -> list[ApplicationWriter]:
     """One writer for each PgBouncer process that listens on a Unix socket."""
     return [
         PgBouncer(process, paths[0])
-        for process in processes.running("pgbouncer")
+        for process in identity.applications("pgbouncer")
         if not process.container and (paths := processes.listening_paths(process.pid))
     ]
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import glob
+import os
 import shlex
 
-from quiesce.agent import looks, processes
+from quiesce.agent import files, looks
 
 MAX_INCLUDES = 20
 
@@ -19,7 +20,7 @@ def read_settings(path: str) -> dict[str, str]:
 
 def _read(path: str, settings: dict[str, str], seen: list[str]) -> None:
     seen.append(path)
-    for line in processes.read_file(path, 1024 * 1024).splitlines():
+    for line in files.read_text(path, 1024 * 1024, os.geteuid(), links=True).splitlines():
         try:
             words = shlex.split(line)
         except ValueError:  # a quotation mark in a comment

@@ -87,7 +87,11 @@ def discover(writers: Sequence[ApplicationWriter]) -> list[ApplicationWriter]:
     found: list[ApplicationWriter] = [Unaccounted(id, each) for id, each in summarise(judge_looks(looks, accounts))]
     if hung:
         names = ", ".join(f"{pid} ({brief_name(processes.kernel_name(pid))})" for pid in sorted(hung)[:MAX_FILES])
-        reason = f"process {names} hangs whoever looks at it, perhaps at a mount that does not answer, and was passed over"
+        names += f" and {len(hung) - MAX_FILES} more" if len(hung) > MAX_FILES else ""
+        reason = (
+            f"process {names} hangs whoever looks at it, perhaps at a mount that does not answer, or is one of very many of a"
+            " login user, and was passed over"
+        )
         found.append(Unlooked(reason, required=False))
     return found
 
@@ -97,6 +101,8 @@ class Candidate:
     """What was seen of one system service, or of one executable outside of any."""
 
     unit: str
+    users: bool = False
+    """A login user started it: no label depends on it."""
     paths: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Path of each file and the executable that writes it, by the file's id."""
     seen: dict[str, int] = field(default_factory=dict)
@@ -114,29 +120,40 @@ class Candidate:
         )
 
 
-def judge_looks(looks: Sequence[Sequence[WritingProcess]], accounts: Sequence[Account]) -> list[OpenFiles]:
+@dataclass(frozen=True)
+class Seen:
+    found: OpenFiles
+    users: bool = False
+    """A login user started it."""
+
+    @property
+    def required(self) -> bool:
+        return self.found.kept and not self.users
+
+
+def judge_looks(looks: Sequence[Sequence[WritingProcess]], accounts: Sequence[Account]) -> list[Seen]:
     """What was seen at these looks that none of the accounts has, by service or executable."""
-    found: dict[str, Candidate] = {}
+    found: dict[tuple[str, bool], Candidate] = {}
     owned: dict[int, bool] = {}
     paths = {os.path.realpath(path) for account in accounts for path in account.paths}
     for look in looks:
-        seen: set[tuple[str, str]] = set()
+        seen: set[tuple[tuple[str, bool], str]] = set()
         for process in look:
             if process.pid not in owned:
                 owned[process.pid] = any(account.has(process.pid, process.cgroup) for account in accounts)
             if owned[process.pid]:
                 continue
-            unit = processes.unit_of(process.cgroup)
+            unit = "" if process.users else processes.unit_of(process.cgroup)
             for file in process.files:
                 if is_data(file.path) and not (not process.container and _is_below(file.path, paths)):
-                    key = unit or process.executable
-                    candidate = found.setdefault(key, Candidate(unit))
+                    key = unit or process.executable, process.users
+                    candidate = found.setdefault(key, Candidate(unit, process.users))
                     candidate.paths[file.id] = file.path, process.executable
                     candidate.seen.setdefault(file.id, 0)
                     if not file.log and (key, file.id) not in seen:
                         seen.add((key, file.id))
                         candidate.seen[file.id] += 1
-    return [candidate.report(len(looks)) for candidate in found.values()]
+    return [Seen(candidate.report(len(looks)), candidate.users) for candidate in found.values()]
 
 
 def is_data(path: str) -> bool:
@@ -148,17 +165,25 @@ def _is_below(path: str, directories: Iterable[str]) -> bool:
     return any(path == each or path.startswith(each.rstrip("/") + "/") for each in directories)
 
 
-def summarise(found: Iterable[OpenFiles]) -> list[tuple[str, OpenFiles]]:
-    """With the id of each: at most MAX_PROGRAMS and one for all others together. Programs that keep their files come first, and
-    among them services, which no ordinary user can start."""
-    ordered = sorted(found, key=lambda each: (not each.kept, not each.unit, each.unit, each.executable))
-    named = [(ID + (each.unit or each.executable), each) for each in ordered[:MAX_PROGRAMS]]
+def summarise(found: Iterable[Seen]) -> list[tuple[str, Seen]]:
+    """With the id of each: at most MAX_PROGRAMS and one for all others together. Programs on which a label depends come first,
+    and among them services, which no ordinary user can start."""
+    ordered = sorted(
+        found,
+        key=lambda each: (not each.required, not each.found.kept, not each.found.unit, each.found.unit, each.found.executable),
+    )
+    named = [(_id_of(each), each) for each in ordered[:MAX_PROGRAMS]]
     rest = ordered[MAX_PROGRAMS:]
     if not rest:
         return named
-    files = [file for each in rest for file in each.files][:MAX_FILES]
-    number, kept = sum(each.number for each in rest), any(each.kept for each in rest)
-    return [*named, (f"{ID}others", OpenFiles(f"{len(rest)} more programs", "", tuple(files), number, kept))]
+    files = [file for each in rest for file in each.found.files][:MAX_FILES]
+    number, kept = sum(each.found.number for each in rest), any(each.found.kept for each in rest)
+    others = OpenFiles(f"{len(rest)} more programs", "", tuple(files), number, kept)
+    return [*named, (f"{ID}others", Seen(others, users=not any(each.required for each in rest)))]
+
+
+def _id_of(each: Seen) -> str:
+    return f"{ID}{'user:' if each.users else ''}{each.found.unit or each.found.executable}"
 
 
 def brief_name(text: str) -> str:
@@ -175,11 +200,11 @@ class Unaccounted(ApplicationWriter):
 
     application = "not accounted for"
 
-    def __init__(self, id: str, found: OpenFiles) -> None:
+    def __init__(self, id: str, seen: Seen) -> None:
         super().__init__(id)
-        self.not_accounted_for = found
-        self._found = found
-        self.required = found.kept
+        self.not_accounted_for = self._found = seen.found
+        self._users = seen.users
+        self.required = seen.required
 
     def on_identify(self, deadline_ns: int) -> None:
         found = self._found
@@ -190,6 +215,7 @@ class Unaccounted(ApplicationWriter):
         what = f"not accounted for: {who} {does} {files}"
         if not self.required:
             then = "restored, it starts as after a power failure" if found.kept else "it does not look like a database"
+            then += "; a login user started it, so no label depends on it" if self._users else ""
             self.grade, self.reason = Grade.CRASH, f"{what}; {then}"
         else:
             how = f"how it is held ([Writer], Unit={found.unit})" if found.unit else "how it is held ([Writer])"
