@@ -12,7 +12,7 @@ import pg8000.native
 import pytest
 from pg8000.exceptions import DatabaseError, InterfaceError
 
-from quiesce.agent import processes, sockets
+from quiesce.agent import identity, processes, sockets
 from quiesce.agent.processes import Process
 from quiesce.agent.writers import pgbouncer
 from quiesce.agent.writers.base import WriterError, deadline_in_ns
@@ -259,6 +259,6 @@ def test_each_pooler_is_found_by_its_socket(monkeypatch):
     """Broken: two poolers of one machine would be one; or one in a container be asked at a path of ours."""
     found = [Process(pid, "pgbouncer", 0, container=pid == 9) for pid in (7, 8, 9, 10)]
     paths = {7: [SOCKET], 8: ["/tmp/.s.PGSQL.6433"], 9: [SOCKET], 10: []}
-    monkeypatch.setattr(processes, "running", lambda _: iter(found))
+    monkeypatch.setattr(identity, "applications", lambda _: iter(found))
     monkeypatch.setattr(processes, "listening_paths", paths.__getitem__)
     assert [writer.id for writer in pgbouncer.discover()] == ["pgbouncer:6432", "pgbouncer:6433"]

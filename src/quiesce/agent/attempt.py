@@ -295,8 +295,8 @@ class Attempt:
 
 
 def _share(deadline_ns: int, writers: int) -> int:
-    """The deadline of the next of so many writers: half of the time, so that one that does not answer leaves some to the others,
-    and they do not stand still for nothing until the end of the window."""
+    """The deadline of the next of so many writers: half of the time. So one that does not answer leaves some to the
+    others, and they do not stand still for nothing until the end of the window."""
     now = time.monotonic_ns()
     return deadline_ns if writers < 2 else now + max(0, deadline_ns - now) // 2
 

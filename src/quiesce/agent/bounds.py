@@ -1,4 +1,4 @@
-"""Cuts what an application says of itself, so that a reply with all writers and filesystems always fits into a line of the wire.
+"""Cuts what an application says of itself, so that a reply with all writers and filesystems fits into a line of the wire.
 
 What is cut ends in an ellipsis. What is left out of a list is told as a number. Nothing that lowers a label is left out.
 """

@@ -28,7 +28,7 @@ ANSWER_MARGIN_NS = 5_000_000_000
 OVERTIME_S = 15
 """How much longer a step may take than the host waits for it, in seconds."""
 LET_GO_S = 300
-"""The same of a step that may have to let applications go, each of which has its own time for that, as a service that starts."""
+"""The same of a step that may have to let applications go, each of which has its own time for that."""
 WRITE_TIMEOUT_MS = 5000
 """A host that reads nothing for this long, in milliseconds, counts as gone."""
 

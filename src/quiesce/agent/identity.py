@@ -7,7 +7,8 @@ Anybody may start a process and call it `mariadbd`. A process counts as an appli
     it runs in no session of a login user (`user@1000.service`, `session-3.scope`). Root's own session counts as the system
     it is no user's job in a service that runs such jobs (cron, at, mail, SSH without sessions)
 
-All others are listed (writers/strangers.py): nobody talks to them, and no label depends on them unless the administrator says so.
+All others are listed (writers/strangers.py): nobody talks to them, and no label depends on them unless the administrator says
+so.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _started_by_root(process: Process, group: str) -> bool:
     return systemd.main_process(unit) == process.pid
 
 
-def describe(pid: int) -> str:
+def who_is(pid: int) -> str:
     """Process, user and executable, for a person. Asks no directory of users; to be used outside the window."""
     try:
         executable = processes.executable(pid)

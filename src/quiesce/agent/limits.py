@@ -1,8 +1,8 @@
 """How long and how much an application may answer: one limit for a whole phase of one writer, whatever it does in that phase.
 
 Every connection of the agent to another process of the guest (sockets.py) asks here before each wait and after each piece of an
-answer. So an application that sends a byte now and then, or rows without end, has no more time and no more of the agent's memory
-than one that is silent.
+answer. So an application that sends a byte now and then, or rows without end, gets no more time than one that is silent, and no
+more of the agent's memory than the limit allows.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def at_executable(pid: int) -> os.stat_result:
         raise TimeoutError(errno.ETIMEDOUT, "the filesystem of its program does not answer")
     if isinstance(value, BaseException):
         raise value
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def open_path(path: str) -> int:

@@ -100,8 +100,9 @@ def find_filesystems() -> list[Found]:
 
 
 def _namespaces() -> tuple[list[str], list[str]]:
-    """A process of each mount namespace: of root's, process 1 first; and of those that users made, in user namespaces of theirs."""
-    own, users = {}, {}
+    """A process of each mount namespace: in the agent's user namespace, process 1 first; and in others, which anybody makes."""
+    own: dict[str, str] = {}
+    users: dict[str, str] = {}
     for pid in ["1", *sorted(filter(str.isdigit, os.listdir("/proc")), key=int)]:
         with suppress(OSError):  # it ended
             there = own if os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user") else users
@@ -110,8 +111,8 @@ def _namespaces() -> tuple[list[str], list[str]]:
 
 
 def _only_there(pids: list[str], known: set[Device]) -> list[Mount]:
-    """One mount of each filesystem that is in users' namespaces alone, as of a container without root. A user mounts as many as he
-    is allowed, but no disk: so there is an end to the search."""
+    """One mount of each filesystem that is in users' namespaces alone, as of a container without root. A user mounts as many
+    as he is allowed, but no disk: so there is an end to the search."""
     found: dict[Device, Mount] = {}
     give_up = time.monotonic() + USERS_S
     for pid in pids:

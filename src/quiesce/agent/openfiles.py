@@ -32,7 +32,7 @@ MAX_TOLD = 32 * 1024 * 1024
 """Most bytes that one look may tell. Anybody may start many processes that have many files open."""
 MAX_USERS = 2000
 USERS_NS = 4_000_000_000
-"""Most processes of login users that are looked at, and the longest time for that: anybody may start as many as he is allowed."""
+"""Most processes of login users that are looked at, and the longest time for that, in nanoseconds."""
 MAX_PATH = 1000
 MAX_MAPS = 16 * 1024 * 1024
 _STANDARD_OUTPUT = (1, 2)

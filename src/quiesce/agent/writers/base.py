@@ -199,7 +199,7 @@ class ApplicationWriter:
 
     def _find_out_who(self) -> None:
         """Before the window, in which no file is read."""
-        self._who = identity.describe(self.pids[0]) if self.pids else ""
+        self._who = identity.who_is(self.pids[0]) if self.pids else ""
 
     def hold(self, deadline_ns: int) -> None:
         """Does nothing if the writer is passed over. If the hold fails, lets go, grades the writer as not held, and raises
@@ -295,7 +295,8 @@ class ApplicationWriter:
                 self.outcome, text = limit.outcome, limit.broken
             else:
                 self.outcome, text = _outcome(error, otherwise), self._words(error)
-            if self._who and self.outcome in (Outcome.TIMEOUT, Outcome.OUT_OF_RESOURCES):
+            late = not isinstance(error, WriterError) or time.monotonic_ns() >= deadline_ns
+            if self._who and self.outcome in (Outcome.TIMEOUT, Outcome.OUT_OF_RESOURCES) and late:
                 text = f"{text} ({self._who})"
             self.error = f"{name}: {self.outcome.value}: {text}"
             if name in ("hold", "release"):

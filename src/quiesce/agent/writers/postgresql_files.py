@@ -13,7 +13,6 @@ from typing import Optional
 
 from quiesce.agent import files, identity, looks, processes
 
-
 MAX_CONFIGURATION = 1024 * 1024
 NAMES = ("postgres", "postmaster")
 
@@ -103,7 +102,7 @@ def unlogged_databases(directory: str) -> set[str]:
 def read_control_file(directory: str, uid: Optional[int] = None) -> tuple[int, int, int, int]:
     """(system identifier, state, checkpoint LSN, redo LSN); catalog/pg_control.h, this part unchanged since 11."""
     path = os.path.join(directory, "global", "pg_control")
-    data = files.read(path, 48, uid)
+    data = files.read_bytes(path, 48, uid)
     system, _control_version, _catalog_version, state = struct.unpack_from("=QIIi", data)
     checkpoint, redo = struct.unpack_from("=QQ", data, 32)
     return system, state, checkpoint, redo

@@ -20,7 +20,7 @@ import time
 from contextlib import suppress
 from typing import Any, Callable, Optional
 
-from quiesce.agent import identity, linux, looks, processes, sockets
+from quiesce.agent import identity, looks, processes, sockets
 from quiesce.agent.processes import Process
 from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
@@ -181,8 +181,7 @@ class RedisServer(ApplicationWriter):
         if not path:
             return {}
         try:
-            with linux.as_user(self._process.uid):
-                return read_settings(path)
+            return read_settings(path, self._process.uid)
         except OSError:
             return {}
 
@@ -359,8 +358,7 @@ class RedisServer(ApplicationWriter):
         named = [word for word in processes.command_line(self._process.pid)[1:2] if word.startswith("/")]
         for path in [*named, *sorted(path for pattern in CONFIGURATIONS for path in glob.glob(pattern))]:
             try:
-                with linux.as_user(self._process.uid):
-                    settings = read_settings(path)
+                settings = read_settings(path, self._process.uid)
             except OSError:
                 continue
             same = settings.get("port", "6379") == str(self._port) or settings.get("unixsocket") == self._path

@@ -5,16 +5,19 @@ from __future__ import annotations
 import glob
 import os
 import shlex
+from typing import Optional
 
-from quiesce.agent import files, looks
+from quiesce.agent import files, linux, looks
 
 MAX_INCLUDES = 20
 
 
-def read_settings(path: str) -> dict[str, str]:
-    """A configuration file's settings of one value; where one occurs twice the last counts. Raises OSError."""
+def read_settings(path: str, uid: Optional[int] = None) -> dict[str, str]:
+    """A configuration file's settings of one value; where one occurs twice the last counts. `uid`: as whom
+    to read it and what it includes. Raises OSError."""
     settings: dict[str, str] = {}
-    _read(path, settings, [])
+    with linux.as_user(os.geteuid() if uid is None else uid):
+        _read(path, settings, [])
     return settings
 
 

@@ -43,7 +43,7 @@ def discover() -> list[ApplicationWriter]:
     taken: set[str] = set()
     for process in processes.running():
         group = processes.cgroup(process.pid)
-        unit = processes.unit_of(group)
+        unit = processes.unit(process.pid)
         if not unit or process.container or identity.why_users(process.uid, group):
             continue
         for path in processes.open_files(process.pid):
@@ -54,17 +54,17 @@ def discover() -> list[ApplicationWriter]:
             except looks.NotAnsweringError as error:
                 if processes.writes_to(process.pid, path):
                     unread[unit] = f"{path}: {error}"
-    found: list[ApplicationWriter] = [Sqlite(unit, paths) for unit, paths in sorted(databases.items())]
+    found: list[ApplicationWriter] = [Sqlite(unit, sorted(users), users) for unit, users in sorted(databases.items())]
     return found + [Unanswered(f"files:{unit}", "files", problem) for unit, problem in sorted(unread.items())]
 
 
-def is_database(path: str, uid: int) -> bool:
-    """Looked at as this user. Must not be called while a lock is held: closing a file gives up all of this process's locks on it (fcntl(2)).
-    Raises NotAnsweringError."""
+def is_database(path: str, uid: Optional[int] = None) -> bool:
+    """Looked at as this user. Must not be called while a lock is held: closing a file gives up all of this process's locks on
+    it (fcntl(2)). Raises NotAnsweringError."""
     if not path.startswith("/") or path.startswith(("/dev/", "/proc/", "/sys/")):
         return False
     try:
-        return files.read(path, len(MAGIC), uid) == MAGIC
+        return files.read_bytes(path, len(MAGIC), uid) == MAGIC
     except looks.NotAnsweringError:
         raise
     except OSError:
@@ -111,7 +111,6 @@ def _connect(path: str, descriptor: int) -> sqlite3.Connection:
         connection = sqlite3.connect(
             f"file:{quote(path)}?mode=rw", timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, uri=True
         )
-        connection.execute("PRAGMA schema_version")  # SQLite opens the file now, and not before
         now, opened = os.stat(path, follow_symlinks=False), os.fstat(descriptor)
         if (now.st_dev, now.st_ino) != (opened.st_dev, opened.st_ino):
             raise WriterError(f"{path} was replaced just now")
@@ -132,9 +131,8 @@ class Sqlite(ApplicationWriter):
 
     application = "sqlite"
 
-    def __init__(self, unit: str, found: dict[str, int]) -> None:
-        """`found`: the users who have the files open, by path."""
-        paths = sorted(found)
+    def __init__(self, unit: str, paths: list[str], users: Optional[dict[str, int]] = None) -> None:
+        """`users`: who has each file open; root, where it is not said."""
         super().__init__(f"sqlite:{unit}")
         self.version = sqlite3.sqlite_version
         self.data_directory = os.path.dirname(paths[0])
@@ -143,7 +141,7 @@ class Sqlite(ApplicationWriter):
         self.freezing = True
         """Whether this writer freezes the service; if not, another writer does."""
         self._paths = paths
-        self._users = found
+        self._users = users or {}
         self._files: list[_File] = []
         self._cgroup: Optional[Cgroup] = None
 
@@ -182,7 +180,7 @@ class Sqlite(ApplicationWriter):
     def _open(self, path: str) -> tuple[int, int]:
         """As whom to open the file, and a descriptor: as its owner for a process of root's, else as the process's own user, so
         that a name that leads elsewhere now leads nowhere that he cannot go. Raises OSError."""
-        uid = self._users[path] or looks.at(path, os.lstat, path).st_uid
+        uid = self._users.get(path, 0) or looks.at(path, os.lstat, path).st_uid
         return uid, files.open_regular(path, uid)
 
     def on_hold(self, deadline_ns: int) -> None:

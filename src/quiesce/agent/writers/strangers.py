@@ -12,9 +12,16 @@ from quiesce.model.grades import Grade
 from quiesce.model.reports import OpenFiles, Outcome
 
 HELD = {
-    **{"postgres": "PostgreSQL", "postmaster": "PostgreSQL", "mariadbd": "MariaDB", "mysqld": "MySQL"},
-    **{"redis-server": "Redis", "valkey-server": "Valkey", "pgbouncer": "PgBouncer", "slapd": "OpenLDAP"},
-    **{"nginx": "nginx", "haproxy": "haproxy"},
+    "postgres": "PostgreSQL",
+    "postmaster": "PostgreSQL",
+    "mariadbd": "MariaDB",
+    "mysqld": "MySQL",
+    "redis-server": "Redis",
+    "valkey-server": "Valkey",
+    "pgbouncer": "PgBouncer",
+    "slapd": "OpenLDAP",
+    "nginx": "nginx",
+    "haproxy": "haproxy",
 }
 """Applications that have a writer, by the kernel's name of their processes."""
 
@@ -23,11 +30,11 @@ def discover() -> list[ApplicationWriter]:
     """One writer for each application and user; the first MAX_PROGRAMS by name, and one for all others."""
     found: dict[tuple[str, int], Stranger] = {}
     for process in processes.running():
-        application = HELD.get(process.name) or unsupported.named(process)
-        if application and (why := identity.why_stranger(process)):
-            key = application, process.uid
+        called = HELD.get(process.name) or unsupported.known_as(process)
+        if called and (why := identity.why_stranger(process)):
+            key = called, process.uid
             if key not in found:
-                found[key] = Stranger(f"{ID}{application.lower()}@{process.uid}", application, process, why)
+                found[key] = Stranger(f"{ID}{called.lower()}@{process.uid}", called, process, why)
             found[key].pids += (process.pid,)
     ordered = [found[key] for key in sorted(found)]
     return [*ordered[:MAX_PROGRAMS], *([Others(ordered[MAX_PROGRAMS:])] if ordered[MAX_PROGRAMS:] else [])]

@@ -111,7 +111,7 @@ class Candidate:
     def report(self, looks: int) -> OpenFiles:
         kept = sorted(self.paths[id] for id, count in self.seen.items() if count >= looks)
         named = kept or sorted(self.paths.values())
-        return OpenFiles(
+        return (UsersFiles if self.users else OpenFiles)(
             brief_name(named[0][1]),
             brief_name(self.unit),
             tuple(brief_name(path) for path, _ in named[:MAX_FILES]),
@@ -120,18 +120,11 @@ class Candidate:
         )
 
 
-@dataclass(frozen=True)
-class Seen:
-    found: OpenFiles
-    users: bool = False
-    """A login user started it."""
-
-    @property
-    def required(self) -> bool:
-        return self.found.kept and not self.users
+class UsersFiles(OpenFiles):
+    """Of a program that a login user started: no label depends on it."""
 
 
-def judge_looks(looks: Sequence[Sequence[WritingProcess]], accounts: Sequence[Account]) -> list[Seen]:
+def judge_looks(looks: Sequence[Sequence[WritingProcess]], accounts: Sequence[Account]) -> list[OpenFiles]:
     """What was seen at these looks that none of the accounts has, by service or executable."""
     found: dict[tuple[str, bool], Candidate] = {}
     owned: dict[int, bool] = {}
@@ -153,7 +146,7 @@ def judge_looks(looks: Sequence[Sequence[WritingProcess]], accounts: Sequence[Ac
                     if not file.log and (key, file.id) not in seen:
                         seen.add((key, file.id))
                         candidate.seen[file.id] += 1
-    return [Seen(candidate.report(len(looks)), candidate.users) for candidate in found.values()]
+    return [candidate.report(len(looks)) for candidate in found.values()]
 
 
 def is_data(path: str) -> bool:
@@ -165,25 +158,26 @@ def _is_below(path: str, directories: Iterable[str]) -> bool:
     return any(path == each or path.startswith(each.rstrip("/") + "/") for each in directories)
 
 
-def summarise(found: Iterable[Seen]) -> list[tuple[str, Seen]]:
+def summarise(found: Iterable[OpenFiles]) -> list[tuple[str, OpenFiles]]:
     """With the id of each: at most MAX_PROGRAMS and one for all others together. Programs on which a label depends come first,
     and among them services, which no ordinary user can start."""
-    ordered = sorted(
-        found,
-        key=lambda each: (not each.required, not each.found.kept, not each.found.unit, each.found.unit, each.found.executable),
-    )
+    ordered = sorted(found, key=lambda each: (not _required(each), not each.kept, not each.unit, each.unit, each.executable))
     named = [(_id_of(each), each) for each in ordered[:MAX_PROGRAMS]]
     rest = ordered[MAX_PROGRAMS:]
     if not rest:
         return named
-    files = [file for each in rest for file in each.found.files][:MAX_FILES]
-    number, kept = sum(each.found.number for each in rest), any(each.found.kept for each in rest)
-    others = OpenFiles(f"{len(rest)} more programs", "", tuple(files), number, kept)
-    return [*named, (f"{ID}others", Seen(others, users=not any(each.required for each in rest)))]
+    files = [file for each in rest for file in each.files][:MAX_FILES]
+    number, kept = sum(each.number for each in rest), any(each.kept for each in rest)
+    kind = OpenFiles if any(map(_required, rest)) or not kept else UsersFiles
+    return [*named, (f"{ID}others", kind(f"{len(rest)} more programs", "", tuple(files), number, kept))]
 
 
-def _id_of(each: Seen) -> str:
-    return f"{ID}{'user:' if each.users else ''}{each.found.unit or each.found.executable}"
+def _required(found: OpenFiles) -> bool:
+    return found.kept and not isinstance(found, UsersFiles)
+
+
+def _id_of(found: OpenFiles) -> str:
+    return f"{ID}{'user:' if isinstance(found, UsersFiles) else ''}{found.unit or found.executable}"
 
 
 def brief_name(text: str) -> str:
@@ -200,11 +194,11 @@ class Unaccounted(ApplicationWriter):
 
     application = "not accounted for"
 
-    def __init__(self, id: str, seen: Seen) -> None:
+    def __init__(self, id: str, found: OpenFiles) -> None:
         super().__init__(id)
-        self.not_accounted_for = self._found = seen.found
-        self._users = seen.users
-        self.required = seen.required
+        self.not_accounted_for = found
+        self._found = found
+        self.required = _required(found)
 
     def on_identify(self, deadline_ns: int) -> None:
         found = self._found
@@ -215,7 +209,7 @@ class Unaccounted(ApplicationWriter):
         what = f"not accounted for: {who} {does} {files}"
         if not self.required:
             then = "restored, it starts as after a power failure" if found.kept else "it does not look like a database"
-            then += "; a login user started it, so no label depends on it" if self._users else ""
+            then += "; a login user started it, so no label depends on it" if isinstance(found, UsersFiles) else ""
             self.grade, self.reason = Grade.CRASH, f"{what}; {then}"
         else:
             how = f"how it is held ([Writer], Unit={found.unit})" if found.unit else "how it is held ([Writer])"

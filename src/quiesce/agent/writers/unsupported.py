@@ -36,7 +36,7 @@ def discover() -> list[ApplicationWriter]:
     """One writer for each of these applications of which a process runs."""
     found: dict[str, Unsupported] = {}
     for process in processes.running():
-        application = named(process)
+        application = known_as(process)
         if application and not identity.why_stranger(process):
             name = _name(process)
             id = name if name in KNOWN else application.lower()
@@ -44,7 +44,7 @@ def discover() -> list[ApplicationWriter]:
     return [found[name] for name in sorted(found)]
 
 
-def named(process: processes.Process) -> str:
+def known_as(process: processes.Process) -> str:
     """The application that the process has the name of; empty if it has none of those known."""
     return KNOWN.get(_name(process)) or _by_arguments(process)
 

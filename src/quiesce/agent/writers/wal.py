@@ -73,7 +73,8 @@ def records(
 ) -> list[tuple[int, str]]:
     """(LSN, name) of every record from `start` up to `end`; a name outside NAMES is `rmgr/info`.
 
-    `directory`: pg_wal. `uid`: as whom to read it, as for files.read. `start`, `end`: LSNs as numbers, `start` that of a record. Raises WalError, OSError.
+    `directory`: pg_wal. `uid`: as whom to read it, as for files.read_bytes. `start`, `end`: LSNs as numbers, `start` that of a
+    record. Raises WalError, OSError.
     """
     if end - start > 64 * 1024:
         raise WalError(f"{end - start} bytes of log, far more than a checkpoint's own records")
