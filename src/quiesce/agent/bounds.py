@@ -27,7 +27,7 @@ _WORST_FIRST = (Grade.REFUSED, *reversed([grade for grade in Grade if grade is n
 
 def cut(text: str, size: int = TEXT) -> str:
     """The beginning of the text that takes at most `size` bytes of JSON."""
-    if len(text) <= size // 6 or len(json.dumps(text)) <= size + 2:
+    if len(text) <= size // 12 or len(json.dumps(text)) <= size + 2:
         return text
     low, high = 0, min(len(text), size)
     while low < high:  # how many characters fit, beside the ellipsis

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Optional
+from typing import NoReturn, Optional
 
 from quiesce.model.reports import Outcome
 
@@ -33,9 +33,13 @@ class Limit:
         """Raises TimeoutError if no time is left."""
         left = (self.until_ns - time.monotonic_ns()) / 1e9
         if left <= 0:
-            self.broken = self.broken or "it gave no answer in time"
-            raise TimeoutError(self.broken)
+            self.end()
         return left
+
+    def end(self) -> NoReturn:
+        """No time is left. Raises TimeoutError."""
+        self.broken = self.broken or "it gave no answer in time"
+        raise TimeoutError(self.broken)
 
     def take(self, size: int) -> None:
         """Raises MemoryError if the application has sent too much."""

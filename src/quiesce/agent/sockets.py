@@ -10,6 +10,8 @@ import os
 import socket
 import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Optional
 
 from quiesce.agent import limits, linux, looks, processes
@@ -32,35 +34,43 @@ class Connection(socket.socket):
         super().settimeout(value)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        self._wait_no_longer()
-        return self._taken(super().recv(size, flags))
+        with self._limited() as limit:
+            data = super().recv(size, flags)
+        if limit:
+            limit.take(len(data))
+        return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:  # by `makefile`, for pg8000 and PyMySQL
-        self._wait_no_longer()
-        received = super().recv_into(buffer, nbytes, flags)
-        if limit := limits.current():
+        with self._limited() as limit:
+            received = super().recv_into(buffer, nbytes, flags)
+        if limit:
             limit.take(received)
         return received
 
     def send(self, data: Any, flags: int = 0) -> int:
-        self._wait_no_longer()
-        return super().send(data, flags)
+        with self._limited():
+            return super().send(data, flags)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        self._wait_no_longer()
-        super().sendall(data, flags)
+        with self._limited():
+            super().sendall(data, flags)
 
-    def _wait_no_longer(self) -> None:
+    @contextmanager
+    def _limited(self) -> Iterator[Optional[limits.Limit]]:
         """Raises TimeoutError if no time is left."""
-        if limit := limits.current():
-            left = limit.left_s()
-            super().settimeout(left if self._asked_s is None else min(left, self._asked_s))
-
-    @staticmethod
-    def _taken(data: bytes) -> bytes:
-        if limit := limits.current():
-            limit.take(len(data))
-        return data
+        limit = limits.current()
+        if not limit:
+            yield None
+            return
+        left = limit.left_s()
+        own = self._asked_s is not None and self._asked_s < left
+        super().settimeout(self._asked_s if own else left)
+        try:
+            yield limit
+        except socket.timeout:
+            if not own:
+                limit.end()
+            raise
 
 
 def connect(pid: int, path: str, timeout_s: float, *, uid: int) -> Connection:
@@ -85,6 +95,16 @@ def connect(pid: int, path: str, timeout_s: float, *, uid: int) -> Connection:
         connection.close()
         raise ConnectionError(f"process {peer}, and not process {pid}, listens on {path}")
     return connection
+
+
+@contextmanager
+def closed_on_error(connection: Connection) -> Iterator[Connection]:
+    """For a library that takes a connection over, and may fail before it has."""
+    try:
+        yield connection
+    except BaseException:
+        connection.close()
+        raise
 
 
 def connect_to_port(pid: int, port: int, timeout_s: float) -> Connection:

@@ -134,8 +134,8 @@ class PgBouncer(ApplicationWriter):
     def _connect(self, timeout_s: float) -> Any:
         from pg8000.native import Connection  # slow to import, so before the time-out counts
 
-        reached = sockets.connect(self.pid, self._socket_path, timeout_s, uid=self._process.uid)
-        return Connection("pgbouncer", database="pgbouncer", sock=reached, timeout=timeout_s)
+        with sockets.closed_on_error(sockets.connect(self.pid, self._socket_path, timeout_s, uid=self._process.uid)) as reached:
+            return Connection("pgbouncer", database="pgbouncer", sock=reached, timeout=timeout_s)
 
 
 def _mode(database: dict[str, Any], default: str) -> str:

@@ -36,11 +36,11 @@ def discover() -> list[ApplicationWriter]:
     """One writer for each of these applications of which a process runs."""
     found: dict[str, Unsupported] = {}
     for process in processes.running():
-        application = known_as(process)
-        if application and not identity.why_stranger(process):
+        called = known_as(process)
+        if called and not identity.why_stranger(process):
             name = _name(process)
-            id = name if name in KNOWN else application.lower()
-            found.setdefault(id, Unsupported(id, application)).pids += (process.pid,)
+            id = name if name in KNOWN else called.lower()
+            found.setdefault(id, Unsupported(id, called)).pids += (process.pid,)
     return [found[name] for name in sorted(found)]
 
 
