@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import socket
 import struct
 import tempfile
@@ -20,13 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lab.standstill import within
-from quiesce.agent import bounds, limits, linux, sockets
+from quiesce.agent import bounds, conversation, hook, limits, linux, sockets
+from quiesce.agent.conversation import Conversation
 from quiesce.agent.writers import base
 from quiesce.agent.writers.base import ApplicationWriter, deadline_in_ns
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Filesystem, FreezeState, Outcome, WriterReport
 from quiesce.wire.framing import MAX_LINE, from_line, to_line
-from quiesce.wire.messages import Inventory
+from quiesce.wire.messages import Inventory, Op, State
 from quiesce.wire.schema import from_wire, to_wire
 from tests.strategies import examples, of
 from tests.unit import hostile
@@ -284,3 +286,42 @@ def test_a_list_that_is_cut_never_raises_the_label(drawn, room):
     assert bool(needed) == bool(shown)
     if needed:
         assert min(map(worst.index, needed)) == min(map(worst.index, shown))
+
+
+# -- the last resort
+
+
+def _ended_by(work: Callable[[], object]) -> int:
+    """The signal that ended a process that does this."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        work()
+        os._exit(0)
+    with within(20):
+        return os.WTERMSIG(os.waitpid(child, 0)[1])
+
+
+def _hang(*_: object) -> list[ApplicationWriter]:
+    time.sleep(60)
+    return []
+
+
+def test_a_freeze_for_another_platform_that_hangs_is_ended(monkeypatch):
+    """Broken: the host, and all later backups by qemu-guest-agent, would wait until somebody restarts the agent."""
+    monkeypatch.setattr(hook, "PREPARE_TIMEOUT_S", 0)
+    monkeypatch.setattr(hook, "OVERTIME_S", 1)
+    assert _ended_by(lambda: hook._Held({"window_ms": 1}).freeze(_hang)) == signal.SIGALRM
+
+
+@pytest.mark.parametrize("op", ["identify", "prepare", "hold", "thaw", "release", "abort"])
+def test_a_step_that_hangs_is_ended_whichever_it_is(op, monkeypatch):
+    """Broken: one that hangs in the window would keep the agent from every host and hook, with the dead-man long done."""
+    monkeypatch.setattr(conversation, "OVERTIME_S", 1)
+    monkeypatch.setattr(conversation, "LET_GO_S", 1)
+    monkeypatch.setitem(conversation.ALLOWED, Op(op), tuple(State))
+    talk = Conversation(-1, list)
+    monkeypatch.setattr(talk, "_handlers", lambda: {Op(op): _hang})
+    args = {"prepare": {"window_ms": 1, "insist": True}, "hold": {"level": "system"}, "release": {"level": "system"}}
+    line = to_line({"id": 1, "op": op, "token": "t", "deadline_ms": 100, "args": args.get(op, {})})
+    assert _ended_by(lambda: talk.answer(line.rstrip(b"\n"))) == signal.SIGALRM
