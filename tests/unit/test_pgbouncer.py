@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pg8000.native
@@ -89,6 +90,7 @@ def pooler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pooler]:
     made = Pooler()
     monkeypatch.setattr(pg8000.native, "Connection", made.connect)
     monkeypatch.setattr(sockets, "connect", lambda _pid, path, _timeout_s, **_: path)
+    monkeypatch.setattr(sockets, "closed_on_error", nullcontext)
     yield made
     for session in made.sessions:
         if not session.closed:

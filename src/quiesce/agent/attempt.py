@@ -106,7 +106,8 @@ class Attempt:
         except DeadManError as error:
             raise AttemptError(ErrorCode.FAILED, f"no dead-man: {error}") from None
         for index, writer in enumerate(self._writers):
-            writer.prepare(_share(deadline_ns, len(self._writers) - index), self._window_ns // 1_000_000)
+            waiting = sum(self._waits(each) for each in self._writers[index:])
+            writer.prepare(_share(deadline_ns, waiting), self._window_ns // 1_000_000)
             loose = self._loose(writer)
             if loose:
                 writer.forgo(loose)
@@ -123,12 +124,12 @@ class Attempt:
         deadline_ns = self._start_window(deadline_ns)
         at_level = self._at(level)
         for writer in at_level:
-            others = len(self._writers) - len(self._held)
+            waiting = sum(self._waits(each) for each in self._writers)
             self._held.append(writer)
             self._announce(writer)
             writer.window_ends_ns = self._deadline_ns
             try:
-                writer.hold(_share(deadline_ns, others))
+                writer.hold(_share(deadline_ns, waiting))
             except WriterError:
                 self._taken_back(writer)
                 if self._insist and writer.required and not writer.grade.vouched:
@@ -251,6 +252,10 @@ class Attempt:
             self._deadman = None
         self._deadline_ns = None
         self.state = State.RELEASED
+
+    def _waits(self, writer: ApplicationWriter) -> bool:
+        """It is to be held, and is not yet."""
+        return writer not in self._held and not writer.passed_over and writer.not_accounted_for is None
 
     def _announce(self, writer: ApplicationWriter) -> None:
         """Tells the dead-man before the hold, but not for a writer that is passed over: if its application is at rest, somebody

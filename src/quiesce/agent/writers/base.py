@@ -291,7 +291,7 @@ class ApplicationWriter:
             with limits.until(deadline_ns) as limit:
                 yield
         except Exception as error:  # noqa: BLE001 - applications and their libraries raise anything
-            if limit and limit.broken:
+            if limit and limit.broken and not isinstance(error, WriterError):
                 self.outcome, text = limit.outcome, limit.broken
             else:
                 self.outcome, text = _outcome(error, otherwise), self._words(error)

@@ -92,7 +92,7 @@ class PgBouncer(ApplicationWriter):
         try:
             self._console.run("PAUSE")
         except Exception as error:
-            if "timed out" in str(error):
+            if "timed out" in str(error) or isinstance(error, TimeoutError):
                 raise WriterError("transactions did not end in time", Outcome.TIMEOUT) from None
             if "already" in str(error):
                 self._paused = False  # whoever paused it has to resume it
