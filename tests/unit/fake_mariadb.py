@@ -153,7 +153,8 @@ def serving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]
     """It is the one that the writer connects to, and waits are short."""
     server = Server()
     monkeypatch.setattr(pymysql, "connect", server.connect)
-    monkeypatch.setattr(sockets, "connect", lambda _pid, path, _timeout_s: path)
+    monkeypatch.setattr(sockets, "connect", lambda _pid, path, _timeout_s, **_: path)
+    monkeypatch.setattr(sockets, "closed_on_error", contextlib.nullcontext)
     monkeypatch.setattr(processes, "listening_paths", lambda _: ["/run/a/mysqlx.sock", "/run/mysqld/mysqld.sock"])
     monkeypatch.setattr(memory, "DIRECTORY", str(tmp_path))
     monkeypatch.setattr(mariadb, "PREPARE_FLUSH_S", 0.01)

@@ -124,8 +124,9 @@ class Talk(socketserver.StreamRequestHandler):
                 self.wfile.write(fake.answer(words, known))
 
 
-def _connect(_pid: int, path: str, timeout_s: float) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX)
+def _connect(_pid: int, path: str, timeout_s: float, *, uid: int) -> socket.socket:
+    assert uid in (0, 107)
+    connection = sockets.Connection(socket.AF_UNIX)
     connection.settimeout(timeout_s)
     connection.connect(path)
     return connection

@@ -71,7 +71,8 @@ def test_a_hold_has_the_steps_time_and_never_more_than_the_window(world):
     attempt = prepared(world.writer("db", hold=deadlines.append), world.writer("two", hold=deadlines.append))
     step = soon(1)
     attempt.hold(Level.BACK_END, step)
-    assert deadlines == [step, step]
+    assert deadlines[0] < soon(0.6)  # the first leaves half of it to the other
+    assert deadlines[1] == step
     attempt = prepared(world.writer("db", hold=deadlines.append), window_ms=500)
     attempt.hold(Level.BACK_END, soon(60))
     assert deadlines[-1] < soon(0.6)

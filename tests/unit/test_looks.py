@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lab.standstill import wait_for, within
-from quiesce.agent import filesystems, linux, looks, mountinfo, processes
+from quiesce.agent import files, filesystems, identity, linux, looks, mountinfo, processes
 from quiesce.agent.inventory import FilesystemList
 from quiesce.agent.looks import NotAnsweringError
 from quiesce.agent.mountinfo import Mount
@@ -85,7 +85,7 @@ def test_a_child_answers_with_the_value_or_the_error(tmp_path, monkeypatch):
     slow = Mount(1, (0, 99), str(tmp_path), "nfs4", "server:/", super_read_only=False)
     monkeypatch.setattr(looks, "slow_mount", lambda _: slow)
     (tmp_path / "file").write_text("x" * 300_000)
-    assert len(processes.read_file(f"{tmp_path}/file", 400_000)) == 300_000
+    assert len(files.read_bytes(f"{tmp_path}/file", 400_000)) == 300_000
     assert looks.at("", os.stat, f"{tmp_path}/file").st_size == 300_000
     with pytest.raises(FileNotFoundError):
         looks.at("", os.stat, f"{tmp_path}/none")
@@ -195,6 +195,7 @@ def test_a_cluster_there_is_listed_and_refused(hung, tmp_path, monkeypatch):
         asked = looks.slow_mount
         monkeypatch.setattr(looks, "slow_mount", lambda path: slow if path.startswith(mine) else asked(path))
         monkeypatch.setattr(looks, "apart", lambda _: (False, None))
+        monkeypatch.setattr(identity, "why_stranger", lambda _: "")
         monkeypatch.setattr(postgresql, "data_directories", lambda: iter(()))
         found = [writer for writer in postgresql.discover() if writer.id == f"postgresql:{data}"]
     finally:
@@ -215,7 +216,7 @@ def test_a_configuration_that_includes_files_there_is_an_error_and_no_hang(hung,
 
 class Reader(ApplicationWriter):
     def on_identify(self, _deadline_ns: int) -> None:
-        processes.read_file(self.id)
+        files.read_text(self.id)
 
 
 def test_a_writer_says_which_mount_does_not_answer(hung):

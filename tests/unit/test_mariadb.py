@@ -10,7 +10,7 @@ import pymysql
 import pytest
 from pymysql.err import OperationalError
 
-from quiesce.agent import processes
+from quiesce.agent import identity
 from quiesce.agent.processes import Process
 from quiesce.agent.writers import mariadb
 from quiesce.agent.writers.mariadb_files import elsewhere
@@ -50,7 +50,7 @@ def test_it_says_what_it_is_and_what_can_be_expected(server):
 def test_servers_are_called_by_their_program_and_where_they_keep_data(monkeypatch):
     """Broken: a writer's id would change, and with it what later checkpoints are compared by."""
     found = [Process(1, "mariadbd", 0, container=False), Process(2, "mysqld", 0, container=False)]
-    monkeypatch.setattr(processes, "running", lambda *names: (process for process in found if process.name in names))
+    monkeypatch.setattr(identity, "applications", lambda *names: (process for process in found if process.name in names))
     where = {"/proc/1/cwd": "/var/lib/mysql", "/proc/2/cwd": "/srv/second"}
     monkeypatch.setattr("os.readlink", where.__getitem__)
     assert [writer.id for writer in mariadb.discover()] == ["mariadb:main", "mysql:/srv/second"]

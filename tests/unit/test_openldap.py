@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quiesce.agent import cgroups, processes, systemd
+from quiesce.agent import cgroups, identity, processes, systemd
 from quiesce.agent.processes import Process
 from quiesce.agent.writers import openldap
 from quiesce.agent.writers.base import WriterError, deadline_in_ns
@@ -188,7 +188,7 @@ def test_the_real_places_of_the_configuration_are_looked_at():
 def test_every_server_is_found_also_where_it_cannot_be_held(machine, monkeypatch):
     """Broken: a directory in a container would be passed over in silence."""
     found = [Process(pid, "slapd", 0, container=False) for pid in (7, 8)]
-    monkeypatch.setattr(processes, "running", lambda _: iter(found))
+    monkeypatch.setattr(identity, "applications", lambda _: iter(found))
     monkeypatch.setattr(processes, "unit", lambda pid: UNIT if pid == 7 else "")
     held, unreached = sorted(openldap.discover(), key=lambda writer: writer.id, reverse=True)
     assert (held.id, unreached.id) == (f"openldap:{UNIT}", "openldap:8")

@@ -6,13 +6,14 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pg8000.native
 import pytest
 from pg8000.exceptions import DatabaseError, InterfaceError
 
-from quiesce.agent import processes, sockets
+from quiesce.agent import identity, processes, sockets
 from quiesce.agent.processes import Process
 from quiesce.agent.writers import pgbouncer
 from quiesce.agent.writers.base import WriterError, deadline_in_ns
@@ -89,6 +90,7 @@ def pooler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pooler]:
     made = Pooler()
     monkeypatch.setattr(pg8000.native, "Connection", made.connect)
     monkeypatch.setattr(sockets, "connect", lambda _pid, path, _timeout_s, **_: path)
+    monkeypatch.setattr(sockets, "closed_on_error", nullcontext)
     yield made
     for session in made.sessions:
         if not session.closed:
@@ -259,6 +261,6 @@ def test_each_pooler_is_found_by_its_socket(monkeypatch):
     """Broken: two poolers of one machine would be one; or one in a container be asked at a path of ours."""
     found = [Process(pid, "pgbouncer", 0, container=pid == 9) for pid in (7, 8, 9, 10)]
     paths = {7: [SOCKET], 8: ["/tmp/.s.PGSQL.6433"], 9: [SOCKET], 10: []}
-    monkeypatch.setattr(processes, "running", lambda _: iter(found))
+    monkeypatch.setattr(identity, "applications", lambda _: iter(found))
     monkeypatch.setattr(processes, "listening_paths", paths.__getitem__)
     assert [writer.id for writer in pgbouncer.discover()] == ["pgbouncer:6432", "pgbouncer:6433"]

@@ -60,27 +60,27 @@ def plain(place: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_a_socket_in_a_mount_that_only_the_server_sees_is_reached(hidden, place):
     """Broken: a service with PrivateTmp= could not be held."""
-    with sockets.connect(hidden.pid, f"{place}/s", 5) as connection:
+    with sockets.connect(hidden.pid, f"{place}/s", 5, uid=0) as connection:
         assert sockets.peer_of(connection)[0] == hidden.pid
-    with sockets.connect(hidden.pid, f"{place}/self/s", 5) as connection:
+    with sockets.connect(hidden.pid, f"{place}/self/s", 5, uid=0) as connection:
         assert sockets.peer_of(connection)[0] == hidden.pid
 
 
 def test_another_server_at_the_same_path_is_not_taken_for_it(hidden, plain, place):
     """Broken: the server that we found would be called held, and another one would be."""
-    with sockets.connect(hidden.pid, f"{place}/s", 5) as connection:
+    with sockets.connect(hidden.pid, f"{place}/s", 5, uid=0) as connection:
         assert sockets.peer_of(connection)[0] == hidden.pid
     with pytest.raises(ConnectionError, match=f"process {plain.pid}, and not process {os.getpid()}, listens on {place}/s"):
-        sockets.connect(os.getpid(), f"{place}/s", 5)
+        sockets.connect(os.getpid(), f"{place}/s", 5, uid=0)
 
 
 def test_nobody_listens_is_said_with_the_path(plain, hidden, place):
     """Broken: a library's words, without the place."""
     _end(plain)
     with pytest.raises(ConnectionError, match=f"no connection to {place}/s: Connection refused"):
-        sockets.connect(os.getpid(), f"{place}/s", 5)
+        sockets.connect(os.getpid(), f"{place}/s", 5, uid=0)
     with pytest.raises(ConnectionError, match=f"no connection to {place}/none: No such file"):
-        sockets.connect(hidden.pid, f"{place}/none", 5)
+        sockets.connect(hidden.pid, f"{place}/none", 5, uid=0)
 
 
 def test_a_server_that_accepts_nobody_is_not_waited_for_for_ever(place):
@@ -90,7 +90,7 @@ def test_a_server_that_accepts_nobody_is_not_waited_for_for_ever(place):
         server.listen(0)
         first.connect(f"{place}/s")
         with pytest.raises(TimeoutError, match=f"no connection to {place}/s in time"):
-            sockets.connect(os.getpid(), f"{place}/s", 0.1)
+            sockets.connect(os.getpid(), f"{place}/s", 0.1, uid=0)
 
 
 def test_a_mount_of_its_own_is_told_from_ours(hidden, plain, place):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from quiesce.agent import processes
+from quiesce.agent import identity, processes
 from quiesce.agent.processes import Process
 from quiesce.agent.writers import unsupported
 from quiesce.model.grades import Grade, Level
@@ -19,6 +19,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def only(*names: str) -> None:
         found = [Process(pid, name, 0, container=False) for pid, name in enumerate(names, 1)]
         monkeypatch.setattr(processes, "running", lambda: iter(found))
+        monkeypatch.setattr(identity, "why_stranger", lambda _: "")
 
     return only
 

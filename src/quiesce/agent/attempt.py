@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Optional
 
-from quiesce.agent import filesystems, leftovers
+from quiesce.agent import filesystems, leftovers, limits
+from quiesce.agent.bounds import bounded_filesystems, bounded_writers, cut
 from quiesce.agent.deadman import DeadMan, DeadManError
 from quiesce.agent.holds import HoldRecord
 from quiesce.agent.undos import UNDO_TIMEOUT_S, Undo
 from quiesce.agent.writers import registry
-from quiesce.agent.writers.base import ApplicationWriter, WriterError
+from quiesce.agent.writers.base import IDENTIFY_TIMEOUT_S, ApplicationWriter, WriterError, deadline_in_ns
 from quiesce.model.grades import LEVELS, Level
 from quiesce.model.reports import WriterReport
 from quiesce.wire.messages import (
@@ -31,6 +32,7 @@ from quiesce.wire.messages import (
 
 DEADMAN_GRACE_NS = 250_000_000
 """How long the dead-man waits beyond the deadline for this process to release everything itself, in nanoseconds."""
+MOST_EXPLAINED = 8
 FOREIGN_THAWS, FOREIGN_THAW_S = 40, 0.05
 
 
@@ -91,7 +93,7 @@ class Attempt:
             raise AttemptError(ErrorCode.FAILED, "; ".join(self._freezer.stuck))
         self._undos = [self._freezer.rcu] if self._freezer.rcu else []
         for writer in self._writers:
-            if undo := writer.undo():
+            if undo := _undo_of(writer, deadline_ns):
                 self._undo_of[writer] = len(self._undos)
                 self._undos.append(undo)
                 writer.guarded = True
@@ -103,8 +105,9 @@ class Attempt:
             raise AttemptError(ErrorCode.FAILED, f"what is held cannot be noted in /run: {error.strerror}") from None
         except DeadManError as error:
             raise AttemptError(ErrorCode.FAILED, f"no dead-man: {error}") from None
-        for writer in self._writers:
-            writer.prepare(deadline_ns, self._window_ns // 1_000_000)
+        for index, writer in enumerate(self._writers):
+            waiting = sum(self._waits(each) for each in self._writers[index:])
+            writer.prepare(_share(deadline_ns, waiting), self._window_ns // 1_000_000)
             loose = self._loose(writer)
             if loose:
                 writer.forgo(loose)
@@ -113,7 +116,7 @@ class Attempt:
             raise AttemptError(ErrorCode.REFUSED, _explain(refused), self._report())
         self._freezer.flush()
         self.state = State.PREPARED
-        return Inventory(self._report(), self._freezer.report())
+        return Inventory(self._report(), bounded_filesystems(self._freezer.report()))
 
     def hold(self, level: Level, deadline_ns: int) -> Held:
         """Brings every writer of this level to rest at a boundary of its own. Raises AttemptError if a required one fails and
@@ -121,17 +124,18 @@ class Attempt:
         deadline_ns = self._start_window(deadline_ns)
         at_level = self._at(level)
         for writer in at_level:
+            waiting = sum(self._waits(each) for each in self._writers)
             self._held.append(writer)
             self._announce(writer)
             writer.window_ends_ns = self._deadline_ns
             try:
-                writer.hold(deadline_ns)
+                writer.hold(_share(deadline_ns, waiting))
             except WriterError:
                 self._taken_back(writer)
                 if self._insist and writer.required and not writer.grade.vouched:
                     raise AttemptError(ErrorCode.REFUSED, _explain([writer]), (writer.report(),)) from None
         self.state = State.HELD
-        return Held(tuple(writer.report() for writer in at_level), time.monotonic_ns())
+        return Held(bounded_writers([writer.report() for writer in at_level]), time.monotonic_ns())
 
     def freeze(self, deadline_ns: int) -> Frozen:
         """Freezes every filesystem, `/` last. Raises AttemptError, having thawed those that it froze."""
@@ -149,7 +153,7 @@ class Attempt:
                     raise AttemptError(ErrorCode.REFUSED, _explain([writer]), (writer.report(),))
         self._freeze_token = secrets.token_hex(16)
         self.state = State.FROZEN
-        return Frozen(self._freeze_token, freezer.report())
+        return Frozen(self._freeze_token, bounded_filesystems(freezer.report()))
 
     def thaw(self) -> Thawed:
         freezer, deadman = self._parts()
@@ -157,7 +161,7 @@ class Attempt:
         self.state = State.THAWED
         if not self._held:
             self._end_window()
-        return Thawed(self._freeze_token, unbroken, freezer.report(), self._window_us())
+        return Thawed(self._freeze_token, unbroken, bounded_filesystems(freezer.report()), self._window_us())
 
     def release(self, level: Level) -> Released:
         """Lets the writers of this level go, each after it checked that its hold lasted to the end."""
@@ -172,7 +176,7 @@ class Attempt:
         window_us = self._window_us()
         if not self._held:
             self._end_window()
-        return Released(tuple(writer.report() for writer in at_level), before, window_us)
+        return Released(bounded_writers([writer.report() for writer in at_level]), before, window_us)
 
     def post_checkpoint(self, kept: bool) -> None:
         """Tells the writers whether the checkpoint is kept."""
@@ -249,6 +253,10 @@ class Attempt:
         self._deadline_ns = None
         self.state = State.RELEASED
 
+    def _waits(self, writer: ApplicationWriter) -> bool:
+        """It is to be held, and is not yet."""
+        return writer not in self._held and not writer.passed_over and writer.not_accounted_for is None
+
     def _announce(self, writer: ApplicationWriter) -> None:
         """Tells the dead-man before the hold, but not for a writer that is passed over: if its application is at rest, somebody
         else holds it, and the dead-man must not end that."""
@@ -283,7 +291,7 @@ class Attempt:
 
     def _report(self) -> tuple[WriterReport, ...]:
         found = [writer.report() for writer in self._writers]
-        return tuple(sorted(found, key=lambda writer: LEVELS.index(writer.level)))
+        return bounded_writers(sorted(found, key=lambda writer: LEVELS.index(writer.level)))
 
     def _parts(self) -> tuple[filesystems.Freezer, DeadMan]:
         assert self._freezer is not None  # made by prepare, which every other step follows
@@ -291,8 +299,21 @@ class Attempt:
         return self._freezer, self._deadman
 
 
+def _share(deadline_ns: int, writers: int) -> int:
+    """The deadline of the next of so many writers: half of the time. So one that does not answer leaves some to the
+    others, and they do not stand still for nothing until the end of the window."""
+    now = time.monotonic_ns()
+    return deadline_ns if writers < 2 else now + max(0, deadline_ns - now) // 2
+
+
+def _undo_of(writer: ApplicationWriter, deadline_ns: int) -> Optional[Undo]:
+    with limits.until(min(deadline_ns, deadline_in_ns(IDENTIFY_TIMEOUT_S))):
+        return writer.undo()
+
+
 def _explain(refused: list[ApplicationWriter]) -> str:
-    return "; ".join(f"{writer.id}: {writer.reason or writer.grade.value}" for writer in refused)
+    named = "; ".join(f"{cut(writer.id)}: {cut(writer.reason or writer.grade.value)}" for writer in refused[:MOST_EXPLAINED])
+    return named + (f"; and {len(refused) - MOST_EXPLAINED} more" if len(refused) > MOST_EXPLAINED else "")
 
 
 def _wait_for_earlier(deadline_ns: int) -> int:

@@ -41,8 +41,9 @@ def run_command(
     timeout_s: float,
     observer: Optional[CommandObserver],
     environment: Optional[Mapping[str, str]] = None,
+    limit: int = MAX_WORDS,
 ) -> str:
-    """Runs a command to its end and returns the first MAX_WORDS characters of its standard output.
+    """Runs a command to its end and returns the first `limit` characters of its standard output.
 
     Raises WriterError for a time-out (the command and its children are killed then), and for an exit status other than 0, with
     the last words of its output. The command dies with the conversation. Processes that it leaves in the background are left
@@ -56,7 +57,7 @@ def run_command(
             ended = f"ended with {status}" if status > 0 else f"was killed by signal {-status}"
             words = _last_words(complained) or _last_words(said)
             raise WriterError(f"{' '.join(command)} {ended}" + (f": {words}" if words else ""))
-        return os.pread(said, 4 * MAX_WORDS, 0).decode(errors="replace").strip()[:MAX_WORDS]
+        return os.pread(said, 4 * limit, 0).decode(errors="replace").strip()[:limit]
     finally:
         os.close(said)
         os.close(complained)
@@ -84,7 +85,7 @@ def _run(
         stderr=complained,
         env={**os.environ, **(environment or {})},
         start_new_session=True,
-        preexec_fn=linux.die_with_service,
+        preexec_fn=linux.prepare_program,
     )
     try:
         if observer:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, Callable, Optional
 
 from quiesce import __version__
-from quiesce.agent import deadman
+from quiesce.agent import bounds, deadman, looks
 from quiesce.agent.attempt import Attempt, AttemptError
 from quiesce.agent.inventory import FilesystemList
 from quiesce.agent.writers.base import ApplicationWriter
@@ -27,6 +27,8 @@ ANSWER_MARGIN_NS = 5_000_000_000
 """How long before its deadline `identify` asks no more applications, in nanoseconds, so that the host gets an answer."""
 OVERTIME_S = 15
 """How much longer a step may take than the host waits for it, in seconds."""
+LET_GO_S = 300
+"""The same of a step that may have to let applications go, each of which has its own time for that."""
 WRITE_TIMEOUT_MS = 5000
 """A host that reads nothing for this long, in milliseconds, counts as gone."""
 
@@ -75,7 +77,9 @@ class Conversation:
         except _HungUpError:
             return
         finally:
+            signal.alarm(LET_GO_S)
             self._drop_attempt()
+            signal.alarm(0)
 
     def answer(self, line: Optional[bytes]) -> dict[str, Any]:
         """The reply to one line. Never raises, whatever the line contains."""
@@ -107,10 +111,10 @@ class Conversation:
                 raise AttemptError(ErrorCode.DEADLINE, "the deadline passed; the guest has released everything")
             raise AttemptError(ErrorCode.WRONG_STATE, f"{request.op.value} is not possible while {state.value}")
         deadline_ns = time.monotonic_ns() + request.deadline_ms * 1_000_000
-        if request.op in (Op.IDENTIFY, Op.PREPARE):
-            # The slow steps read files that may be anybody's. If one hangs, SIGALRM ends this process, and the hang with it.
-            signal.alarm(request.deadline_ms // 1000 + OVERTIME_S)
-            self._slow = True
+        # If the step hangs all the same, SIGALRM ends this process, and the dead-man lets everything go.
+        signal.alarm(request.deadline_ms // 1000 + (OVERTIME_S if request.op in (Op.IDENTIFY, Op.PREPARE) else LET_GO_S))
+        self._slow = request.op in (Op.IDENTIFY, Op.PREPARE)
+        looks.renew_patience()
         try:
             return self._handlers()[request.op](request, deadline_ns)
         except AttemptError:
@@ -165,7 +169,8 @@ class Conversation:
                 writer.identify(until_ns, _why_not_to_ask(writer, listed))
                 with suppress(OSError):
                     writer.filesystems = listed.mount_points(writer.where()) or None
-            return messages.Inventory(tuple(writer.report() for writer in found), listed.report)
+            reports = bounds.bounded_writers([writer.report() for writer in found])
+            return messages.Inventory(reports, bounds.bounded_filesystems(listed.report))
         finally:
             for writer in found:
                 writer.abort()

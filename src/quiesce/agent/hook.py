@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import secrets
 import select
+import signal
 import socket
 import sys
 import time
@@ -27,6 +28,12 @@ DEFAULT_WINDOW_S = 30.0
 """From the first hold to the last release, in seconds. Longer than quiesce's own window: what the platform does is unknown."""
 PREPARE_TIMEOUT_S = 120.0
 MAX_REQUEST = 4096
+MAX_SAYS = 100
+"""Most lines of an answer."""
+LET_GO_S = 300
+"""Longest that all writers may take to let go, in seconds."""
+OVERTIME_S = 15
+"""How much longer than that the freeze may take, in seconds, before the process is ended that makes it."""
 REQUEST_TIMEOUT_S = 1.0
 """Longest wait for the request after a connection, in seconds: other callers wait behind it."""
 
@@ -122,6 +129,8 @@ class _Held:
         from quiesce.agent.attempt import AttemptError
 
         attempt = self.attempt
+        # If a step hangs all the same, SIGALRM ends this process, and the dead-man lets everything go.
+        signal.alarm(int(PREPARE_TIMEOUT_S + self._window_ms / 1000) + OVERTIME_S)
         try:
             inventory = attempt.prepare(discover(self._without), time.monotonic_ns() + int(PREPARE_TIMEOUT_S * 1e9))
             deadline_ns = time.monotonic_ns() + self._window_ms * 1_000_000
@@ -136,10 +145,12 @@ class _Held:
         except Exception as error:  # noqa: BLE001 - the platform waits for an answer
             self.ended = True
             return _answer(False, f"failed: {type(error).__name__}: {error}")
+        signal.alarm(0)
         return _answer(True, *(f"{writer.id} holds" for writer in inventory.writers if writer.grade.vouched))
 
     def thaw(self) -> dict[str, Any]:
         self.ended = True
+        signal.alarm(LET_GO_S)
         says, good = [], True
         for level in reversed(LEVELS):
             if self.attempt.state is State.HELD:
@@ -154,6 +165,7 @@ class _Held:
 
     def give_up(self) -> dict[str, Any]:
         self.ended = True
+        signal.alarm(LET_GO_S)
         self.attempt.abort()
         return _answer(True, "given up; all is released")
 
@@ -209,4 +221,4 @@ def _send(connection: socket.socket, answer: dict[str, Any]) -> bool:
 
 
 def _answer(good: bool, *says: str) -> dict[str, Any]:
-    return {"ok": good, "says": list(says)}
+    return {"ok": good, "says": [*says[:MAX_SAYS], *([f"and {len(says) - MAX_SAYS} more"] if says[MAX_SAYS:] else [])]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,9 +35,30 @@ def die_with_service() -> None:
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
 
 
+def limit_memory(size: int) -> None:
+    """Of this process and its children, which can take the limit back (`limit_no_memory`): above it they get MemoryError."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
+
+
+def limit_no_memory() -> None:
+    """For a program that this process starts."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def prepare_program() -> None:
+    """What a program that the agent starts is to have (`preexec_fn`): it dies with the agent, and has all the memory."""
+    die_with_service()
+    limit_no_memory()
+
+
 @contextmanager
 def as_user(uid: int) -> Iterator[None]:
-    """Runs the block as another user, with that user's groups and no others."""
+    """Runs the block as another user, with that user's groups and no others. Raises OSError."""
+    if uid == os.geteuid():
+        yield
+        return
     group, groups = _groups_of(uid)
     own = os.getgroups()
     os.setgroups(groups)

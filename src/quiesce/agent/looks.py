@@ -30,6 +30,9 @@ T = TypeVar("T")
 
 _hung: dict[Device, float] = {}
 """Filesystems that did not answer, with the time when that was found, CLOCK_MONOTONIC."""
+PATIENCE_S = 20.0
+"""Longest wait for all looks of one request, in seconds: anybody may mount a thousand filesystems (FUSE)."""
+_patience_s = PATIENCE_S
 HUNG_FOR_S = 30.0
 """How long a filesystem that did not answer is not asked again, in seconds."""
 
@@ -51,18 +54,59 @@ def at(path: str, look: Callable[..., T], *arguments: Any) -> T:
 
     What it returns must be picklable. Example: `at(path, os.stat, path)`.
     """
-    mount = slow_mount(path)
+    return _through(slow_mount(path), look, *arguments)
+
+
+def at_executable(pid: int) -> os.stat_result:
+    """The status of the process's program, wherever in its own mounts that is. Raises OSError, as TimeoutError."""
+    descriptor = os.open(f"/proc/{pid}/exe", os.O_PATH | os.O_CLOEXEC)  # asks no filesystem
+    try:
+        with open(f"/proc/self/fdinfo/{descriptor}") as file:
+            match = re.search(r"^mnt_id:\s*(\d+)$", file.read(), re.MULTILINE)
+    finally:
+        os.close(descriptor)
+    mounts = mountinfo.read_mounts(str(pid), f"/proc/{pid}/root") if match else []
+    if any(mount.id == int(match.group(1)) and not _may_not_answer(mount) for mount in mounts if match):
+        return os.stat(f"/proc/{pid}/exe")
+    answered, value = apart(lambda: os.stat(f"/proc/{pid}/exe"))
+    if not answered:
+        raise TimeoutError(errno.ETIMEDOUT, "the filesystem of its program does not answer")
+    if isinstance(value, BaseException):
+        raise value
+    return value
+
+
+def open_path(path: str) -> int:
+    """A descriptor that only names what is at this path, itself and not where a link leads (O_PATH). Raises OSError, as
+    NotAnsweringError."""
+    at(path, os.lstat, path)
+    return os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _through(mount: Optional[Mount], look: Callable[..., T], *arguments: Any) -> T:
+    """As `at`. `mount`: the filesystem that may not answer; None: all do."""
+    global _patience_s
     if mount is None:
         return look(*arguments)
+    if _patience_s <= 0:
+        raise NotAnsweringError(mount)
     if time.monotonic() - _hung.get(mount.device, -HUNG_FOR_S) < HUNG_FOR_S:
         raise NotAnsweringError(mount)
+    started = time.monotonic()
     answered, value = apart(lambda: look(*arguments))
+    _patience_s -= time.monotonic() - started
     if not answered:
         _hung[mount.device] = time.monotonic()
         raise NotAnsweringError(mount)
     if isinstance(value, BaseException):
         raise value
     return value
+
+
+def renew_patience() -> None:
+    """At the beginning of a request."""
+    global _patience_s
+    _patience_s = PATIENCE_S
 
 
 def exists(path: str) -> bool:

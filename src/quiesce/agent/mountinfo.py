@@ -11,6 +11,8 @@ Device = tuple[int, int]
 MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
 WITHOUT_BLOCK_DEVICE_NUMBER = frozenset({"btrfs", "bcachefs"})
 """Filesystems on block devices whose device number is that of an anonymous device."""
+MAX_MOUNTINFO = 64 << 20
+"""Most of it that is read, in characters. The kernel allows 100,000 mounts (fs.mount-max), of some 200 each."""
 KERNEL = frozenset(
     {
         *("proc", "sysfs", "cgroup", "cgroup2", "devpts", "securityfs", "debugfs", "tracefs", "configfs", "mqueue", "bpf"),
@@ -63,7 +65,7 @@ def parse_mountinfo(text: str, root_directory: str = "/") -> list[Mount]:
 def read_mounts(pid: str, root_directory: str) -> list[Mount]:
     """The mounts that a process sees. Raises OSError if it ended."""
     with open(f"/proc/{pid}/mountinfo", errors="surrogateescape", newline="\n") as file:
-        return parse_mountinfo(file.read(), root_directory)
+        return parse_mountinfo(file.read(MAX_MOUNTINFO), root_directory)
 
 
 def backing_files(device: Device, sysfs: str = "/sys") -> list[str]:

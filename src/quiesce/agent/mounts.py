@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Optional
 
@@ -20,6 +22,8 @@ from quiesce.agent.mountinfo import (
 
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "virtiofs", "glusterfs", "afs", "lustre", "gfs2", "ocfs2"})
 NOT_OURS = "on the network or the host, not on this machine's disks"
+MAX_USERS, USERS_S = 400, 2.0
+"""Most filesystems that are looked for in users' own namespaces, and the longest time for that, in seconds."""
 ELSEWHERE = "on a network block device, not on this machine's disks"
 
 
@@ -82,22 +86,43 @@ def freeze_order(found: Iterable[Found], carriers: dict[Device, frozenset[Device
 def find_filesystems() -> list[Found]:
     """The machine's filesystems in the order in which to freeze them, with those of containers' mount namespaces."""
     mounts: list[Mount] = []
-    seen_namespaces = set()
-    for pid in ["1", *sorted(filter(str.isdigit, os.listdir("/proc")), key=int)]:
-        try:
-            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
-            if namespace in seen_namespaces:
-                continue
-            seen_namespaces.add(namespace)
+    own, users = _namespaces()
+    for pid in own:
+        with suppress(OSError):  # the process ended
             mounts += read_mounts(pid, "/" if pid == "1" else f"/proc/{pid}/root")
-        except OSError:
-            continue  # the process ended
+    mounts += _only_there(users, {mount.device for mount in mounts})
     found = [
         replace(item, skip=ELSEWHERE) if not item.skip and on_the_network(item.mount.device) else item
         for item in classify(mounts)
     ]
     carriers = {item.mount.device: carrying_filesystems(item.mount.device) for item in found}
     return freeze_order(skip_carried_elsewhere(found, carriers), carriers)
+
+
+def _namespaces() -> tuple[list[str], list[str]]:
+    """A process of each mount namespace: in the agent's user namespace, process 1 first; and in others, which anybody makes."""
+    own: dict[str, str] = {}
+    users: dict[str, str] = {}
+    for pid in ["1", *sorted(filter(str.isdigit, os.listdir("/proc")), key=int)]:
+        with suppress(OSError):  # it ended
+            there = own if os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user") else users
+            there.setdefault(os.readlink(f"/proc/{pid}/ns/mnt"), pid)
+    return list(own.values()), [pid for namespace, pid in users.items() if namespace not in own]
+
+
+def _only_there(pids: list[str], known: set[Device]) -> list[Mount]:
+    """One mount of each filesystem that is in users' namespaces alone, as of a container without root. A user mounts as many
+    as he is allowed, but no disk: so there is an end to the search."""
+    found: dict[Device, Mount] = {}
+    give_up = time.monotonic() + USERS_S
+    for pid in pids:
+        if time.monotonic() > give_up or len(found) >= MAX_USERS:
+            break
+        with suppress(OSError):
+            for mount in read_mounts(pid, f"/proc/{pid}/root"):
+                if mount.device not in known and len(found) < MAX_USERS:
+                    found.setdefault(mount.device, mount)
+    return list(found.values())
 
 
 def skip_carried_elsewhere(found: list[Found], carriers: dict[Device, frozenset[Device]]) -> list[Found]:

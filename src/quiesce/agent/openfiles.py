@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 
-from quiesce.agent import linux, processes
+from quiesce.agent import identity, linux, processes
 from quiesce.agent.mountinfo import Device
 from quiesce.agent.mounts import Found, find_filesystems
 from quiesce.codec import decode, encode
@@ -30,6 +30,9 @@ MAX_FILES = 200
 """Most files of one process that are told. A server that has more open is found by these."""
 MAX_TOLD = 32 * 1024 * 1024
 """Most bytes that one look may tell. Anybody may start many processes that have many files open."""
+MAX_USERS = 2000
+USERS_NS = 4_000_000_000
+"""Most processes of login users that are looked at, and the longest time for that, in nanoseconds."""
 MAX_PATH = 1000
 MAX_MAPS = 16 * 1024 * 1024
 _STANDARD_OUTPUT = (1, 2)
@@ -58,6 +61,8 @@ class WritingProcess:
     container: bool
     """Whether it has another root directory than the agent."""
     files: tuple[WrittenFile, ...]
+    users: bool = False
+    """A login user started it (identity.why_users)."""
 
 
 class IncompleteError(Exception):
@@ -85,9 +90,31 @@ class Disks:
 
 def look(deadline_ns: int, hung: set[int]) -> list[WritingProcess]:
     """Every process that writes files on this machine's disks, but for those in `hung`. Adds to `hung` the processes that
-    cannot be looked at. Raises IncompleteError."""
+    cannot be looked at: of login users' processes, which come last, also those for which no time was left. Raises
+    IncompleteError if others are among these."""
     disks = Disks.of(find_filesystems())
-    left = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid not in hung and pid != os.getpid()]
+    own: list[int] = []
+    users: list[int] = []
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        if pid not in hung and pid != os.getpid():
+            (users if _is_users(pid) else own).append(pid)
+    found = _look_at_all(own, disks, deadline_ns, hung)
+    try:
+        found += _look_at_all(users[:MAX_USERS], disks, min(deadline_ns, time.monotonic_ns() + USERS_NS), hung)
+    except IncompleteError:
+        hung.update(users)
+    hung.update(users[MAX_USERS:])
+    return found
+
+
+def _is_users(pid: int) -> bool:
+    try:
+        return bool(identity.why_users(processes.owner(pid), processes.cgroup(pid)))
+    except OSError:
+        return False  # it ended
+
+
+def _look_at_all(left: list[int], disks: Disks, deadline_ns: int, hung: set[int]) -> list[WritingProcess]:
     found: list[WritingProcess] = []
     told = 0
     while left:
@@ -178,15 +205,16 @@ def _look_at(pid: int, disks: Disks, own_root: os.stat_result) -> Iterator[Writi
         return
     try:
         root = os.stat(f"/proc/{pid}/root")
-        executable = os.readlink(f"/proc/{pid}/exe")
+        executable = processes.executable(pid)
     except OSError:
         return
     yield WritingProcess(
         pid,
-        executable[:MAX_PATH].removesuffix(" (deleted)"),  # it was upgraded, and not restarted yet
+        executable[:MAX_PATH],
         processes.cgroup(pid),
         (root.st_dev, root.st_ino) != (own_root.st_dev, own_root.st_ino),
         tuple(files.values()),
+        _is_users(pid),
     )
 
 

@@ -6,12 +6,13 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from quiesce.agent import looks
 
 MAX_LINKS = 40
+MAX_ARGUMENTS = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ def shares_mounts(pid: int) -> bool:
     return os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt") and not has_other_root(pid)
 
 
-def inside(pid: int, path: str) -> str:
+def inside(pid: int, path: str, owners: Container[int] = ()) -> str:
     """A path by which the agent reaches what the process has at this absolute path. Symbolic links are followed in the
-    process's own mounts. Raises OSError, as for too many links."""
+    process's own mounts. `owners`: whose links are followed; none given: anybody's. Raises OSError, as for too many links."""
     top, links = f"/proc/{pid}/root", 0
     names, here = path.split("/"), ""
     while names:
@@ -75,6 +76,8 @@ def inside(pid: int, path: str) -> str:
         links += 1
         if links > MAX_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        if owners and os.lstat(f"{top}{here}/{name}").st_uid not in owners:
+            raise OSError(errno.EPERM, f"{here}/{name} is a stranger's link", path)
         here = "" if target.startswith("/") else here
         names = [*target.split("/"), *names]
     return top + here
@@ -90,27 +93,30 @@ def sees_the_same(pid: int, path: str) -> bool:
     return (mine.st_dev, mine.st_ino) == (its.st_dev, its.st_ino)
 
 
-def read_file(path: str, limit: int = 64 * 1024) -> str:
-    """The first `limit` bytes of a regular file. Safe for a path that anybody may have made: it waits for no pipe and reads no
-    device. Raises OSError, as NotAnsweringError."""
-    return looks.at(path, _read_file, path, limit)
+def executable(pid: int) -> str:
+    """The path of its program, as the process has it. Raises OSError if it ended, or is a kernel thread."""
+    return os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")  # it was upgraded, and not restarted yet
 
 
-def _read_file(path: str, limit: int) -> str:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+def owner(pid: int) -> int:
+    """The process's user. Raises OSError if it ended."""
+    return os.stat(f"/proc/{pid}").st_uid
+
+
+def user_name(uid: int) -> str:
+    """By /etc/passwd alone: a directory of users may not answer, or be held."""
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        return os.read(descriptor, limit).decode(errors="replace")
-    finally:
-        os.close(descriptor)
+        with open("/etc/passwd", errors="replace") as file:
+            return next((line.partition(":")[0] for line in file if line.split(":")[2:3] == [str(uid)]), str(uid))
+    except OSError:
+        return str(uid)
 
 
 def command_line(pid: int) -> list[str]:
-    """The process's arguments; empty if it ended."""
+    """The process's arguments, MAX_ARGUMENTS characters of them; empty if it ended."""
     try:
         with open(f"/proc/{pid}/cmdline", errors="surrogateescape") as file:
-            return file.read().rstrip("\0").split("\0")
+            return file.read(MAX_ARGUMENTS).rstrip("\0").split("\0")
     except OSError:
         return []
 
@@ -233,6 +239,22 @@ def listening_ports(pid: int) -> list[int]:
             if row[3] == "0A" and row[9] in sockets and (address.endswith("00007F") or set(address) == {"0"}):
                 ports.add(int(port, 16))
     return sorted(ports)
+
+
+def accepted(pid: int, port: int, other: int) -> bool:
+    """Whether the process has the end at `port` of the connection from `other`, both TCP ports of 127.0.0.1."""
+    sockets = {path[8:-1] for path in open_files(pid) if path.startswith("socket:[")}
+    ends = (f"0100007F:{port:04X}", f"0100007F:{other:04X}")
+    for table in ("tcp", "tcp6"):
+        try:
+            with open(f"/proc/{pid}/net/{table}") as file:
+                for line in file:
+                    row = line.split()
+                    if row[9:10] and row[9] in sockets and row[1].endswith(ends[0]) and row[2].endswith(ends[1]):
+                        return True
+        except OSError:
+            continue
+    return False
 
 
 def listening_paths(pid: int) -> list[str]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from quiesce.agent.writers.base import ApplicationWriter
 
 MAX_CONVERSATION_TRACE = 4000
+MEMORY = 512 << 20
+"""Most memory of a conversation, in bytes: above it, what it does for one writer fails, or the request."""
 HANG_UP_GRACE_S = 2.0
 """How long a conversation may go on after its host has hung up before it is told, in seconds. As a rule it has noticed."""
 
@@ -87,6 +89,7 @@ def _fork(work: Callable[[], None], programs: Programs, port: Optional[int] = No
             linux.die_with_service()
             if os.getppid() != service:
                 return  # the service died before the kernel was asked to end this child with it
+            linux.limit_memory(MEMORY)
             with open("/proc/self/oom_score_adj", "w") as file:
                 file.write("0")  # it may read much for anybody: if memory runs out it is killed, not another process
             work()

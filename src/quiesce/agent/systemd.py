@@ -6,6 +6,8 @@ import os
 import subprocess
 from collections.abc import Sequence
 
+from quiesce.agent import linux
+
 SYSTEMCTL = "/usr/bin/systemctl"
 BOOTED = "/run/systemd/system"
 """Is there if systemd is the machine's init system; sd_booted(3)."""
@@ -44,7 +46,7 @@ def properties_of_units(units: Sequence[str]) -> dict[str, dict[str, str]]:
     """The same properties of several units, by unit. Raises UnitError."""
     command = [SYSTEMCTL, "show", "--property", ",".join(_PROPERTIES), "--", *units]
     try:
-        said = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False)
+        said = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False, preexec_fn=linux.limit_no_memory)
     except (OSError, subprocess.TimeoutExpired) as error:
         if not os.path.isdir(BOOTED):
             raise UnitError("systemd does not run in this machine") from None
@@ -58,6 +60,15 @@ def properties_of_units(units: Sequence[str]) -> dict[str, dict[str, str]]:
     return dict(zip(units, found))
 
 
+def main_process(unit: str) -> int:
+    """The process for which systemd runs the service: all others in it are there for that one. Other processes of a service may
+    be each other's equals: several servers under one supervisor, or what a cron job left running. 0 if there is none."""
+    try:
+        return int(properties_of(unit).get("MainPID", "0"))
+    except (UnitError, ValueError):
+        return 0
+
+
 def require_dispensable(unit: str) -> None:
     """Raises UnitError if the machine needs the unit running."""
     if unit.rpartition(".")[0] in NEVER_FROZEN:
@@ -68,7 +79,9 @@ def would_stop_with(unit: str) -> list[str]:
     """The running units that systemd stops when this one is stopped; systemd.unit(5), Requires=, BindsTo=, PartOf=."""
     command = [SYSTEMCTL, "show", "--property", "RequiredBy,BoundBy,ConsistsOf", "--value", "--", unit]
     try:
-        said = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False).stdout.decode(errors="replace")
+        said = subprocess.run(
+            command, capture_output=True, timeout=TIMEOUT_S, check=False, preexec_fn=linux.limit_no_memory
+        ).stdout.decode(errors="replace")
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnitError(f"systemctl show {unit}: {error}") from None
     names = sorted({name for name in said.split() if name.endswith((".service", ".socket"))})

@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from quiesce.agent import limits
+
 UNDO_TIMEOUT_S = 30.0
 """Longest that a command or a call of an undo may run, in seconds."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -82,7 +84,8 @@ def _call(module: str, server: int) -> int:
             file.write("0")
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        importlib.import_module(f"quiesce.agent.writers.{module}").take_back(server)
+        with limits.until(time.monotonic_ns() + int(UNDO_TIMEOUT_S * 1e9)):
+            importlib.import_module(f"quiesce.agent.writers.{module}").take_back(server)
         status = 0
     except Exception:  # noqa: BLE001 - the status tells that it failed
         pass
@@ -92,7 +95,7 @@ def _call(module: str, server: int) -> int:
 
 def _spawn(command: tuple[str, ...]) -> int:
     """Starts an ordinary process, which does not inherit the ignored signals and the OOM protection. Raises OSError."""
-    shell = ("/bin/sh", "-c", 'echo 0 >/proc/self/oom_score_adj; exec "$@"', "sh", *command)
+    shell = ("/bin/sh", "-c", 'echo 0 >/proc/self/oom_score_adj; ulimit -S -d "$(ulimit -H -d)"; exec "$@"', "sh", *command)
     signals = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE]
     return os.posix_spawn(shell[0], shell, {"PATH": _PATH}, setpgroup=0, setsigdef=signals)
 

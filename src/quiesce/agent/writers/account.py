@@ -27,13 +27,4 @@ class Account:
         if not family.isdisjoint(self.pids):
             return True
         beside = [first for first in self.pids if unit and processes.unit(first) == unit]
-        return bool(beside) and _main_process(unit) in beside
-
-
-def _main_process(unit: str) -> int:
-    """The process for which systemd runs the service: all others in it are there for that one. Other processes of a service may
-    be each other's equals: several servers under one supervisor, or what a cron job left running."""
-    try:
-        return int(systemd.properties_of(unit).get("MainPID", "0"))
-    except (systemd.UnitError, ValueError):
-        return 0
+        return bool(beside) and systemd.main_process(unit) in beside

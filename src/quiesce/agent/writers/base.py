@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Optional, Protocol
 
-from quiesce.agent import looks, processes
+from quiesce.agent import bounds, identity, limits, looks, processes
 from quiesce.agent.undos import Undo
 from quiesce.agent.writers.account import Account
 from quiesce.model.grades import Grade, Level
@@ -17,6 +17,9 @@ from quiesce.model.reports import OpenFiles, Outcome, WriterReport
 
 IDENTIFY_TIMEOUT_S = 10.0
 """Longest wait for one application to identify itself, in seconds."""
+POST_CHECKPOINT_TIMEOUT_S = 15.0
+LET_GO_TIMEOUT_S = 5.0
+"""Longest wait for one application's own answers while it is let go, in seconds."""
 
 
 class WriterError(Exception):
@@ -90,6 +93,8 @@ class ApplicationWriter:
         """CLOCK_MONOTONIC; set before the hold, for holds that end by a time-out of the application's own."""
         self.guarded = False
         """The dead-man has its undo."""
+        self._who = ""
+        """Process, user and executable, to be named if the application keeps the agent waiting."""
         self.command_observer: Optional[CommandObserver] = None
         """Set by the attempt; to be passed to `commands.run_command`. None outside an attempt, as for `identify`."""
 
@@ -155,13 +160,14 @@ class ApplicationWriter:
     def identify(self, until_ns: Optional[int] = None, problem: str = "") -> None:
         """Never raises; an error becomes the reason of the grade. `until_ns`: a deadline for all writers. `problem`: why the
         application need not be asked."""
-        with self._phase("identify"):
+        deadline_ns = deadline_in_ns(IDENTIFY_TIMEOUT_S)
+        if until_ns is not None:
+            deadline_ns = min(deadline_ns, until_ns)
+        self._find_out_who()
+        with self._phase("identify", deadline_ns):
             if problem:
                 raise WriterError(problem)
-            deadline_ns = deadline_in_ns(IDENTIFY_TIMEOUT_S)
-            if until_ns is not None:
-                left_s(until_ns)
-                deadline_ns = min(deadline_ns, until_ns)
+            left_s(deadline_ns)
             self.on_identify(deadline_ns)
 
     def where(self) -> list[str]:
@@ -184,9 +190,16 @@ class ApplicationWriter:
 
     def prepare(self, deadline_ns: int, window_ms: int) -> None:
         """Never raises; an error becomes the reason of the grade."""
-        with self._phase("prepare"):
-            self.on_identify(deadline_ns)
+        self._find_out_who()
+        with self._phase("prepare", deadline_ns):
+            identified_ns = min(deadline_ns, deadline_in_ns(IDENTIFY_TIMEOUT_S))
+            with limits.until(identified_ns):
+                self.on_identify(identified_ns)
             self.on_prepare(deadline_ns, window_ms)
+
+    def _find_out_who(self) -> None:
+        """Before the window, in which no file is read."""
+        self._who = identity.who_is(self.pids[0]) if self.pids else ""
 
     def hold(self, deadline_ns: int) -> None:
         """Does nothing if the writer is passed over. If the hold fails, lets go, grades the writer as not held, and raises
@@ -195,7 +208,7 @@ class ApplicationWriter:
             return
         if self.hold_limit_ms is not None:
             deadline_ns = min(deadline_ns, time.monotonic_ns() + self.hold_limit_ms * 1_000_000)
-        with self._phase("hold"):
+        with self._phase("hold", deadline_ns):
             if self.outlives and not self.guarded:
                 raise WriterError("nobody could let it go if the agent died")
             self.holding, self.let_go = True, False
@@ -220,7 +233,7 @@ class ApplicationWriter:
         """Never raises."""
         if not self.holding:
             return
-        with self._phase("release", Outcome.INCONSISTENT):
+        with self._phase("release", deadline_in_ns(LET_GO_TIMEOUT_S), Outcome.INCONSISTENT):
             self.on_release()
             self.holding, self.let_go = False, True
             self.last_error = None  # an earlier error is over
@@ -229,7 +242,8 @@ class ApplicationWriter:
         """Idempotent; never raises."""
         self.holding = False
         try:
-            self.on_abort()
+            with limits.until(deadline_in_ns(LET_GO_TIMEOUT_S)):
+                self.on_abort()
             self.let_go = True
         except Exception as error:  # noqa: BLE001 - the dead-man, or the application's own time-out, ends the hold
             self.warnings.append(f"it could not be let go: {self._words(error)}")
@@ -237,12 +251,13 @@ class ApplicationWriter:
     def post_checkpoint(self, kept: bool) -> None:
         """Never raises."""
         try:
-            self.on_post_checkpoint(kept)
+            with limits.until(deadline_in_ns(POST_CHECKPOINT_TIMEOUT_S)):
+                self.on_post_checkpoint(kept)
         except Exception as error:  # noqa: BLE001 - nothing here can change whether there is a checkpoint
             self.warnings.append(f"post-checkpoint: {self._words(error)}")
 
     def report(self) -> WriterReport:
-        return WriterReport(
+        report = WriterReport(
             id=self.id,
             application=self.application,
             version=self.version,
@@ -261,19 +276,28 @@ class ApplicationWriter:
             not_accounted_for=self.not_accounted_for,
             filesystems=self.filesystems,
         )
+        return bounds.bounded_report(report)
 
     def time(self, what: str, started_ns: int) -> None:
         self.timings[what] = (time.monotonic_ns() - started_ns) // 1000
 
     @contextmanager
-    def _phase(self, name: str, otherwise: Outcome = Outcome.RETRYABLE) -> Iterator[None]:
-        """An error in the block becomes this writer's outcome; if it was holding, it has let go when this returns."""
+    def _phase(self, name: str, deadline_ns: int, otherwise: Outcome = Outcome.RETRYABLE) -> Iterator[None]:
+        """An error in the block becomes this writer's outcome; if it was holding, it has let go when this returns. All answers
+        of the application together may take until the deadline."""
         self.outcome, self.error = Outcome.STABLE, None
+        limit: Optional[limits.Limit] = None
         try:
-            yield
+            with limits.until(deadline_ns) as limit:
+                yield
         except Exception as error:  # noqa: BLE001 - applications and their libraries raise anything
-            self.outcome = _outcome(error, otherwise)
-            text = self._words(error)
+            if limit and limit.broken and not isinstance(error, WriterError):
+                self.outcome, text = limit.outcome, limit.broken
+            else:
+                self.outcome, text = _outcome(error, otherwise), self._words(error)
+            late = not isinstance(error, WriterError) or time.monotonic_ns() >= deadline_ns
+            if self._who and self.outcome in (Outcome.TIMEOUT, Outcome.OUT_OF_RESOURCES) and late:
+                text = f"{text} ({self._who})"
             self.error = f"{name}: {self.outcome.value}: {text}"
             if name in ("hold", "release"):
                 self._downgrade(text if name == "release" else f"not held: {text}")

@@ -29,6 +29,7 @@ from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.agent.writers.sqlite import Sqlite
 from quiesce.agent.writers.stopped import StoppedService
+from quiesce.agent.writers.strangers import Stranger
 from quiesce.agent.writers.unsupported import Unreached, Unsupported
 from quiesce.model.grades import Grade, Level, RequiredGrade
 from quiesce.model.reports import Outcome
@@ -125,7 +126,11 @@ def _declare(found: list[ApplicationWriter], section: configparser.SectionProxy)
     gives_way = (FrozenCgroup, Sqlite) if isinstance(writer, StoppedService) else FrozenCgroup
     account = writer.account()
     # It also answers for what quiesce knows by name only.
-    found = [other for other in found if not (isinstance(other, (Unsupported, Unreached)) and _has_all(account, other.pids))]
+    found = [
+        other
+        for other in found
+        if not (isinstance(other, (Unsupported, Unreached, Stranger)) and _has_all(account, other.pids))
+    ]
     for other in found:
         if unit and isinstance(other, Sqlite) and other.unit == unit:
             other.freezing = False

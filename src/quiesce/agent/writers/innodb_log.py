@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import struct
 
+from quiesce.agent import files
 from quiesce.agent.writers.checksums import crc32c
 
 HEADER = 12288
@@ -33,7 +34,7 @@ class InnodbLog:
 
     def __init__(self, directory: str) -> None:
         """Raises OSError, and InnodbLogError for a format of another release."""
-        self._file = os.open(os.path.join(directory, "ib_logfile0"), os.O_RDONLY | os.O_CLOEXEC)
+        self._file = files.open_regular(os.path.join(directory, "ib_logfile0"))
         try:
             form, _, self._first = struct.unpack(">IIQ", self._read_at(0, 16))
             if form & ~_ENCRYPTED != _FORMAT_10_8:

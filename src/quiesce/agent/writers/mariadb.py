@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from typing import Any, Optional
 
-from quiesce.agent import looks, memory, processes
+from quiesce.agent import identity, looks, memory
 from quiesce.agent.processes import Process
 from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
@@ -59,7 +59,7 @@ _IN_SLEEP = "SELECT 1 FROM information_schema.processlist WHERE id = {id} AND st
 def discover() -> list[ApplicationWriter]:
     """Every server of this machine."""
     found: list[ApplicationWriter] = []
-    for process in processes.running("mariadbd", "mysqld"):
+    for process in identity.applications("mariadbd", "mysqld"):
         with suppress(OSError):  # it ended
             directory = os.readlink(f"/proc/{process.pid}/cwd")  # the server works in its data directory
             found.append(DatabaseServer(process, directory))

@@ -7,12 +7,13 @@ note back when they close the table. A server that finds the note says "is marke
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
 from contextlib import suppress
 
-from quiesce.agent import looks, processes
+from quiesce.agent import files, looks, processes
 
 ARIA = (".MAI",)
 MYISAM_AND_CSV = (".MYI", ".CSM")
@@ -29,6 +30,8 @@ _QUERY_EVENT = 2
 _ENDS_GROUP = (16, 38)  # Xid_log_event, XA_prepare_log_event
 _STANDALONE = 1  # Gtid_log_event::FL_STANDALONE: a group of one event, as DDL
 _FIRST_EVENT = 4
+MAX_LOG_END = 64 << 20
+"""Most of the binary log that is gone through within a window, in bytes."""
 
 
 def elsewhere(directory: str) -> set[str]:
@@ -50,7 +53,7 @@ def elsewhere(directory: str) -> set[str]:
                 found.add(target if looks.is_directory(entry.path) else os.path.dirname(target))
             elif entry.name.endswith(".isl"):
                 with suppress(OSError):
-                    found.add(os.path.dirname(processes.read_file(entry.path).strip()))
+                    found.add(os.path.dirname(files.read_text(entry.path, 4096).strip()))
     return {path for path in found if path.startswith("/")}
 
 
@@ -112,10 +115,14 @@ def binary_log_end(directory: str, name: str, position: int) -> tuple[str, int, 
     position. Raises OSError."""
     gtids = []
     while True:
-        with open(os.path.join(directory, name), "rb") as file:
-            file.seek(position)
-            gtids += _gtids(file.read())
-            length = os.fstat(file.fileno()).st_size
+        log = files.open_regular(os.path.join(directory, name))
+        try:
+            length = os.fstat(log).st_size
+            if length - position > MAX_LOG_END:
+                raise OSError(errno.EFBIG, f"more than {MAX_LOG_END} bytes were written to it within milliseconds")
+            gtids += _gtids(os.pread(log, max(0, length - position), position))
+        finally:
+            os.close(log)
         following = _next_name(name)
         if not os.path.exists(os.path.join(directory, following)):
             return name, length, gtids
@@ -158,7 +165,7 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
 def _mark(path: str) -> int:
     """Not 0 if the table was changed since it was opened; also if that cannot be told."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = files.open_regular(path, links=True)  # MyISAM's INDEX DIRECTORY
     except FileNotFoundError:
         return 0
     except OSError:

@@ -82,7 +82,8 @@ def connect(process: Process, application: str, table: str = "") -> Session:
         raise WriterError("it listens at no Unix socket, the only way in without a password", Outcome.NON_RETRYABLE)
     try:
         connection = pymysql.connect(user="root", autocommit=True, read_timeout=5, write_timeout=5, defer_connect=True)
-        connection.connect(sockets.connect(process.pid, paths[0], CONNECT_TIMEOUT_S))
+        with sockets.closed_on_error(sockets.connect(process.pid, paths[0], CONNECT_TIMEOUT_S, uid=0)) as reached:
+            connection.connect(reached)
     except pymysql.err.OperationalError as error:
         if code_of(error) == _TOO_MANY_CONNECTIONS:
             raise TooManyConnectionsError from None

@@ -13,7 +13,7 @@ import os
 import re
 import struct
 
-from quiesce.agent import looks, processes
+from quiesce.agent import files, identity, looks, processes
 from quiesce.agent.processes import Process
 from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.agent.writers.frozen import FrozenCgroup
@@ -31,11 +31,14 @@ _UNSAFE = re.compile(
 """Unsafe settings, as slapd.d and slapd.conf write them."""
 
 
+MAX_CONFIGURATION = 4 * 1024 * 1024
+
+
 def discover() -> list[ApplicationWriter]:
     """One writer for each system service."""
     found: dict[str, ApplicationWriter] = {}
-    for process in processes.running("slapd"):
-        unit = processes.unit(process.pid)
+    for process in identity.applications("slapd"):
+        unit = identity.own_unit(process.pid)
         writer = Slapd(unit, process) if unit else Unreached(f"openldap:{process.pid}", "openldap", process.pid)
         found[writer.id] = writer
     return [found[id] for id in sorted(found)]
@@ -89,12 +92,13 @@ def last_transaction(path: str) -> int:
 
 
 def _last_transaction(path: str) -> int:
-    with open(path, "rb") as file:
-        first = second = file.read(152)
+    database = files.open_regular(path)
+    try:
+        first = second = os.pread(database, 152, 0)
         if len(first) == 152:
-            page_size = struct.unpack_from("=I", first, 40)[0]
-            file.seek(page_size)
-            second = file.read(152)
+            second = os.pread(database, 152, struct.unpack_from("=I", first, 40)[0])
+    finally:
+        os.close(database)
     numbers = [
         struct.unpack_from("=Q", page, 144)[0]
         for page in (first, second)
@@ -111,7 +115,6 @@ def _configuration() -> list[str]:
 
 def _read(path: str) -> str:
     try:
-        with open(path, errors="replace") as file:
-            return file.read()
+        return files.read_text(path, MAX_CONFIGURATION, links=True)
     except OSError:
         return ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import Any, Optional
 
-from quiesce.agent import processes, sockets
+from quiesce.agent import identity, processes, sockets
 from quiesce.agent.processes import Process
 from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
@@ -29,7 +29,7 @@ def discover() -> list[ApplicationWriter]:
     """One writer for each PgBouncer process that listens on a Unix socket."""
     return [
         PgBouncer(process, paths[0])
-        for process in processes.running("pgbouncer")
+        for process in identity.applications("pgbouncer")
         if not process.container and (paths := processes.listening_paths(process.pid))
     ]
 
@@ -92,7 +92,7 @@ class PgBouncer(ApplicationWriter):
         try:
             self._console.run("PAUSE")
         except Exception as error:
-            if "timed out" in str(error):
+            if "timed out" in str(error) or isinstance(error, TimeoutError):
                 raise WriterError("transactions did not end in time", Outcome.TIMEOUT) from None
             if "already" in str(error):
                 self._paused = False  # whoever paused it has to resume it
@@ -134,8 +134,8 @@ class PgBouncer(ApplicationWriter):
     def _connect(self, timeout_s: float) -> Any:
         from pg8000.native import Connection  # slow to import, so before the time-out counts
 
-        reached = sockets.connect(self.pid, self._socket_path, timeout_s, uid=self._process.uid)
-        return Connection("pgbouncer", database="pgbouncer", sock=reached, timeout=timeout_s)
+        with sockets.closed_on_error(sockets.connect(self.pid, self._socket_path, timeout_s, uid=self._process.uid)) as reached:
+            return Connection("pgbouncer", database="pgbouncer", sock=reached, timeout=timeout_s)
 
 
 def _mode(database: dict[str, Any], default: str) -> str:

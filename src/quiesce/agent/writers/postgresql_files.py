@@ -9,8 +9,12 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Optional
 
-from quiesce.agent import looks, processes
+from quiesce.agent import files, identity, looks, processes
+
+MAX_CONFIGURATION = 1024 * 1024
+NAMES = ("postgres", "postmaster")
 
 
 @dataclass(frozen=True)
@@ -28,39 +32,24 @@ class Postmaster:
 def running_postmasters() -> Iterator[Postmaster]:
     """Postmasters: a server process whose working directory's postmaster.pid names it."""
     unread: set[str] = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for process in identity.applications(*NAMES):
         try:
-            with open(f"/proc/{pid}/comm", errors="replace") as file:
-                if file.read().strip() not in ("postgres", "postmaster"):
-                    continue
-            container = processes.has_other_root(int(pid))
-            directory = os.readlink(f"/proc/{pid}/cwd")
+            directory = os.readlink(f"/proc/{process.pid}/cwd")
             try:
-                lines = processes.read_file(f"/proc/{pid}/cwd/postmaster.pid").splitlines()
+                lines = files.read_text(f"/proc/{process.pid}/cwd/postmaster.pid", uid=process.uid).splitlines()
             except looks.NotAnsweringError as error:
                 if directory not in unread:  # its processes all have this working directory
                     unread.add(directory)
-                    yield Postmaster(int(pid), 0, directory, 0, "", container, str(error))
+                    yield Postmaster(process.pid, 0, directory, 0, "", process.container, str(error))
                 continue
-            if not container and lines[0].strip() != processes.own_pid(int(pid)):
+            if not process.container and lines[0].strip() != processes.own_pid(process.pid):
                 continue
-            if container and _parent_is_server(pid):
+            if process.container and processes.kernel_name(processes.parent(process.pid)) in NAMES:
                 continue
-            uid = os.stat(f"/proc/{pid}").st_uid
             sockets = [path for path in lines[4].split(",") if path] or ["/tmp"]  # noqa: S108 - PostgreSQL's default
-            yield Postmaster(int(pid), uid, directory, int(lines[3]), sockets[0], container)
+            yield Postmaster(process.pid, process.uid, directory, int(lines[3]), sockets[0], process.container)
         except (OSError, ValueError, IndexError):
             continue  # the process ended, or is no postmaster
-
-
-def _parent_is_server(pid: str) -> bool:
-    with open(f"/proc/{pid}/stat", errors="replace") as file:
-        parent = file.read().rpartition(")")[2].split()[1]
-    try:
-        with open(f"/proc/{parent}/comm", errors="replace") as file:
-            return file.read().strip() in ("postgres", "postmaster")
-    except OSError:
-        return False
 
 
 def data_directories() -> Iterator[str]:
@@ -70,8 +59,9 @@ def data_directories() -> Iterator[str]:
             if _is_cluster(directory):
                 yield directory
     for path in glob.glob("/etc/postgresql/*/*/postgresql.conf"):
-        with suppress(OSError), open(path, errors="replace") as file:
-            match = re.search(r"^\s*data_directory\s*=\s*'([^']+)'", file.read(), re.MULTILINE)
+        with suppress(OSError):
+            text = files.read_text(path, MAX_CONFIGURATION, links=True)
+            match = re.search(r"^\s*data_directory\s*=\s*'([^']+)'", text, re.MULTILINE)
             directory = match.group(1) if match else "/var/lib/postgresql/"
             elsewhere = not directory.startswith("/var/lib/postgresql/")
             if elsewhere and _is_cluster(directory):
@@ -109,23 +99,18 @@ def unlogged_databases(directory: str) -> set[str]:
     }
 
 
-def read_control_file(directory: str) -> tuple[int, int, int, int]:
+def read_control_file(directory: str, uid: Optional[int] = None) -> tuple[int, int, int, int]:
     """(system identifier, state, checkpoint LSN, redo LSN); catalog/pg_control.h, this part unchanged since 11."""
     path = os.path.join(directory, "global", "pg_control")
-    data = looks.at(path, _read_start, path, 48)
+    data = files.read_bytes(path, 48, uid)
     system, _control_version, _catalog_version, state = struct.unpack_from("=QIIi", data)
     checkpoint, redo = struct.unpack_from("=QQ", data, 32)
     return system, state, checkpoint, redo
 
 
-def _read_start(path: str, size: int) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(size)
-
-
 def read_version(directory: str) -> str:
     """The major version, from the cluster's own PG_VERSION; "unknown" if it cannot be read."""
     try:
-        return processes.read_file(os.path.join(directory, "PG_VERSION")).partition("\n")[0].strip()
+        return files.read_text(os.path.join(directory, "PG_VERSION"), 100).partition("\n")[0].strip()
     except OSError:
         return "unknown"

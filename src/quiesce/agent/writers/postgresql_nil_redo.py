@@ -129,7 +129,7 @@ class NilRedo(ClusterHold):
         directory = os.path.join(self._postmaster.directory, "pg_wal")
         start, timeline = wal.parse_lsn(self.position["redo_lsn"]), int(self.position["timeline"])
         try:
-            found = wal.records(directory, timeline, self.segment_size, start, wal.parse_lsn(end))
+            found = wal.records(directory, timeline, self.segment_size, start, wal.parse_lsn(end), self._postmaster.uid)
         except (wal.WalError, OSError) as error:
             return f"its log from {self.position['redo_lsn']} to {end}: {error}"
         self.position["redo_records"] = ",".join(record.name for record in found[:MAX_RECORDS])

@@ -40,8 +40,8 @@ def connect(postmaster: Postmaster, database: str, deadline_ns: int) -> Any:
     left_s = max(1.0, (deadline_ns - time.monotonic_ns()) / 1e9)
     path = f"{postmaster.socket_directory}/.s.PGSQL.{postmaster.port}"
     user = user_of(postmaster)
-    reached = sockets.connect(postmaster.pid, path, left_s, uid=postmaster.uid)
-    connection = Connection(user, database=database, sock=reached, timeout=left_s, application_name="quiesce")
+    with sockets.closed_on_error(sockets.connect(postmaster.pid, path, left_s, uid=postmaster.uid)) as reached:
+        connection = Connection(user, database=database, sock=reached, timeout=left_s, application_name="quiesce")
     for setting in _SETTINGS:
         with suppress(Exception):  # an older server lacks some; a role that is no superuser is refused by `Cluster.on_identify`
             connection.run(f"SET {setting}")

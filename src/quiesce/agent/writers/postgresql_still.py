@@ -45,6 +45,7 @@ class StandingCluster(ClusterHold):
     def __init__(self, postmaster: Postmaster, standstill: Standstill) -> None:
         super().__init__()
         self._directory = postmaster.directory
+        self._uid = postmaster.uid
         self._standstill = standstill
         self.undo = standstill.undo
         self._end = 0
@@ -88,14 +89,14 @@ class StandingCluster(ClusterHold):
         return os.path.join(self._directory, "pg_wal")
 
     def _tail(self, start: int) -> wal.Tail:
-        return wal.tail(self._log, self._timeline, self.segment_size, start)
+        return wal.tail(self._log, self._timeline, self.segment_size, start, self._uid)
 
     def _note_position(self, system: str, next_xid: int, in_progress: set[int], tail: wal.Tail) -> None:
         """As it was when the processes stopped: after what was flushed, by the records that follow it."""
-        _, _, checkpoint, redo = read_control_file(self._directory)
+        _, _, checkpoint, redo = read_control_file(self._directory, self._uid)
         if redo == checkpoint:  # nothing was written while the server checkpointed; it replays what follows its record
             with suppress(wal.WalError, OSError):
-                redo = min(wal.after(self._log, self._timeline, self.segment_size, checkpoint), tail.end)
+                redo = min(wal.after(self._log, self._timeline, self.segment_size, checkpoint, self._uid), tail.end)
         begun = {_near(next_xid, xid) for xid in tail.begun}
         flying = (in_progress | begun) - {_near(next_xid, xid) for xid in tail.ended}
         epoch, xid = divmod(max({next_xid, *(xid + 1 for xid in begun)}), 1 << 32)

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 
-from quiesce.agent import processes
+from quiesce.agent import commands, identity, processes
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.agent.writers.unsupported import Unreached
@@ -20,6 +19,8 @@ from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
 
 RABBITMQCTL = "/usr/sbin/rabbitmqctl"
+MAX_ANSWER = 16 << 20
+"""Most that is read of what it says, in characters."""
 LOOK_TIMEOUT_S = 60.0
 """Longest wait for `rabbitmqctl`, in seconds: it starts an Erlang of its own. It runs only outside the window."""
 
@@ -27,8 +28,8 @@ LOOK_TIMEOUT_S = 60.0
 def discover() -> list[ApplicationWriter]:
     """One writer for each system service that runs RabbitMQ. Another Erlang server is an application without a writer."""
     found: dict[str, ApplicationWriter] = {}
-    for process in processes.running("beam.smp"):
-        unit = processes.unit(process.pid)
+    for process in identity.applications("beam.smp"):
+        unit = identity.own_unit(process.pid)
         writer: ApplicationWriter
         if not any("rabbit" in word for word in processes.command_line(process.pid)):
             writer = OtherErlang(f"erlang:{unit or process.pid}", process.pid)
@@ -54,9 +55,8 @@ class RabbitMq(FrozenCgroup):
 
     def on_prepare(self, deadline_ns: int, window_ms: int) -> None:
         """Notes the position now: a frozen node answers no question."""
-        timeout = min(LOOK_TIMEOUT_S, left_s(deadline_ns))
-        queues = json.loads(_ask(timeout, "--formatter", "json", "list_queues", "name", "messages", "durable"))
-        definitions = json.loads(_ask(timeout, "export_definitions", "-"))
+        queues = json.loads(_ask(deadline_ns, "--formatter", "json", "list_queues", "name", "messages", "durable"))
+        definitions = json.loads(_ask(deadline_ns, "export_definitions", "-"))
         self.version = str(definitions.get("rabbitmq_version", "unknown"))
         self.position = {
             "queues": str(len(queues)),
@@ -86,12 +86,7 @@ class OtherErlang(ApplicationWriter):
         )
 
 
-def _ask(timeout: float, *words: str) -> str:
-    command = [RABBITMQCTL, "--quiet", *words]
-    try:
-        said = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        raise WriterError(f"rabbitmqctl {' '.join(words)} did not end within {timeout:.0f} s", Outcome.TIMEOUT) from None
-    if said.returncode:
-        raise WriterError(f"rabbitmqctl {' '.join(words)}: {said.stderr.decode(errors='replace').strip()[:300]}")
-    return said.stdout.decode(errors="replace")
+def _ask(deadline_ns: int, *words: str) -> str:
+    """Raises WriterError."""
+    timeout_s = min(LOOK_TIMEOUT_S, left_s(deadline_ns))
+    return commands.run_command([RABBITMQCTL, "--quiet", *words], timeout_s, None, limit=MAX_ANSWER)

@@ -17,9 +17,10 @@ import os
 import re
 import socket
 import time
+from contextlib import suppress
 from typing import Any, Callable, Optional
 
-from quiesce.agent import linux, looks, processes, sockets
+from quiesce.agent import identity, looks, processes, sockets
 from quiesce.agent.processes import Process
 from quiesce.agent.undos import Undo
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns
@@ -46,7 +47,7 @@ _CHILD = re.compile(r"(redis|valkey)-(rdb|aof)-")
 def discover() -> list[ApplicationWriter]:
     """Every server of this machine, but for sentinels, which only watch others."""
     found: list[ApplicationWriter] = []
-    for process in processes.running("redis-server", "valkey-server"):
+    for process in identity.applications("redis-server", "valkey-server"):
         title = " ".join(processes.command_line(process.pid))
         if "[sentinel]" not in title and not _CHILD.match(title):
             found.append(RedisServer(process))
@@ -180,8 +181,7 @@ class RedisServer(ApplicationWriter):
         if not path:
             return {}
         try:
-            with linux.as_user(self._process.uid):
-                return read_settings(path)
+            return read_settings(path, self._process.uid)
         except OSError:
             return {}
 
@@ -314,8 +314,12 @@ class RedisServer(ApplicationWriter):
 
     def _connect(self, deadline_ns: int) -> Client:
         """A connection that is let in, if a password is needed with the one that was found."""
-        client = Client(self._reach(max(0.001, (deadline_ns - time.monotonic_ns()) / 1e9)))
+        connection = self._reach(max(0.001, (deadline_ns - time.monotonic_ns()) / 1e9))
+        client = Client(connection)
         try:
+            with suppress(RespError):
+                client.call("PING", deadline_ns=deadline_ns)
+            sockets.require_answer_of(self.pid, connection)  # before it is told the password
             if self._password is not None:
                 client.call("AUTH", self._password, deadline_ns=deadline_ns)
         except BaseException:
@@ -326,8 +330,8 @@ class RedisServer(ApplicationWriter):
     def _reach(self, timeout_s: float) -> socket.socket:
         """Raises OSError."""
         if self._path:
-            return sockets.connect(self.pid, self._path, timeout_s)
-        return socket.create_connection(("127.0.0.1", self._port), timeout_s)
+            return sockets.connect(self.pid, self._path, timeout_s, uid=self._process.uid)
+        return sockets.connect_to_port(self.pid, self._port, timeout_s)
 
     def _log_in(self, deadline_ns: int) -> Client:
         """A connection that may run commands. Finds the password if one is needed. Raises WriterError."""
@@ -354,8 +358,7 @@ class RedisServer(ApplicationWriter):
         named = [word for word in processes.command_line(self._process.pid)[1:2] if word.startswith("/")]
         for path in [*named, *sorted(path for pattern in CONFIGURATIONS for path in glob.glob(pattern))]:
             try:
-                with linux.as_user(self._process.uid):
-                    settings = read_settings(path)
+                settings = read_settings(path, self._process.uid)
             except OSError:
                 continue
             same = settings.get("port", "6379") == str(self._port) or settings.get("unixsocket") == self._path

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import glob
+import os
 import shlex
+from typing import Optional
 
-from quiesce.agent import looks, processes
+from quiesce.agent import files, linux, looks
 
 MAX_INCLUDES = 20
 DUMP = "dump.rdb"
 """The name of a save where no setting says another; redis.conf, dbfilename."""
 
 
-def read_settings(path: str) -> dict[str, str]:
-    """A configuration file's settings of one value; where one occurs twice the last counts. Raises OSError."""
+def read_settings(path: str, uid: Optional[int] = None) -> dict[str, str]:
+    """A configuration file's settings of one value; where one occurs twice the last counts. `uid`: as whom
+    to read it and what it includes. Raises OSError."""
     settings: dict[str, str] = {}
-    _read(path, settings, [])
+    with linux.as_user(os.geteuid() if uid is None else uid):
+        _read(path, settings, [])
     return settings
 
 
 def _read(path: str, settings: dict[str, str], seen: list[str]) -> None:
     seen.append(path)
-    for line in processes.read_file(path, 1024 * 1024).splitlines():
+    for line in files.read_text(path, 1024 * 1024, os.geteuid(), links=True).splitlines():
         try:
             words = shlex.split(line)
         except ValueError:  # a quotation mark in a comment

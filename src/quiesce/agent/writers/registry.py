@@ -10,7 +10,19 @@ from quiesce.agent.writers import declared, scripts, unaccounted
 from quiesce.agent.writers.base import ApplicationWriter
 from quiesce.agent.writers.unsupported import Unanswered
 
-BUILT_IN = ("postgresql", "mariadb", "redis", "pgbouncer", "openldap", "rabbitmq", "web", "sqlite", "down", "unsupported")
+BUILT_IN = (
+    "postgresql",
+    "mariadb",
+    "redis",
+    "pgbouncer",
+    "openldap",
+    "rabbitmq",
+    "web",
+    "sqlite",
+    "down",
+    "unsupported",
+    "strangers",
+)
 """Modules of this package with a `discover()` that returns the writers of one application."""
 
 LAST_ERRORS = "last-errors"

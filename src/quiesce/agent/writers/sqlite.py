@@ -16,8 +16,9 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Optional
+from urllib.parse import quote
 
-from quiesce.agent import linux, looks, processes, systemd
+from quiesce.agent import files, identity, linux, looks, processes, systemd
 from quiesce.agent.cgroups import Cgroup, CgroupError
 from quiesce.agent.undos import Undo
 from quiesce.agent.writers.account import Account
@@ -28,6 +29,8 @@ from quiesce.model.reports import Outcome
 
 MAGIC = b"SQLite format 3\0"
 MAX_TRIES = 12
+MAX_FILES = 1000
+"""Most files of one service."""
 BUSY_TIMEOUT_MS = 500
 """Longest wait for a transaction of the service's in one try, in milliseconds."""
 HOLD_LIMIT_MS = 4000
@@ -35,32 +38,33 @@ HOLD_LIMIT_MS = 4000
 
 def discover() -> list[ApplicationWriter]:
     """One writer for each service that has SQLite files open."""
-    files: dict[str, set[str]] = {}
+    databases: dict[str, dict[str, int]] = {}
     unread: dict[str, str] = {}
     taken: set[str] = set()
     for process in processes.running():
+        group = processes.cgroup(process.pid)
         unit = processes.unit(process.pid)
-        if not unit or process.container:
+        if not unit or process.container or identity.why_users(process.uid, group):
             continue
         for path in processes.open_files(process.pid):
             try:
-                if path not in taken and is_database(path):
+                if path not in taken and len(databases.get(unit, ())) < MAX_FILES and is_database(path, process.uid):
                     taken.add(path)
-                    files.setdefault(unit, set()).add(path)
+                    databases.setdefault(unit, {})[path] = process.uid
             except looks.NotAnsweringError as error:
                 if processes.writes_to(process.pid, path):
                     unread[unit] = f"{path}: {error}"
-    found: list[ApplicationWriter] = [Sqlite(unit, sorted(paths)) for unit, paths in sorted(files.items())]
+    found: list[ApplicationWriter] = [Sqlite(unit, sorted(users), users) for unit, users in sorted(databases.items())]
     return found + [Unanswered(f"files:{unit}", "files", problem) for unit, problem in sorted(unread.items())]
 
 
-def is_database(path: str) -> bool:
-    """Must not be called while a lock is held: closing a file gives up all of this process's locks on it (fcntl(2)).
-    Raises NotAnsweringError."""
+def is_database(path: str, uid: Optional[int] = None) -> bool:
+    """Looked at as this user. Must not be called while a lock is held: closing a file gives up all of this process's locks on
+    it (fcntl(2)). Raises NotAnsweringError."""
     if not path.startswith("/") or path.startswith(("/dev/", "/proc/", "/sys/")):
         return False
     try:
-        return processes.read_file(path, len(MAGIC)).encode() == MAGIC
+        return files.read_bytes(path, len(MAGIC), uid) == MAGIC
     except looks.NotAnsweringError:
         raise
     except OSError:
@@ -100,6 +104,24 @@ class _File:
             return 0
 
 
+def _connect(path: str, descriptor: int) -> sqlite3.Connection:
+    """Closes the descriptor if it raises: WriterError, sqlite3.Error."""
+    connection = None
+    try:
+        connection = sqlite3.connect(
+            f"file:{quote(path)}?mode=rw", timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, uri=True
+        )
+        now, opened = os.stat(path, follow_symlinks=False), os.fstat(descriptor)
+        if (now.st_dev, now.st_ino) != (opened.st_dev, opened.st_ino):
+            raise WriterError(f"{path} was replaced just now")
+    except BaseException:
+        if connection:
+            connection.close()
+        os.close(descriptor)
+        raise
+    return connection
+
+
 def _is_busy(error: sqlite3.OperationalError) -> bool:
     return "locked" in str(error) or "busy" in str(error)
 
@@ -109,7 +131,8 @@ class Sqlite(ApplicationWriter):
 
     application = "sqlite"
 
-    def __init__(self, unit: str, paths: list[str]) -> None:
+    def __init__(self, unit: str, paths: list[str], users: Optional[dict[str, int]] = None) -> None:
+        """`users`: who has each file open; root, where it is not said."""
         super().__init__(f"sqlite:{unit}")
         self.version = sqlite3.sqlite_version
         self.data_directory = os.path.dirname(paths[0])
@@ -118,6 +141,7 @@ class Sqlite(ApplicationWriter):
         self.freezing = True
         """Whether this writer freezes the service; if not, another writer does."""
         self._paths = paths
+        self._users = users or {}
         self._files: list[_File] = []
         self._cgroup: Optional[Cgroup] = None
 
@@ -143,16 +167,21 @@ class Sqlite(ApplicationWriter):
 
     def on_prepare(self, deadline_ns: int, window_ms: int) -> None:
         for path in self._paths:
-            uid = looks.at(path, os.stat, path).st_uid
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            uid, descriptor = self._open(path)
             with linux.as_user(uid):
-                connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
+                connection = _connect(path, descriptor)
                 self._files.append(_File(path, descriptor, connection, uid))
                 try:
                     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
                 except sqlite3.OperationalError as error:
                     if not _is_busy(error):
                         raise
+
+    def _open(self, path: str) -> tuple[int, int]:
+        """As whom to open the file, and a descriptor: as its owner for a process of root's, else as the process's own user, so
+        that a name that leads elsewhere now leads nowhere that he cannot go. Raises OSError."""
+        uid = self._users.get(path, 0) or looks.at(path, os.lstat, path).st_uid
+        return uid, files.open_regular(path, uid)
 
     def on_hold(self, deadline_ns: int) -> None:
         for attempt in range(MAX_TRIES):

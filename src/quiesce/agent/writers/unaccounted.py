@@ -87,7 +87,11 @@ def discover(writers: Sequence[ApplicationWriter]) -> list[ApplicationWriter]:
     found: list[ApplicationWriter] = [Unaccounted(id, each) for id, each in summarise(judge_looks(looks, accounts))]
     if hung:
         names = ", ".join(f"{pid} ({brief_name(processes.kernel_name(pid))})" for pid in sorted(hung)[:MAX_FILES])
-        reason = f"process {names} hangs whoever looks at it, perhaps at a mount that does not answer, and was passed over"
+        names += f" and {len(hung) - MAX_FILES} more" if len(hung) > MAX_FILES else ""
+        reason = (
+            f"process {names} hangs whoever looks at it, perhaps at a mount that does not answer, or is one of very many of a"
+            " login user, and was passed over"
+        )
         found.append(Unlooked(reason, required=False))
     return found
 
@@ -97,6 +101,8 @@ class Candidate:
     """What was seen of one system service, or of one executable outside of any."""
 
     unit: str
+    users: bool = False
+    """A login user started it: no label depends on it."""
     paths: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Path of each file and the executable that writes it, by the file's id."""
     seen: dict[str, int] = field(default_factory=dict)
@@ -105,7 +111,7 @@ class Candidate:
     def report(self, looks: int) -> OpenFiles:
         kept = sorted(self.paths[id] for id, count in self.seen.items() if count >= looks)
         named = kept or sorted(self.paths.values())
-        return OpenFiles(
+        return (UsersFiles if self.users else OpenFiles)(
             brief_name(named[0][1]),
             brief_name(self.unit),
             tuple(brief_name(path) for path, _ in named[:MAX_FILES]),
@@ -114,23 +120,27 @@ class Candidate:
         )
 
 
+class UsersFiles(OpenFiles):
+    """Of a program that a login user started: no label depends on it."""
+
+
 def judge_looks(looks: Sequence[Sequence[WritingProcess]], accounts: Sequence[Account]) -> list[OpenFiles]:
     """What was seen at these looks that none of the accounts has, by service or executable."""
-    found: dict[str, Candidate] = {}
+    found: dict[tuple[str, bool], Candidate] = {}
     owned: dict[int, bool] = {}
     paths = {os.path.realpath(path) for account in accounts for path in account.paths}
     for look in looks:
-        seen: set[tuple[str, str]] = set()
+        seen: set[tuple[tuple[str, bool], str]] = set()
         for process in look:
             if process.pid not in owned:
                 owned[process.pid] = any(account.has(process.pid, process.cgroup) for account in accounts)
             if owned[process.pid]:
                 continue
-            unit = processes.unit_of(process.cgroup)
+            unit = "" if process.users else processes.unit_of(process.cgroup)
             for file in process.files:
                 if is_data(file.path) and not (not process.container and _is_below(file.path, paths)):
-                    key = unit or process.executable
-                    candidate = found.setdefault(key, Candidate(unit))
+                    key = unit or process.executable, process.users
+                    candidate = found.setdefault(key, Candidate(unit, process.users))
                     candidate.paths[file.id] = file.path, process.executable
                     candidate.seen.setdefault(file.id, 0)
                     if not file.log and (key, file.id) not in seen:
@@ -149,16 +159,25 @@ def _is_below(path: str, directories: Iterable[str]) -> bool:
 
 
 def summarise(found: Iterable[OpenFiles]) -> list[tuple[str, OpenFiles]]:
-    """With the id of each: at most MAX_PROGRAMS and one for all others together. Programs that keep their files come first, and
-    among them services, which no ordinary user can start."""
-    ordered = sorted(found, key=lambda each: (not each.kept, not each.unit, each.unit, each.executable))
-    named = [(ID + (each.unit or each.executable), each) for each in ordered[:MAX_PROGRAMS]]
+    """With the id of each: at most MAX_PROGRAMS and one for all others together. Programs on which a label depends come first,
+    and among them services, which no ordinary user can start."""
+    ordered = sorted(found, key=lambda each: (not _required(each), not each.kept, not each.unit, each.unit, each.executable))
+    named = [(_id_of(each), each) for each in ordered[:MAX_PROGRAMS]]
     rest = ordered[MAX_PROGRAMS:]
     if not rest:
         return named
     files = [file for each in rest for file in each.files][:MAX_FILES]
     number, kept = sum(each.number for each in rest), any(each.kept for each in rest)
-    return [*named, (f"{ID}others", OpenFiles(f"{len(rest)} more programs", "", tuple(files), number, kept))]
+    kind = OpenFiles if any(map(_required, rest)) or not kept else UsersFiles
+    return [*named, (f"{ID}others", kind(f"{len(rest)} more programs", "", tuple(files), number, kept))]
+
+
+def _required(found: OpenFiles) -> bool:
+    return found.kept and not isinstance(found, UsersFiles)
+
+
+def _id_of(found: OpenFiles) -> str:
+    return f"{ID}{'user:' if isinstance(found, UsersFiles) else ''}{found.unit or found.executable}"
 
 
 def brief_name(text: str) -> str:
@@ -179,7 +198,7 @@ class Unaccounted(ApplicationWriter):
         super().__init__(id)
         self.not_accounted_for = found
         self._found = found
-        self.required = found.kept
+        self.required = _required(found)
 
     def on_identify(self, deadline_ns: int) -> None:
         found = self._found
@@ -190,6 +209,7 @@ class Unaccounted(ApplicationWriter):
         what = f"not accounted for: {who} {does} {files}"
         if not self.required:
             then = "restored, it starts as after a power failure" if found.kept else "it does not look like a database"
+            then += "; a login user started it, so no label depends on it" if isinstance(found, UsersFiles) else ""
             self.grade, self.reason = Grade.CRASH, f"{what}; {then}"
         else:
             how = f"how it is held ([Writer], Unit={found.unit})" if found.unit else "how it is held ([Writer])"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quiesce.agent import processes
+from quiesce.agent import identity, processes
 from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
@@ -36,13 +36,21 @@ def discover() -> list[ApplicationWriter]:
     """One writer for each of these applications of which a process runs."""
     found: dict[str, Unsupported] = {}
     for process in processes.running():
-        name = process.name.partition(":")[0]  # some append what the process does, as in `samba: root process`
-        if name in KNOWN:
-            found.setdefault(name, Unsupported(name, KNOWN[name])).pids += (process.pid,)
-        elif application := _by_arguments(process):
-            name = application.lower()
-            found.setdefault(name, Unsupported(name, application)).pids += (process.pid,)
+        called = known_as(process)
+        if called and not identity.why_stranger(process):
+            name = _name(process)
+            id = name if name in KNOWN else called.lower()
+            found.setdefault(id, Unsupported(id, called)).pids += (process.pid,)
     return [found[name] for name in sorted(found)]
+
+
+def known_as(process: processes.Process) -> str:
+    """The application that the process has the name of; empty if it has none of those known."""
+    return KNOWN.get(_name(process)) or _by_arguments(process)
+
+
+def _name(process: processes.Process) -> str:
+    return process.name.partition(":")[0]  # some append what the process does, as in `samba: root process`
 
 
 def _by_arguments(process: processes.Process) -> str:

@@ -7,10 +7,12 @@ access/xlog_internal.h, unchanged since 9.5.
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from typing import Optional
 
+from quiesce.agent import files
 from quiesce.agent.writers.checksums import crc32c
 
 PAGE = 8192
@@ -122,15 +124,18 @@ def format_lsn(value: int) -> str:
     return f"{value >> 32:X}/{value & 0xFFFFFFFF:X}"
 
 
-def records(directory: str, timeline: int, segment_size: int, start: int, end: int) -> list[LogRecord]:
+def records(
+    directory: str, timeline: int, segment_size: int, start: int, end: int, uid: Optional[int] = None
+) -> list[LogRecord]:
     """Every record from `start` up to `end`.
 
-    `directory`: pg_wal. `start`, `end`: LSNs as numbers, `start` that of a record. Raises WalError, OSError.
+    `directory`: pg_wal. `uid`: as whom to read it, as for files.read_bytes. `start`, `end`: LSNs as numbers, `start` that of a
+    record. Raises WalError, OSError.
     """
     if end - start > 64 * 1024:
         raise WalError(f"{end - start} bytes of log, far more than a checkpoint's own records")
     found: list[LogRecord] = []
-    pages, position = _Pages(directory, timeline, segment_size), start
+    pages, position = _Pages(directory, timeline, segment_size, uid), start
     while True:
         position = _skip_page_header(position, segment_size)
         if position >= end:
@@ -146,10 +151,10 @@ def records(directory: str, timeline: int, segment_size: int, start: int, end: i
         position = (position + 7) & ~7
 
 
-def tail(directory: str, timeline: int, segment_size: int, start: int) -> Tail:
+def tail(directory: str, timeline: int, segment_size: int, start: int, uid: Optional[int] = None) -> Tail:
     """The log from `start` to the end that a recovery would find. `start`: LSN of a record, or of the end of one, up to which
     the log is on disk. Raises WalError if the rest is longer than MOST bytes; OSError."""
-    pages = _Pages(directory, timeline, segment_size)
+    pages = _Pages(directory, timeline, segment_size, uid)
     position, previous = (start + 7) & ~7, None
     found: list[tuple[int, int, bytes]] = []
     while True:
@@ -174,9 +179,9 @@ def tail(directory: str, timeline: int, segment_size: int, start: int) -> Tail:
     return Tail(found[-1][1] if found else (start + 7) & ~7, frozenset(begun), frozenset(ended))
 
 
-def after(directory: str, timeline: int, segment_size: int, record: int) -> int:
+def after(directory: str, timeline: int, segment_size: int, record: int, uid: Optional[int] = None) -> int:
     """LSN at which the record after this one begins, or would begin. Raises WalError, OSError."""
-    header = _Pages(directory, timeline, segment_size).read(record, _RECORD_HEADER.size)
+    header = _Pages(directory, timeline, segment_size, uid).read(record, _RECORD_HEADER.size)
     length = _RECORD_HEADER.unpack(header)[0]
     if length < _RECORD_HEADER.size:
         raise WalError("the log ends early")
@@ -243,10 +248,11 @@ def _main_data(record: bytes) -> bytes:
 class _Pages:
     """Reads the log's files, each page once."""
 
-    def __init__(self, directory: str, timeline: int, segment_size: int) -> None:
+    def __init__(self, directory: str, timeline: int, segment_size: int, uid: Optional[int]) -> None:
         self._directory = directory
         self._timeline = timeline
         self._segment_size = segment_size
+        self._uid = uid
         self._page = (-1, b"")
 
     def read(self, position: int, length: int) -> bytes:
@@ -271,9 +277,11 @@ class _Pages:
         number = address // self._segment_size
         per_id = 0x100000000 // self._segment_size
         name = f"{self._timeline:08X}{number // per_id:08X}{number % per_id:08X}"
-        with open(f"{self._directory}/{name}", "rb") as file:
-            file.seek(address % self._segment_size)
-            return file.read(PAGE)
+        segment = files.open_regular(f"{self._directory}/{name}", self._uid)
+        try:
+            return os.pread(segment, PAGE, address % self._segment_size)
+        finally:
+            os.close(segment)
 
 
 def _skip_page_header(position: int, segment_size: int) -> int:

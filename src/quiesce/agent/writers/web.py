@@ -6,7 +6,7 @@ connections wait in the kernel's backlog. nginx and HAProxy keep no data of thei
 
 from __future__ import annotations
 
-from quiesce.agent import processes
+from quiesce.agent import identity
 from quiesce.agent.writers.base import ApplicationWriter
 from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.model.grades import Grade, Level
@@ -19,8 +19,8 @@ def discover() -> list[ApplicationWriter]:
     """One writer for each system service. A server outside any, as in a container, is left alone: it keeps no data."""
     units = {
         unit: process.name
-        for process in processes.running(*KNOWN)
-        if not process.container and (unit := processes.unit(process.pid))
+        for process in identity.applications(*KNOWN)
+        if not process.container and (unit := identity.own_unit(process.pid))
     }
     return [WebServer(unit, KNOWN[name]) for unit, name in sorted(units.items())]
 
