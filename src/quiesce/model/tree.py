@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from fnmatch import fnmatchcase
 
@@ -146,7 +146,11 @@ class Tree:
 
     @classmethod
     def of(cls, nodes: Iterable[Checkpoint], head_parent: str | None) -> Tree:
-        return cls(tuple(sorted(nodes, key=lambda node: (node.created, node.id))), head_parent)
+        """The tree of these checkpoints. Where parents form a circle, which only a damaged record can make, the oldest
+        checkpoint of the circle has no parent."""
+        found = sorted(nodes, key=lambda node: (node.created, node.id))
+        roots = _closing({node.id: node.parent for node in found})
+        return cls(tuple(replace(node, parent=None) if node.id in roots else node for node in found), head_parent)
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
@@ -181,9 +185,11 @@ class Tree:
 
     def subtree(self, root: Checkpoint) -> Iterator[Checkpoint]:
         """The checkpoint and all checkpoints based on it."""
-        yield root
-        for child in self.children(root.id):
-            yield from self.subtree(child)
+        ahead = [root]
+        while ahead:
+            node = ahead.pop()
+            yield node
+            ahead += reversed(self.children(node.id))
 
     def visible(self, node_id: str | None) -> str | None:
         """The id of the nearest checkpoint that is not hidden: this one, or one that it is based on."""
@@ -202,3 +208,21 @@ class Tree:
 
     def get(self, node_id: str | None) -> Checkpoint | None:
         return next((node for node in self.nodes if node.id == node_id), None)
+
+
+def _closing(parents: Mapping[str, str | None]) -> set[str]:
+    """The first id, in the order of `parents`, of each circle of parents."""
+    found: set[str] = set()
+    order = {id: place for place, id in enumerate(parents)}
+    done: set[str] = set()
+    for start in parents:
+        path: dict[str, None] = {}
+        here: str | None = start
+        while here is not None and here in parents and here not in done and here not in path:
+            path[here] = None
+            here = parents[here]
+        if here is not None and here in path:
+            circle = list(path)[list(path).index(here) :]
+            found.add(min(circle, key=order.__getitem__))
+        done |= path.keys()
+    return found
