@@ -175,7 +175,8 @@ class Checkpoints:
         with self._database.transaction() as connection:
             rows = connection.execute(sa.select(checkpoints).where(checkpoints.c.group_checkpoint == group_checkpoint)).all()
         found = [node for node in map(_node, rows) if not node.hidden and node.group]
-        return sorted(found, key=lambda node: node.group.members.index(node.id) if node.group else 0)
+        order = {id: place for node in found if node.group for place, id in enumerate(node.group.members)}
+        return sorted(found, key=lambda node: order.get(node.id, len(order)))
 
     def of_group(self, group: str) -> list[GroupPart]:
         """The checkpoints of the group of which at least one part exists and can be read, oldest first."""

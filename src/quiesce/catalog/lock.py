@@ -37,7 +37,7 @@ def directory_for_this_user() -> Path:
 def hold(directory: Path, name: str, what: str) -> Iterator[None]:
     """Holds the lock `name` during the block; the kernel frees it when the holder dies. `what` describes the holder to others.
     Raises BusyError, naming the holder, if another process holds the lock."""
-    with open_lock(directory, name) as file:
+    with lock_file(directory, name) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -54,7 +54,7 @@ def hold(directory: Path, name: str, what: str) -> Iterator[None]:
 def wait(directory: Path, name: str) -> Iterator[None]:
     """Waits until the lock `name` is free, and holds it during the block. Raises BusyError, naming the holder, after
     PATIENCE_S."""
-    with open_lock(directory, name) as file:
+    with lock_file(directory, name) as file:
         acquire(file)
         yield
 
@@ -76,7 +76,7 @@ def acquire(file: IO[str], mode: int = fcntl.LOCK_EX) -> None:
 
 
 @contextmanager
-def open_lock(directory: Path, name: str) -> Iterator[IO[str]]:
+def lock_file(directory: Path, name: str) -> Iterator[IO[str]]:
     """The lock file `name` of the directory, which is made if it does not exist. Raises RefusedError if another user could have
     made, or could replace, the file."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)

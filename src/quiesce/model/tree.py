@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 from quiesce.model.errors import NotFoundError
 from quiesce.model.grades import Consistency
@@ -181,7 +182,7 @@ class Tree:
 
     def children(self, parent: str | None) -> tuple[Checkpoint, ...]:
         """The checkpoints based on this one, directly or through hidden checkpoints."""
-        return tuple(node for node in self.checkpoints if self.visible(node.parent) == parent)
+        return tuple(self._children.get(parent, ()))
 
     def subtree(self, root: Checkpoint) -> Iterator[Checkpoint]:
         """The checkpoint and all checkpoints based on it."""
@@ -200,14 +201,25 @@ class Tree:
 
     def ancestors(self, node_id: str | None) -> tuple[Checkpoint, ...]:
         """The checkpoint and all that it is based on, nearest first."""
-        found: list[Checkpoint] = []
-        while (node := self.get(node_id)) and node not in found:
-            found.append(node)
+        found: dict[str, Checkpoint] = {}
+        while (node := self.get(node_id)) and node.id not in found:
+            found[node.id] = node
             node_id = node.parent
-        return tuple(found)
+        return tuple(found.values())
 
     def get(self, node_id: str | None) -> Checkpoint | None:
-        return next((node for node in self.nodes if node.id == node_id), None)
+        return self._by_id.get(node_id)
+
+    @cached_property
+    def _by_id(self) -> Mapping[str | None, Checkpoint]:
+        return {node.id: node for node in self.nodes}
+
+    @cached_property
+    def _children(self) -> Mapping[str | None, list[Checkpoint]]:
+        found: dict[str | None, list[Checkpoint]] = {}
+        for node in self.checkpoints:
+            found.setdefault(self.visible(node.parent), []).append(node)
+        return found
 
 
 def _closing(parents: Mapping[str, str | None]) -> set[str]:

@@ -220,7 +220,7 @@ def _directories(host: Host, *wanted: tuple[str, bool]) -> Iterator[list[Directo
     A process that uses a pool has the lock shared; making and removing pools takes it exclusively, because libvirt does not
     allow two pools of one directory."""
     wanted = tuple((host.spell(path), build) for path, build in wanted)
-    with lock.open_lock(lock.directory_for_this_user(), "pools") as file:
+    with lock.lock_file(lock.directory_for_this_user(), "pools") as file:
         lock.acquire(file, fcntl.LOCK_SH)
         while None in (found := [_active_pool(host, path) for path, _ in wanted]):
             lock.acquire(file, fcntl.LOCK_EX)
