@@ -20,7 +20,7 @@ from quiesce.model.errors import QuiesceError
 from quiesce.model.fingerprints import Fingerprint
 from quiesce.model.reports import WriterReport
 from quiesce.model.soundness import require_sound
-from quiesce.model.tree import Checkpoint, DiskImage, GroupPart, Tree
+from quiesce.model.tree import DiskImage, GroupPart, Tree
 from tests.samples import node
 from tests.strategies import JSON, NASTY, almost, examples, of
 
@@ -137,7 +137,8 @@ def test_what_no_checkpoint_can_be_is_refused(path, value):
 
 
 @pytest.mark.parametrize(
-    "content", [b"[" * 200_000, b'{"a":' * 200_000, b" " * (manifest.MAX_BYTES + 1), b"1" * 5000, b'{"format": 1e999}', b"\xff\xfe"]
+    "content",
+    [b"[" * 200_000, b'{"a":' * 200_000, b" " * (manifest.MAX_BYTES + 1), b"1" * 5000, b'{"format": 1e999}', b"\xff\xfe"],
 )
 def test_what_costs_much_is_refused_at_once(content):
     """Broken: one strange file among the images would end the recovery of a catalog, or take all memory."""

@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from quiesce.catalog import exported, manifest
 from quiesce.catalog.schema import fingerprints
-from quiesce.catalog.store import Catalog
 from quiesce.cli import render
 from quiesce.disks import images
 from quiesce.disks.survey import survey

@@ -88,4 +88,7 @@ def test_a_death_before_the_manifest_is_made_up_for(named):
     assert "/i/" + manifest.name("a") not in named.host.storage.files
     (line,) = recover_all(named.context, named.vm)
     assert "rename" in line
-    assert manifest.load(named.host.storage.files["/i/" + manifest.name("a")].content, named.catalog.seal).manifest.checkpoint.name == "new"
+    assert (
+        manifest.load(named.host.storage.files["/i/" + manifest.name("a")].content, named.catalog.seal).manifest.checkpoint.name
+        == "new"
+    )

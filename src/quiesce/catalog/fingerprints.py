@@ -23,7 +23,8 @@ class Fingerprints:
         query = sa.select(fingerprints.c.path, fingerprints.c.body).where(*_of(key)).order_by(fingerprints.c.path)
         with self._database.transaction() as connection:
             return {
-                path: from_column(Fingerprint, body, f"image {path} of VM {key.uuid}") for path, body in connection.execute(query)
+                path: from_column(Fingerprint, body, f"image {path} of VM {key.uuid}")
+                for path, body in connection.execute(query)
             }
 
     def put(self, key: VmKey, new: Mapping[str, Fingerprint]) -> None:

@@ -91,7 +91,7 @@ def lock_file(directory: Path, name: str) -> Iterator[IO[str]]:
             raise RefusedError(f"the lock file {path} cannot be opened: {error.strerror}") from error
     finally:
         os.close(inside)
-    with open(path, "r+", opener=lambda _path, _flags: descriptor) as file:  # noqa: PTH123 - for its name
+    with open(path, "r+", opener=lambda _path, _flags: descriptor) as file:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise RefusedError(f"the lock file {path} is no regular file")

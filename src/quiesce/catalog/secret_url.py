@@ -38,7 +38,11 @@ class SecretUrl:
     def without_secrets(self, error: Exception) -> str:
         """What the error says, with each secret of the URL hidden. If that cannot be done safely, only the error's kind."""
         text = str(error).replace(self.whole, self._shown)
-        spellings = {form for secret in self._secrets for form in (secret, quote(secret, safe=""), quote_plus(secret), repr(secret)[1:-1])}
+        spellings = {
+            form
+            for secret in self._secrets
+            for form in (secret, quote(secret, safe=""), quote_plus(secret), repr(secret)[1:-1])
+        }
         for spelling in sorted(spellings, key=len, reverse=True):
             if len(spelling) < 3 and spelling in text:
                 return type(error).__name__

@@ -19,7 +19,6 @@ from quiesce.model.grades import Consistency, Grade
 from quiesce.model.reports import WriterReport
 from quiesce.model.tree import Checkpoint
 
-
 _SECONDS = re.compile(r"([0-9]{1,11})(?:\.([0-9]{1,9}))?")
 """A time until the year 5138."""
 

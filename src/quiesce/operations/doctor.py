@@ -270,7 +270,9 @@ def _described(context: Context, vm: Vm, path: str) -> Loaded | None:
 def _orphans(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
     if found.unreadable:
         return
-    described = found.chains.needed(file for _, stray in _strays(context, vm, found) for file in stray.manifest.checkpoint.paths())
+    described = found.chains.needed(
+        file for _, stray in _strays(context, vm, found) for file in stray.manifest.checkpoint.paths()
+    )
     for path in sorted(found.live & found.images.keys() - found.needed()):
         text = f"{path} has, or may have, the last data of a disk that {vm.name} no longer has; quiesce does not remove it"
         yield _Finding(text)

@@ -127,7 +127,9 @@ def _without_its_word(storage: Storage, item: Manifest, defined: Defined, allowe
     targets = {disk.target for disk in domain_xml.disks(xml)}
     if missing := sorted({disk.target for disk in node.disks} - targets):
         raise RefusedError(f"it has no seal of this catalog, and the VM that libvirt has lacks the disk {missing[0]}")
-    return replace(item, checkpoint=node, domain_xml=domain_xml.with_sources(xml, {disk.target: disk.path for disk in node.disks}))
+    return replace(
+        item, checkpoint=node, domain_xml=domain_xml.with_sources(xml, {disk.target: disk.path for disk in node.disks})
+    )
 
 
 def _claimed_twice(read: list[Manifest]) -> set[str]:

@@ -176,9 +176,7 @@ class Directory:
                 raise
             stream.finish()
 
-    def _create(
-        self, xml: str, name: str, needed: int, content: libvirt.virStorageVol | None = None
-    ) -> libvirt.virStorageVol:
+    def _create(self, xml: str, name: str, needed: int, content: libvirt.virStorageVol | None = None) -> libvirt.virStorageVol:
         try:
             return self.pool.createXMLFrom(xml, content, 0) if content else self.pool.createXML(xml, 0)
         except libvirt.libvirtError as error:
