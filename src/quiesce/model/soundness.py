@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from datetime import UTC, datetime
+from typing import Any
 
 from quiesce.model.tree import Checkpoint
 
@@ -55,11 +56,12 @@ def require_xml(text: str) -> None:
     """Raises UnsoundError unless `text` is XML that can be read, without entities of its own, and not deep."""
     if "<!DOCTYPE" in text:
         raise UnsoundError("domain_xml: it has a document type")
-    parser, depth = ET.XMLPullParser(("start", "end")), 0
+    parser: ET.XMLPullParser[Any] = ET.XMLPullParser(("start", "end"))
+    depth = 0
     try:
         for start in range(0, len(text), 65536):  # so that what is too deep is refused before all of it is built
             parser.feed(text[start : start + 65536])
-            for event, _ in parser.read_events():
+            for event, *_ in parser.read_events():
                 depth += 1 if event == "start" else -1
                 if depth > MAX_DEPTH:
                     raise UnsoundError(f"domain_xml: more than {MAX_DEPTH} elements deep")
