@@ -123,7 +123,7 @@ def test_what_it_carries_is_locked_by_hashes():
 
 def test_another_version_than_the_locked_one_is_carried_into_no_guest(monkeypatch):
     """Broken: a library that nobody tried, or with a known hole, would run as root in every guest."""
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.31.4")
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "1.31.4")
     with pytest.raises(RefusedError, match=r"asn1crypto 1\.5\.1; 1\.31\.4 is installed"):
         agent_archive.build()
 

@@ -91,10 +91,11 @@ def lock_file(directory: Path, name: str) -> Iterator[IO[str]]:
             raise RefusedError(f"the lock file {path} cannot be opened: {error.strerror}") from error
     finally:
         os.close(inside)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise RefusedError(f"the lock file {path}, which is used for locks, is no regular file")
     with open(path, "r+", opener=lambda _path, _flags: descriptor) as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise RefusedError(f"the lock file {path} is no regular file")
         _require_ours(path, found)
         yield file
 

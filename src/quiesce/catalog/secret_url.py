@@ -9,6 +9,8 @@ import sqlalchemy as sa
 
 HIDDEN = "***"
 _SECRET = re.compile(r"pass|pwd|secret|token|key", re.IGNORECASE)
+_MISPLACED = re.compile(r"(?<=:).*(?=@)|(?<=%3A).*(?=%40)")
+"""The password of a mistyped URL, as `postgres//user:password@host`."""
 
 
 class SecretUrl:
@@ -16,6 +18,7 @@ class SecretUrl:
 
     def __init__(self, whole: str) -> None:
         self.whole = whole
+        self._misplaced = False
         try:
             url = sa.make_url(whole)
         except (sa.exc.SQLAlchemyError, ValueError):
@@ -26,7 +29,10 @@ class SecretUrl:
         named = {name: value for name, value in url.query.items() if _SECRET.search(name)}
         values = [value for item in named.values() for value in ([item] if isinstance(item, str) else item)]
         hidden = url.set(query={**url.query, **dict.fromkeys(named, HIDDEN)})
-        self._shown = hidden.render_as_string(hide_password=True).replace(quote_plus(HIDDEN), HIDDEN)
+        shown = hidden.render_as_string(hide_password=True).replace(quote_plus(HIDDEN), HIDDEN)
+        scheme, separator, rest = shown.partition("://")
+        self._shown = f"{scheme}{separator}{_MISPLACED.sub(HIDDEN, rest)}"
+        self._misplaced = any(map(_MISPLACED.search, (url.host or "", url.database or "")))
         self._secrets = {text for text in (url.password, *values) if text}
 
     def __str__(self) -> str:
@@ -37,6 +43,8 @@ class SecretUrl:
 
     def without_secrets(self, error: Exception) -> str:
         """What the error says, with each secret of the URL hidden. If that cannot be done safely, only the error's kind."""
+        if self._misplaced:  # a part of it may be in the text
+            return getattr(error, "strerror", None) or type(error).__name__
         text = str(error).replace(self.whole, self._shown)
         spellings = {
             form
