@@ -31,7 +31,17 @@ from tests.unit.fake_host import FakeVm
 from tests.unit.world import World
 
 GOOD = json.loads(to_column(node("a", parent="b", hidden=True)))
-BAD = ["{", "null", "[" * 100_000, '{"id": 1}', json.dumps({**GOOD, "created": "yesterday"}), json.dumps({**GOOD, "disks": []})]
+BAD = [
+    "{",
+    "null",
+    "[" * 100_000,
+    '{"id": 1}',
+    {"created": "yesterday"},
+    {"disks": []},
+    {"parent": "../x"},
+    {"vm_uuid": "other"},
+]
+"""The whole record, or fields of it."""
 
 
 def damage(catalog: Catalog, value: str, where: str = "", *, table: str = "checkpoints", column: str = "body") -> None:
@@ -47,12 +57,14 @@ def vm(world: World) -> FakeVm:
     return vm
 
 
-@pytest.mark.parametrize("body", BAD, ids=lambda body: body[:20])
+@pytest.mark.parametrize("body", BAD, ids=lambda body: str(body)[:20])
 def test_a_damaged_record_is_named_and_the_others_are_shown(body, world, vm):
     """Broken: one damaged row would hide all checkpoints of the VM, or of all VMs."""
     world.take(world.vm("db1"))
-    id = world.tree(vm).find("b").id
-    damage(world.catalog, body, f"WHERE id = '{id}'")
+    whole = world.tree(vm).find("b")
+    id = whole.id
+    damaged = body if isinstance(body, str) else json.dumps({**json.loads(to_column(whole)), **body})
+    damage(world.catalog, damaged, f"WHERE id = '{id}'")
     assert [found.name for found in tree(world.context, "web1").checkpoints] == ["a"]
     assert show_checkpoint(world.context, CheckpointReference("web1", "a")).name == "a"
     assert any(id in text and "'b'" in text for text in world.warnings())

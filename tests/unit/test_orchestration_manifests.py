@@ -154,14 +154,16 @@ def test_what_a_manifest_lists_is_not_removed(repair, world, vm, lost):
     """Broken: root would remove any file that somebody else names."""
     value = body(described()) | {"made": [VICTIM]}
     put(world, value)
-    put(world, body(described(id="e" * 32, name="b", disks=(DiskImage("vda", VICTIM, "raw"),))), id="e" * 32)
+    ours = world.host.storage.make("/any/web1.vda.0123456789ab.qcow2")  # by its name; but no disk of the VM is there
+    for id, path in (("d" * 32, ours), ("e" * 32, VICTIM)):
+        put(world, body(described(id=id, name=id, disks=(DiskImage("vda", path, "raw"),))), place="/any", id=id)
     rebuild(lost.context, ["/any"], accept_unsigned=True)
+    assert {"d" * 32, "e" * 32} <= {found.id for found in lost.tree(vm).nodes}
     if repair:
         doctor(lost.context, None, repair=True)
     delete(lost.context, [CheckpointReference("web1", "*")])
     doctor(lost.context, "web1", repair=True)
-    assert world.host.storage.has(VICTIM)
-    assert world.host.storage.has("/i/web1.qcow2")
+    assert {VICTIM, ours, "/i/web1.qcow2"} <= world.host.storage.files.keys()
 
 
 def test_two_vms_that_claim_one_file_have_it_both_kept(world, vm, lost):
