@@ -29,6 +29,9 @@ from quiesce.results import to_json
 from tests.samples import KEY, ids, node
 
 
+pytestmark = pytest.mark.usefixtures("own_run")
+
+
 def test_locks_lie_beside_the_file(catalog, tmp_path):
     """Broken: two catalogs' operations would block each other, or two of one not."""
     assert catalog.lock_directory() == tmp_path / "state" / "locks"

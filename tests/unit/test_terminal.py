@@ -26,6 +26,7 @@ from quiesce.server.watch import Said, Severity
 from tests.strategies import NASTY, examples
 from tests.unit.result_samples import RESULTS
 
+pytestmark = pytest.mark.usefixtures("own_run")
 STYLES = re.compile(r"\x1b\[[0-9;]*m")
 EVIL = [
     "\x1b[31mred\x1b]0;title\x07", "\x9b2J", "a\nfake: line", "a\rb", "\u202eevil\u2066", "[bold]x[/]", "[/", "]", "[/]",
