@@ -28,7 +28,6 @@ from quiesce.model.standing import Untouched
 from quiesce.results import to_json
 from tests.samples import KEY, ids, node
 
-
 pytestmark = pytest.mark.usefixtures("own_run")
 
 
