@@ -63,7 +63,7 @@ def _note(disk: DiskDifference) -> str:
 
 
 def _colour(line: str) -> str:
-    return {"+": "green", "-": "red", "@": "cyan"}.get(line[0], "default")
+    return {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "default")
 
 
 def _writers_table(writers: tuple[WriterChange, ...], first: str, second: str) -> Table:
