@@ -23,9 +23,10 @@ def test_an_administrators_pool_is_listed_while_others_write_to_it() -> None:
         host = Host("qemu:///system")
         try:
             for _ in range(ROUNDS):
+                if name:
+                    pools.write(host, str(path / name), b"x" * 300_000)
                 with pools.directory(host, str(path)) as place:
                     if name:
-                        place.write(name, b"x" * 300_000)
                         place.create_flat(f"{name}.qcow2", 1024 * 1024)
                         place.delete(f"{name}.qcow2")
                         place.delete(name)

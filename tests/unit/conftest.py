@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from quiesce.catalog import lock
 from quiesce.catalog.store import Catalog
 from quiesce.disks.survey import Survey, survey
 from quiesce.model.events import Event, Warned
@@ -80,6 +81,14 @@ def world(tmp_path: Path) -> Iterator[World]:
     catalog = Catalog(f"sqlite:///{tmp_path}/catalog.db")
     yield World(FakeHost(), catalog)
     catalog.close()
+
+
+@pytest.fixture(scope="module")
+def own_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For catalogs that are no files: their locks are not those of this host's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lock, "RUN", tmp_path_factory.mktemp("run"))
+        yield
 
 
 @pytest.fixture

@@ -28,6 +28,9 @@ class MemoryDatabase(Database):
     def lock_directory(self) -> Path:
         return self._directory
 
+    def state_directory(self) -> Path:
+        return self._directory
+
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
         with super().transaction() as connection:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import io
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from quiesce.guests import archive as agent_archive
+from quiesce.model.errors import RefusedError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +101,36 @@ def test_it_carries_the_guests_side_and_nothing_of_the_hosts(archive):
 def test_it_is_small_enough_to_push_through_the_guest_agent(content):
     """Broken: installing would take minutes."""
     assert len(content) < 2 * 2**20
+
+
+def test_what_it_carries_is_locked_by_hashes():
+    """Broken: whoever controls an index could have code run as root in every guest."""
+    lock = (ROOT / "src/quiesce/guests/carried.lock").read_text()
+    assert "://" not in lock
+    assert "--require-hashes" in lock
+    pinned = dict(re.findall(r"^(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}$", lock, re.MULTILINE))
+    assert pinned == agent_archive.locked()
+    tops = {
+        name
+        for name, distributions in importlib.metadata.packages_distributions().items()
+        if {each.lower() for each in distributions} & pinned.keys()
+    }
+    assert tops - {"_pytest"} >= set(agent_archive.CARRIED)
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {f"{name}=={version}" for name, version in pinned.items()} <= set(wanted)
+    assert "carried.lock" in (ROOT / "script/bootstrap").read_text()
+
+
+def test_another_version_than_the_locked_one_is_carried_into_no_guest(monkeypatch):
+    """Broken: a library that nobody tried, or with a known hole, would run as root in every guest."""
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "1.31.4")
+    with pytest.raises(RefusedError, match=r"asn1crypto 1\.5\.1; 1\.31\.4 is installed"):
+        agent_archive.build()
+
+
+def test_the_client_of_postgresql_has_no_known_hole():
+    """Broken: CVE-2025-61385: a text in a list ends its literal."""
+    from pg8000.native import literal
+
+    assert literal(["x'; DROP TABLE t; --"]).count("'") % 2 == 0
+    assert literal(["'"]) == "'{''}'"

@@ -45,7 +45,7 @@ VERBS = {
     "group delete": {"--dry-run"},
     "start": set(),
     "doctor": {"--repair"},
-    "catalog rebuild": {"--directory"},
+    "catalog rebuild": {"--directory", "--accept-unsigned"},
 }
 MENTIONED = {"--require", "--require-grade", "--repair", "--type", "--name", "--exclude", "--automatic", "--install"}
 """Options that the help of other verbs speaks of."""

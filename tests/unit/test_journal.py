@@ -49,7 +49,7 @@ def test_every_step_comes_back_as_it_was(name, data):
     """Broken: what a killed operation left would be mended by something else than was written, or not at all."""
     step = data.draw(of(BY_NAME[name], NASTY))
     assert type(step).__name__ == name
-    assert from_column(BY_NAME[name], to_column(step)) == step
+    assert from_column(BY_NAME[name], to_column(step), "it") == step
 
 
 def test_a_step_is_written_before_it_is_done(catalog):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
+import stat
 from pathlib import Path
 
 import pytest
 
 from quiesce.catalog import lock
-from quiesce.model.errors import BusyError
+from quiesce.model.errors import BusyError, RefusedError
 
 
 def test_one_at_a_time_and_the_holder_is_named(tmp_path):
@@ -97,5 +99,76 @@ def test_a_holder_that_has_said_nothing_yet_is_still_one(content, tmp_path):
     """Broken: the error about a lock would itself be an error."""
     with lock.hold(tmp_path, "web1", "first"):
         Path(tmp_path / "web1.lock").write_text(content)
-        with pytest.raises(BusyError, match="lock file does not tell"), lock.hold(tmp_path, "web1", "second"):
+        with pytest.raises(BusyError, match=f"process {os.getpid()}|does not tell"), lock.hold(tmp_path, "web1", "second"):
+            pass
+
+
+# -- other users
+
+
+def test_a_lock_file_is_nobody_elses_business(tmp_path):
+    """Broken: a stranger could hold a lock that root waits for."""
+    with lock.hold(tmp_path / "locks", "web1", "mine"):
+        assert stat.S_IMODE((tmp_path / "locks").stat().st_mode) == 0o700
+        assert stat.S_IMODE((tmp_path / "locks/web1.lock").stat().st_mode) == 0o600
+    (tmp_path / "locks/web1.lock").chmod(0o644)  # as older versions made it
+    with lock.wait(tmp_path / "locks", "web1"):
+        assert stat.S_IMODE((tmp_path / "locks/web1.lock").stat().st_mode) == 0o600
+
+
+def test_no_lock_is_in_a_directory_where_others_can_write():
+    """Broken: a stranger could make the file first, and hold it; or have root write through a link."""
+    for world_writable in ("/run/lock", "/tmp", "/var/tmp", "/dev/shm"):
+        assert not lock.directory_for_this_user().is_relative_to(world_writable)
+    source = Path(lock.__file__).parents[1]
+    found = [path for path in source.rglob("*.py") if "flock(" in path.read_text() and "agent" not in path.parts]
+    assert {path.name for path in found} == {"lock.py", "pools.py"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes files of another user")
+@pytest.mark.parametrize("spoil", ["owner", "mode", "file", "link", "fifo"])
+def test_a_lock_that_a_stranger_could_have_made_is_refused(spoil, tmp_path):
+    """Broken: root would wait for a stranger, or overwrite a file of its own through a link."""
+    directory, secret = tmp_path / "locks", tmp_path / "secret"
+    directory.mkdir(mode=0o700)
+    secret.write_text("root's own")
+    if spoil == "owner":
+        os.chown(directory, 65534, 65534)
+    elif spoil == "mode":
+        directory.chmod(0o777)
+    elif spoil == "file":
+        (directory / "web1.lock").touch()
+        os.chown(directory / "web1.lock", 65534, 65534)
+    elif spoil == "link":
+        (directory / "web1.lock").symlink_to(secret)
+    else:
+        os.mkfifo(directory / "web1.lock")
+    for take in (lambda: lock.hold(directory, "web1", "mine"), lambda: lock.wait(directory, "web1")):
+        with pytest.raises(RefusedError, match="locks"), take():
+            pass
+    assert secret.read_text() == "root's own"
+
+
+@pytest.mark.parametrize("mode", [fcntl.LOCK_SH, fcntl.LOCK_EX])
+def test_a_wait_ends_and_names_who_holds_the_lock(mode, tmp_path, monkeypatch):
+    """Broken: a process that hangs would have all others wait without end, and nobody know for whom."""
+    monkeypatch.setattr(lock, "PATIENCE_S", 0.1)
+    with lock.lock_file(tmp_path, "pools") as held:
+        lock.acquire(held, mode)
+        with (
+            pytest.raises(BusyError, match=rf"pools\.lock has been locked.*process {os.getpid()} \("),
+            lock.wait(tmp_path, "pools"),
+        ):
+            pass
+    with lock.wait(tmp_path, "pools"):
+        pass
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"what": "' + "x" * 10**6, "7", "\ud800".encode("utf-8", "surrogatepass")])
+def test_whatever_a_lock_file_contains_the_holder_is_named(content, tmp_path):
+    """Broken: an error about a lock would itself be an error."""
+    with lock.hold(tmp_path, "web1", "first"):
+        path = Path(tmp_path / "web1.lock")
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(BusyError, match=f"process {os.getpid()}"), lock.hold(tmp_path, "web1", "second"):
             pass

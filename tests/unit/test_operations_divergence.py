@@ -65,7 +65,10 @@ class Servers:
 
     def part(self, name: str, group: GroupPart | None, **others: object) -> Checkpoint:
         values = {"writers": (redis(1),), "filesystems": ROOT, "vm_uuid": f"uuid-{name}", "vm_name": name, "group": group}
-        return node(f"n-{name}", **{"name": "now", "targets": (), **values, **others})
+        made = node(f"n-{name}", **{"name": "now", **values, **others})
+        for disk in made.disks:
+            self.host.storage.make(disk.path)
+        return made
 
     def take(self, *names: str, seen: tuple[Witness, ...] = (), **others: object) -> list[Checkpoint]:
         """A checkpoint of these as the group `shop`."""

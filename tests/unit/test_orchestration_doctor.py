@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from quiesce.catalog import journal
-from quiesce.catalog.store import Catalog
 from quiesce.disks import images
 from quiesce.model.names import CheckpointReference
 from quiesce.operations.delete import delete
@@ -33,9 +32,9 @@ def vm(world: World) -> FakeVm:
 @pytest.fixture
 def lost(world: World, tmp_path: Path) -> Iterator[World]:
     """The same host, and a catalog that knows nothing."""
-    catalog = Catalog(f"sqlite:///{tmp_path}/another/catalog.db")
-    yield World(world.host, catalog, guests=world.guests)
-    catalog.close()
+    lost = world.without_catalog(tmp_path / "another")
+    yield lost
+    lost.catalog.close()
 
 
 # -- doctor

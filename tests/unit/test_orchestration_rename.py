@@ -14,4 +14,4 @@ def test_a_new_name_is_in_the_manifest(world):
     node = world.take(vm)
     rename(world.context, CheckpointReference("web1", "a"), "b")
     path = images.manifest_path(world.context, vm, node)
-    assert manifest.load(world.host.storage.read(path)).checkpoint.name == "b"
+    assert manifest.load(world.host.storage.read(path), world.catalog.seal).manifest.checkpoint.name == "b"

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import libvirt
 import libvirt_qemu
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from quiesce.hypervisor import qemu_agent
+from quiesce.hypervisor import agent_answers
 from quiesce.hypervisor.domain_xml import QEMU_AGENT_PORT
 from quiesce.hypervisor.qemu_agent import QemuAgent
 from quiesce.model.errors import AgentError, HypervisorError, QuiesceError
+from tests.strategies import JSON, almost, examples
 
 
 class Asked:
@@ -66,11 +72,11 @@ def test_each_freezing_command_has_its_own_time(asked):
 def test_what_it_says_of_itself_is_bounded(asked):
     """Broken: a guest could fill the host's memory or screen."""
     agent = QemuAgent(asked)
-    asked.reply = [{"mountpoint": "C:\\" * 5000, "type": 7, "name": "c"}, "nonsense", *({} for _ in range(500))]
+    asked.reply = [{"mountpoint": "C:\\" * 5000, "type": "NTFS", "name": "c", "used-bytes": 7}] * 20
     first, *rest = agent.volumes(10)
-    assert (len(first.mountpoint), first.fstype, first.name) == (qemu_agent.MAX_TEXT, "", "c")
+    assert (len(first.mountpoint), first.fstype, first.name) == (agent_answers.MAX_TEXT, "NTFS", "c")
     assert len(rest) == 9
-    asked.reply = {"version": "9.2", "supported_commands": [{"name": "a", "enabled": True}, {"name": "b", "enabled": False}, 3]}
+    asked.reply = {"version": "9.2", "supported_commands": [{"name": "a", "enabled": True}, {"name": "b", "enabled": False}]}
     assert (agent.version(), agent.enabled()) == ("9.2", {"a"})
 
 
@@ -109,3 +115,114 @@ def test_what_libvirt_says_is_told_apart(code, message, state, kind, text, asked
     if kind is TimeoutError:
         with pytest.raises(AgentError, match="does not answer"):
             QemuAgent(asked).os_id()
+
+
+# -- a hostile agent
+
+CALLS: dict[str, Callable[[QemuAgent], object]] = {
+    "guest-info": lambda agent: (agent.version(), agent.enabled()),
+    "guest-get-osinfo": lambda agent: (agent.os_id(), agent.os_name()),
+    "guest-get-fsinfo": lambda agent: agent.volumes(64),
+    "guest-file-open": lambda agent: agent.write_file("/run/x", b"x"),
+    "guest-file-write": lambda agent: agent.write_file("/run/x", b"x" * 7),
+    "guest-file-close": lambda agent: agent.write_file("/run/x", b""),
+    "guest-exec": lambda agent: agent.run("/bin/true", timeout=0.2),
+    "guest-exec-status": lambda agent: agent.run("/bin/true", timeout=0.2),
+    "guest-fsfreeze-freeze": lambda agent: agent.fsfreeze(1),
+    "guest-fsfreeze-thaw": lambda agent: agent.fsthaw(1),
+    "guest-fsfreeze-status": lambda agent: agent.freeze_status(1),
+}
+PROPER: dict[str, Any] = {
+    "guest-info": {"version": "9.2", "supported_commands": [{"name": "guest-info", "enabled": True, "success-response": True}]},
+    "guest-get-osinfo": {"id": "debian", "pretty-name": "Debian", "kernel-release": "6.1"},
+    "guest-get-fsinfo": [{"mountpoint": "/", "type": "ext4", "name": "vda1", "disk": []}],
+    "guest-file-open": 1000,
+    "guest-file-write": {"count": 7, "eof": False},
+    "guest-file-close": {},
+    "guest-exec": {"pid": 77},
+    "guest-exec-status": {"exited": True, "exitcode": 0, "out-data": base64.b64encode(b"fine").decode()},
+    "guest-fsfreeze-freeze": 2,
+    "guest-fsfreeze-thaw": 2,
+    "guest-fsfreeze-status": "thawed",
+}
+HOSTILE = [
+    "", "null", "[]", "7", '"x"', "{}", '{"return"', '{"error": 1}', "[" * 100_000, '{"return":' * 100_000,
+    '{"return": ' + "9" * 5000 + "}", '{"return": NaN}', '{"return": 1e999}', '{"return": "\\ud800\\u202e"}',
+    *(json.dumps({"return": value}) for value in (None, True, -1, 2**70, 1.5, "x" * 10_000, [], [[]], [7], {}, [{}] * 2000)),
+]  # fmt: skip
+
+
+class Answering(Asked):
+    """Answers one command as it is told, and the others properly."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, command: str, answer: Any) -> None:
+        super().__init__(patch)
+        self._special = command, answer
+
+    def _command(self, _domain: Any, request: str, _timeout: int, _flags: int) -> Any:
+        command = json.loads(request)["execute"]
+        return self._special[1] if command == self._special[0] else json.dumps({"return": PROPER[command]})
+
+
+def require_typed(command: str, answer: Any) -> None:
+    """What a call says of this answer is an error that names the guest, or a value of the right type."""
+    with pytest.MonkeyPatch.context() as patch:
+        agent = QemuAgent(Answering(patch, command, answer))
+        try:
+            CALLS[command](agent)
+        except AgentError as error:
+            assert "web1" in error.message
+            assert error.message.isprintable()
+
+
+def test_every_command_has_a_schema_and_is_tried():
+    """Broken: a new command would trust what the guest returns."""
+    assert agent_answers.SCHEMAS.keys() == CALLS.keys() == PROPER.keys()
+    for command, answer in PROPER.items():
+        agent_answers.decoded(command, json.dumps({"return": answer}))
+
+
+@pytest.mark.parametrize("command", CALLS)
+def test_whatever_a_hostile_agent_answers_is_an_error_that_names_the_guest(command):
+    """Broken: a guest could end a command on the host in a traceback, or fill its memory."""
+    for answer in (*HOSTILE, None, 7, b"{}"):
+        require_typed(command, answer)
+
+
+@given(st.sampled_from(sorted(CALLS)).flatmap(lambda command: st.tuples(st.just(command), almost(PROPER[command]) | JSON)))
+@examples(300)
+def test_an_answer_that_is_almost_proper_is_read_or_refused(pair):
+    """Broken: one missing key, or one value of another type, would end in a traceback."""
+    command, value = pair
+    require_typed(command, json.dumps({"return": value}))
+
+
+@given(st.text(max_size=50) | st.binary(max_size=50).map(lambda raw: raw.decode("latin-1")))
+def test_output_that_is_not_base64_is_refused(text):
+    """Broken: what a command in the guest printed could end in a traceback."""
+    require_typed("guest-exec-status", json.dumps({"return": {"exited": True, "out-data": text}}))
+
+
+def test_an_answer_takes_a_bounded_part_of_the_memory():
+    """Broken: a guest could have the host killed for lack of memory."""
+    big = base64.b64encode(b"x" * 2**21).decode()
+    tracemalloc.start()
+    try:
+        for answer in (
+            json.dumps({"return": {"exited": True, "out-data": big}}),
+            "[" * 2**23,
+            json.dumps({"return": [{}] * 10**6}),
+        ):
+            tracemalloc.reset_peak()
+            require_typed("guest-exec-status", answer)
+            assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_that_was_written_in_part_is_not_taken_for_whole(asked):
+    """Broken: half of the agent would be installed, as root."""
+    with pytest.MonkeyPatch.context() as patch:
+        agent = QemuAgent(Answering(patch, "guest-file-write", json.dumps({"return": {"count": 3}})))
+        with pytest.raises(AgentError, match="not written completely in web1"):
+            agent.write_file("/run/x", b"x" * 7)

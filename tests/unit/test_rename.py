@@ -34,7 +34,7 @@ def test_a_checkpoint_has_its_new_name_everywhere(named):
     assert (renamed.id, renamed.name) == ("a", "new")
     assert named.tree().find("new") == renamed
     assert not named.tree().has_name("a")
-    described = manifest.load(named.host.storage.files["/i/" + manifest.name("a")].content)
+    described = manifest.load(named.host.storage.files["/i/" + manifest.name("a")].content, named.catalog.seal).manifest
     assert described.checkpoint == renamed
     assert described.domain_xml == named.catalog.checkpoints.domain_xml("a")
     assert journal.interrupted(named.catalog, KEY) == []
@@ -88,4 +88,7 @@ def test_a_death_before_the_manifest_is_made_up_for(named):
     assert "/i/" + manifest.name("a") not in named.host.storage.files
     (line,) = recover_all(named.context, named.vm)
     assert "rename" in line
-    assert manifest.load(named.host.storage.files["/i/" + manifest.name("a")].content).checkpoint.name == "new"
+    assert (
+        manifest.load(named.host.storage.files["/i/" + manifest.name("a")].content, named.catalog.seal).manifest.checkpoint.name
+        == "new"
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from quiesce.catalog import journal
 from quiesce.catalog.store import Catalog
@@ -69,6 +71,13 @@ class World:
     def content(self, vm: FakeVm, target: str = "vda") -> dict[int, str]:
         """What the VM's guest reads."""
         return self.host.storage.blocks(vm.sources()[target])
+
+    def without_catalog(self, directory: Path) -> World:
+        """The same host after its catalog was lost, but not the catalog's key. `directory`: of the new catalog."""
+        directory.mkdir()
+        self.catalog.seal.of(b"")
+        shutil.copy(self.catalog.database.state_directory() / "seal.key", directory)
+        return World(self.host, Catalog(f"sqlite:///{directory}/catalog.db"), guests=self.guests)
 
     def warnings(self) -> list[str]:
         return [event.message for event in self.heard if isinstance(event, Warned)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -11,9 +12,10 @@ from quiesce.catalog import fingerprints, images
 from quiesce.catalog.database import Database, from_column, to_column
 from quiesce.catalog.schema import checkpoints, heads
 from quiesce.catalog.schema import images as images_table
-from quiesce.model.errors import NameTakenError
+from quiesce.model.errors import NameTakenError, QuiesceError
 from quiesce.model.fingerprints import Fingerprint
 from quiesce.model.keys import VmKey
+from quiesce.model.soundness import UnsoundError, require_xml
 from quiesce.model.standing import Untouched
 from quiesce.model.tree import Checkpoint, GroupPart, Tree
 
@@ -42,17 +44,23 @@ class Checkpoints:
         self._database = database
 
     def tree(self, key: VmKey) -> Tree:
+        """Raises QuiesceError, naming the checkpoint, if the record of one cannot be read: what it needs is then unknown."""
         with self._database.transaction() as connection:
             nodes = nodes_of(connection, key)
-            head = connection.scalar(sa.select(heads.c.parent).where(heads.c.host == key.host, heads.c.vm_uuid == key.uuid))
-        return Tree.of(nodes, head)
+            return Tree.of(nodes, _head(connection, key))
+
+    def readable(self, key: VmKey) -> tuple[Tree, list[str]]:
+        """The checkpoints whose records can be read, to be shown, and what is wrong with the others."""
+        with self._database.transaction() as connection:
+            nodes, wrong = _readable(connection.execute(_of(key)).all())
+            return Tree.of(nodes, _head(connection, key)), wrong
 
     def untouched(self, key: VmKey) -> Untouched | None:
         """What the last restore or merge recorded of the VM's images; None if there is no such record."""
         query = sa.select(heads.c.untouched).where(heads.c.host == key.host, heads.c.vm_uuid == key.uuid)
         with self._database.transaction() as connection:
             body = connection.scalar(query)
-        return from_column(Untouched, body) if body else None
+        return from_column(Untouched, body, f"what VM {key.uuid} is based on") if body else None
 
     def counts(self, host: str) -> dict[str, int]:
         """How many checkpoints each VM of the host has, by UUID."""
@@ -64,7 +72,12 @@ class Checkpoints:
     def domain_xml(self, checkpoint_id: str) -> str:
         with self._database.transaction() as connection:
             query = sa.select(checkpoints.c.domain_xml).where(checkpoints.c.id == checkpoint_id)
-            return str(connection.execute(query).scalar_one())
+            text = str(connection.execute(query).scalar_one())
+        try:
+            require_xml(text)
+        except UnsoundError as error:
+            raise QuiesceError(f"the catalog's record of checkpoint {checkpoint_id} cannot be read: {error}") from error
+        return text
 
     def add(
         self,
@@ -129,8 +142,8 @@ class Checkpoints:
     def with_file(self, host: str, path: str) -> list[str]:
         """Names of all checkpoints of the host that have this file among theirs."""
         with self._database.transaction() as connection:
-            bodies = connection.scalars(sa.select(checkpoints.c.body).where(checkpoints.c.host == host)).all()
-        return [node.name for node in map(_node, bodies) if path in node.paths()]
+            rows = connection.execute(sa.select(checkpoints).where(checkpoints.c.host == host)).all()
+        return [node.name for node in map(_node, rows) if path in node.paths()]
 
     def remove(self, checkpoint: Checkpoint, head_parent: str | None) -> list[Checkpoint]:
         """Removes the record of a checkpoint. Its parent becomes the parent of its children, which are returned. `head_parent`:
@@ -160,25 +173,22 @@ class Checkpoints:
     def parts(self, group_checkpoint: str) -> list[Checkpoint]:
         """The parts of a group checkpoint (by its id) that still exist, without hidden ones, in the order of the group."""
         with self._database.transaction() as connection:
-            bodies = connection.scalars(
-                sa.select(checkpoints.c.body).where(checkpoints.c.group_checkpoint == group_checkpoint)
-            ).all()
-        found = [node for node in map(_node, bodies) if not node.hidden and node.group]
-        return sorted(found, key=lambda node: node.group.members.index(node.id) if node.group else 0)
+            rows = connection.execute(sa.select(checkpoints).where(checkpoints.c.group_checkpoint == group_checkpoint)).all()
+        found = [node for node in map(_node, rows) if not node.hidden and node.group]
+        order = {id: place for node in found if node.group for place, id in enumerate(node.group.members)}
+        return sorted(found, key=lambda node: order.get(node.id, len(order)))
 
     def of_group(self, group: str) -> list[GroupPart]:
-        """The checkpoints of the group of which at least one part exists, oldest first."""
+        """The checkpoints of the group of which at least one part exists and can be read, oldest first."""
         with self._database.transaction() as connection:
-            query = sa.select(checkpoints.c.body).where(checkpoints.c.group_checkpoint.is_not(None))
-            bodies = connection.scalars(query).all()
-        nodes = sorted(map(_node, bodies), key=lambda node: node.created)
+            rows = connection.execute(sa.select(checkpoints).where(checkpoints.c.group_checkpoint.is_not(None))).all()
+        nodes = sorted(_readable(rows)[0], key=lambda node: node.created)
         parts = [node.group for node in nodes if node.group and node.group.group == group and not node.hidden]
         return list({part.id: part for part in parts}.values())
 
 
 def nodes_of(connection: sa.Connection, key: VmKey) -> list[Checkpoint]:
-    query = sa.select(checkpoints.c.body).where(checkpoints.c.host == key.host, checkpoints.c.vm_uuid == key.uuid)
-    return [_node(body) for body in connection.scalars(query.order_by(checkpoints.c.id)).all()]
+    return [_node(row) for row in connection.execute(_of(key)).all()]
 
 
 def update(connection: sa.Connection, checkpoint: Checkpoint) -> None:
@@ -208,8 +218,31 @@ def _insert(connection: sa.Connection, new: New) -> None:
     fingerprints.put(connection, checkpoint.key, new.fingerprints)
 
 
-def _node(body: str) -> Checkpoint:
-    return from_column(Checkpoint, body)
+def _of(key: VmKey) -> sa.Select[Any]:
+    query = sa.select(checkpoints).where(checkpoints.c.host == key.host, checkpoints.c.vm_uuid == key.uuid)
+    return query.order_by(checkpoints.c.id)
+
+
+def _head(connection: sa.Connection, key: VmKey) -> str | None:
+    return connection.scalar(sa.select(heads.c.parent).where(heads.c.host == key.host, heads.c.vm_uuid == key.uuid))
+
+
+def _node(row: sa.Row[Any]) -> Checkpoint:
+    what = f"checkpoint {row.name or row.id!r} (id {row.id}, VM {row.vm_uuid})"
+    node = from_column(Checkpoint, row.body, what)
+    if (node.id, node.host, node.vm_uuid) != (row.id, row.host, row.vm_uuid):
+        raise QuiesceError(f"the catalog's record of {what} is one of another checkpoint", hint="was it changed by hand?")
+    return node
+
+
+def _readable(rows: Iterable[sa.Row[Any]]) -> tuple[list[Checkpoint], list[str]]:
+    nodes, wrong = [], []
+    for row in rows:
+        try:
+            nodes.append(_node(row))
+        except QuiesceError as error:
+            wrong.append(error.message)
+    return nodes, wrong
 
 
 def _column(checkpoint: Checkpoint) -> str | None:

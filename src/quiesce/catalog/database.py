@@ -14,9 +14,12 @@ import sqlalchemy as sa
 
 from quiesce.catalog import lock
 from quiesce.catalog.schema import metadata
+from quiesce.catalog.secret_url import SecretUrl
 from quiesce.catalog.sqlite import begin_immediate, prepare_sqlite
 from quiesce.codec import CodecError, decode, encode
 from quiesce.model.errors import QuiesceError
+from quiesce.model.soundness import require_sound
+from quiesce.model.tree import Checkpoint
 
 REVISION = "0002"
 """The newest migration. Alembic is imported only if a catalog has another revision."""
@@ -31,29 +34,33 @@ def default_url() -> str:
     for others."""
     if url := os.environ.get("QUIESCE_CATALOG"):
         return url if "://" in url else f"sqlite:///{Path(url).absolute()}"
+    return f"sqlite:///{_state_directory()}/catalog.db"
+
+
+def _state_directory() -> Path:
     if os.geteuid() == 0:
-        directory = Path("/var/lib/quiesce")
-    else:
-        directory = Path(os.environ.get("XDG_STATE_HOME", "~/.local/state")).expanduser() / "quiesce"
-    return f"sqlite:///{directory}/catalog.db"
+        return Path("/var/lib/quiesce")
+    return Path(os.environ.get("XDG_STATE_HOME", "~/.local/state")).expanduser() / "quiesce"
 
 
 class Database:
-    """One database. Raises QuiesceError if it cannot be opened, or if a newer quiesce wrote it."""
+    """One database. Raises QuiesceError if it cannot be opened, or if a newer quiesce wrote it. No error has a password of the
+    URL."""
 
     def __init__(self, url: str | None = None) -> None:
-        self.url = url or default_url()
+        self._url = SecretUrl(url or default_url())
         try:
-            self._engine = sa.create_engine(self.url)
+            self._engine = sa.create_engine(self._url.whole)
             if self._engine.dialect.name == "sqlite":
                 prepare_sqlite(self._engine)
             with lock.wait(self.lock_directory(), "schema"):
                 self._bring_up_to_date()
-        except (sa.exc.SQLAlchemyError, OSError) as error:
+        # A driver that is not installed is an ImportError; a port that is no number a ValueError.
+        except (sa.exc.SQLAlchemyError, OSError, ImportError, ValueError, TypeError) as error:
             raise QuiesceError(
-                f"cannot open the catalog {self.url}: {error}",
+                f"cannot open the catalog {self._url}: {self._url.without_secrets(error)}",
                 hint="--catalog or $QUIESCE_CATALOG names another one; may you read and write this one?",
-            ) from error
+            ) from None
 
     def close(self) -> None:
         self._engine.dispose()
@@ -67,14 +74,22 @@ class Database:
         except sa.exc.IntegrityError:
             raise
         except sa.exc.SQLAlchemyError as error:
-            raise QuiesceError(f"reading or writing the catalog {self.url} failed: {error}") from error
+            said = self._url.without_secrets(error)
+            raise QuiesceError(f"reading or writing the catalog {self._url} failed: {said}") from None
 
     def lock_directory(self) -> Path:
         """The directory of the lock files of this catalog's VMs: beside the file of an SQLite catalog."""
+        file = self._file()
+        return file.parent / "locks" if file else lock.directory_for_this_user()
+
+    def state_directory(self) -> Path:
+        """Where the catalog's key lies: beside the file of an SQLite catalog."""
+        file = self._file()
+        return file.parent if file else _state_directory()
+
+    def _file(self) -> Path | None:
         database = self._engine.url.database
-        if self._engine.dialect.name == "sqlite" and database:
-            return Path(database).parent / "locks"
-        return Path("/run/lock/quiesce")
+        return Path(database) if self._engine.dialect.name == "sqlite" and database else None
 
     def _bring_up_to_date(self) -> None:
         with self._engine.begin() as connection:
@@ -88,13 +103,13 @@ class Database:
             found = connection.scalar(sa.select(_version.c.version_num)) if _version.name in tables else None
         if found is None:
             raise QuiesceError(
-                f"{self.url} has tables, but is not a catalog of this quiesce",
+                f"{self._url} has tables, but is not a catalog of this quiesce",
                 hint="move it away; `quiesce catalog rebuild` makes a new catalog from the manifests beside the images",
             )
         if found != REVISION:
             from quiesce.catalog.migrations import migrate
 
-            migrate(self._engine, self.url)
+            migrate(self._engine, str(self._url))
 
 
 def to_column(value: Any) -> str:
@@ -102,12 +117,17 @@ def to_column(value: Any) -> str:
     return json.dumps(encode(value))
 
 
-def from_column(cls: type[T], text: str) -> T:
-    """A dataclass from the text of a column. Raises QuiesceError if the text does not encode a `cls`."""
+def from_column(cls: type[T], text: str, what: str) -> T:
+    """A dataclass from the text of a column. `what` names the row. Raises QuiesceError if the text does not encode a `cls`, or
+    encodes a checkpoint that cannot be one."""
     try:
-        return decode(cls, json.loads(text))
+        value = decode(cls, json.loads(text))
+        if isinstance(value, Checkpoint):
+            require_sound(value)
     except (CodecError, ValueError, RecursionError) as error:
         raise QuiesceError(
-            f"the catalog has a {cls.__name__} that this quiesce cannot read: {error}",
-            hint="was it written by a newer quiesce, or changed by hand? `quiesce catalog rebuild` makes a new one",
+            f"the catalog's record of {what} has a {cls.__name__} that this quiesce cannot read: {error}",
+            hint="was it written by a newer quiesce, or changed by hand? If you move the catalog away, but not its key"
+            " (seal.key), `quiesce catalog rebuild` makes a new one from the manifests",
         ) from error
+    return value

@@ -22,7 +22,10 @@ class Fingerprints:
         """By path. May have images that no checkpoint reads any more."""
         query = sa.select(fingerprints.c.path, fingerprints.c.body).where(*_of(key)).order_by(fingerprints.c.path)
         with self._database.transaction() as connection:
-            return {path: from_column(Fingerprint, body) for path, body in connection.execute(query)}
+            return {
+                path: from_column(Fingerprint, body, f"image {path} of VM {key.uuid}")
+                for path, body in connection.execute(query)
+            }
 
     def put(self, key: VmKey, new: Mapping[str, Fingerprint]) -> None:
         """Adds or replaces these fingerprints, all of them or none."""

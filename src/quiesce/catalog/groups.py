@@ -21,12 +21,17 @@ class Groups:
             body = connection.scalar(sa.select(groups.c.body).where(groups.c.name == name))
         if body is None:
             raise NotFoundError(f"no group named {name!r}", hint="`quiesce group list` lists all groups")
-        return from_column(Group, body)
+        return from_column(Group, body, f"group {name!r}")
 
     def all(self) -> list[Group]:
         with self._database.transaction() as connection:
-            bodies = connection.scalars(sa.select(groups.c.body).order_by(groups.c.name)).all()
-        return [from_column(Group, body) for body in bodies]
+            rows = connection.execute(sa.select(groups).order_by(groups.c.name)).all()
+        return [from_column(Group, body, f"group {name!r}") for name, body in rows]
+
+    def names(self) -> list[str]:
+        """Of all groups, whether their records can be read or not."""
+        with self._database.transaction() as connection:
+            return list(connection.scalars(sa.select(groups.c.name).order_by(groups.c.name)))
 
     def put(self, group: Group, *, new: bool = False) -> None:
         """Records a group. With `new`, raises NameTakenError if there is a group of that name already; without, replaces that
@@ -49,6 +54,6 @@ class Groups:
 
 def rehome(connection: sa.Connection, old: VmKey, new: VmKey) -> None:
     """Replaces the member `old` by `new` in every group that has it."""
-    for (body,) in connection.execute(sa.select(groups.c.body)).all():
-        group = from_column(Group, body).rehomed(old, new)
+    for name, body in connection.execute(sa.select(groups)).all():
+        group = from_column(Group, body, f"group {name!r}").rehomed(old, new)
         connection.execute(sa.update(groups).where(groups.c.name == group.name).values(body=to_column(group)))

@@ -60,7 +60,7 @@ def _read(connection: sa.Connection, id: str, verb: str, started: str) -> Interr
     unknown = []
     for what, details, done in connection.execute(query):
         try:
-            known.append((from_column(BY_NAME[what], details), done))
+            known.append((from_column(BY_NAME[what], details, f"operation {id}"), done))
         except (KeyError, QuiesceError):
             unknown.append(str(what))
     return Interrupted(id, verb, started, tuple(known), tuple(unknown))

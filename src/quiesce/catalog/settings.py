@@ -19,7 +19,7 @@ class VmSettings:
         query = sa.select(settings.c.body).where(settings.c.host == key.host, settings.c.vm_uuid == key.uuid)
         with self._database.transaction() as connection:
             body = connection.scalar(query)
-        return from_column(Settings, body) if body else Settings()
+        return from_column(Settings, body, f"VM {key.uuid}") if body else Settings()
 
     def put(self, key: VmKey, value: Settings) -> None:
         with self._database.transaction() as connection:

@@ -14,6 +14,7 @@ from quiesce.catalog.fingerprints import Fingerprints
 from quiesce.catalog.groups import Groups
 from quiesce.catalog.hosts import Hosts
 from quiesce.catalog.images import Images
+from quiesce.catalog.seal import Seal
 from quiesce.catalog.settings import VmSettings
 from quiesce.model.errors import NameTakenError
 from quiesce.model.keys import VmKey
@@ -30,6 +31,8 @@ class Catalog:
         self.fingerprints = Fingerprints(self.database)
         self.groups = Groups(self.database)
         self.settings = VmSettings(self.database)
+        self.seal = Seal(self.database.state_directory() / "seal.key", self.lock_directory())
+        """Of the manifests."""
 
     def close(self) -> None:
         self.database.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from quiesce.cli import render, terminal
 from quiesce.cli.options import CheckpointName, RequireGrade, Vm, Window
@@ -19,7 +18,7 @@ from quiesce.operations.checkpoint import DEFAULT_WINDOW_S, checkpoint
 
 def _show(node: Checkpoint) -> None:
     out = terminal.out
-    out.print(f"checkpoint [bold]{escape(node.vm_name)}@{escape(node.name)}[/]")
+    out.print(f"checkpoint [bold]{terminal.text(node.vm_name)}@{terminal.text(node.name)}[/]")
     stall = f", writes held for at most {node.stall_us / 1000:.0f} ms" if node.stall_us else ""
     out.print(f"consistency {render.label(node.consistency)}{stall}")
     if node.writers:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from quiesce.cli import terminal
 from quiesce.cli.options import DryRun, References
@@ -18,9 +17,9 @@ from quiesce.operations.delete import Deleted, delete
 def show_deleted(result: Deleted, dry_run: bool) -> None:
     done = "would delete" if dry_run else "deleted"
     for node in result.checkpoints:
-        terminal.out.print(f"{done} [bold]{escape(node.vm_name)}@{escape(node.name)}[/]")
+        terminal.out.print(f"{done} [bold]{terminal.text(node.vm_name)}@{terminal.text(node.name)}[/]")
     for item in result.waiting:
-        terminal.out.print(f"[dim]not merged yet: {escape(item.name)}: {escape(item.reason)}[/]")
+        terminal.out.print(f"[dim]not merged yet: {terminal.text(item.name)}: {terminal.text(item.reason)}[/]")
 
 
 @verb(show_deleted)

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
 
 from quiesce.applications.changes import ChangeKind, WriterChange
@@ -21,22 +20,22 @@ from quiesce.operations.diff import Difference, DiskDifference, DiskSide, diff
 
 def _show(found: Difference) -> None:
     out = terminal.out
-    first, second = escape(found.first.name), escape(found.second.name) if found.second else "now"
+    first, second = terminal.text(found.first.name), terminal.text(found.second.name) if found.second else "now"
     ancestor = found.common_ancestor if not found.one_line else None
-    based = f", both based on [bold]{escape(ancestor.name)}[/]" if ancestor else ""
-    out.print(f"{escape(found.vm)}: [bold]{first}[/] and [bold]{second}[/]{based}")
+    based = f", both based on [bold]{terminal.text(ancestor.name)}[/]" if ancestor else ""
+    out.print(f"{terminal.text(found.vm)}: [bold]{first}[/] and [bold]{second}[/]{based}")
     table = Table(
         "disk", f"written until {first}", f"written until {second}", "", box=None, pad_edge=False, header_style="bold"
     )
     for disk in found.disks:
-        table.add_row(escape(disk.disk), _written(disk, disk.first), _written(disk, disk.second), _note(disk))
+        table.add_row(terminal.text(disk.disk), _written(disk, disk.first), _written(disk, disk.second), _note(disk))
     out.print(table)
     out.print(
         "[dim]counted since both had the same content; rounded up, with the images' own tables, without discarded data[/]"
     )
     out.print("configuration: " + ("" if found.configuration else "the same"))
     for line in found.configuration:
-        out.print(f"  [{_colour(line)}]{escape(line)}[/]")
+        out.print(f"  [{_colour(line)}]{terminal.text(line)}[/]")
     if found.writers is None:
         out.print("applications: not known at both; a guest is asked only while a checkpoint is taken")
     elif found.writers:
@@ -64,7 +63,7 @@ def _note(disk: DiskDifference) -> str:
 
 
 def _colour(line: str) -> str:
-    return {"+": "green", "-": "red", "@": "cyan"}.get(line[0], "default")
+    return {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "default")
 
 
 def _writers_table(writers: tuple[WriterChange, ...], first: str, second: str) -> Table:
@@ -73,9 +72,9 @@ def _writers_table(writers: tuple[WriterChange, ...], first: str, second: str) -
         log = ", ".join(f"{key.removesuffix('_lsn')} {value:+,} bytes" for key, value in change.log_bytes.items())
         cells = [f"{writer.version} {render.position(writer)}" if writer else "-" for writer in (change.before, change.after)]
         kind = change.kind.value if change.kind is not ChangeKind.SAME else "[dim]same[/]"
-        table.add_row(escape(change.id), kind, escape(cells[0]), escape(cells[1]))
+        table.add_row(terminal.text(change.id), kind, terminal.text(cells[0]), terminal.text(cells[1]))
         if any(change.log_bytes.values()):
-            table.add_row("", "", "", f"[dim]{escape(log)}[/]")
+            table.add_row("", "", "", f"[dim]{terminal.text(log)}[/]")
     return table
 
 

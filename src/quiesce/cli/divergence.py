@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
 from rich.table import Table
 
 from quiesce.cli import terminal
@@ -19,15 +18,17 @@ COLOURS = {Agreement.AGREES: "green", Agreement.SILENT: "dim", Agreement.UNKNOWN
 def show_divergence(found: Divergence) -> None:
     references = ", ".join(f"{node.vm_name}@{node.name}" for node in found.checkpoints)
     if not found.servers:
-        terminal.out.print(f"no other server is known to belong to {escape(references)}")
+        terminal.out.print(f"no other server is known to belong to {terminal.text(references)}")
         return
     table = Table("server", "", "application", box=None, pad_edge=False, header_style="bold")
     for server in found.servers:
         texts = [finding.text for finding in server.findings] or [NOTHING_KNOWN]
-        table.add_row(escape(server.vm_name), f"[{COLOURS[server.verdict]}]{server.verdict.value}[/]", escape(texts[0]))
+        table.add_row(
+            terminal.text(server.vm_name), f"[{COLOURS[server.verdict]}]{server.verdict.value}[/]", terminal.text(texts[0])
+        )
         for text in texts[1:]:
-            table.add_row("", "", escape(text))
-    terminal.out.print(f"if {escape(references)} were restored:")
+            table.add_row("", "", terminal.text(text))
+    terminal.out.print(f"if {terminal.text(references)} were restored:")
     terminal.out.print(table)
 
 

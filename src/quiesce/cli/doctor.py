@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from quiesce.cli import terminal
 from quiesce.cli.options import OptionalVm
@@ -18,11 +17,11 @@ def _show(found: list[Diagnosis]) -> None:
     for item in found:
         lines = [*item.found, *item.mended]
         if not lines:
-            terminal.out.print(f"{escape(item.vm)}: nothing is wrong")
+            terminal.out.print(f"{terminal.text(item.vm)}: nothing is wrong")
         for line in item.found:
-            terminal.out.print(f"{escape(item.vm)}: [yellow]{escape(line)}[/]")
+            terminal.out.print(f"{terminal.text(item.vm)}: [yellow]{terminal.text(line)}[/]")
         for line in item.mended:
-            terminal.out.print(f"{escape(item.vm)}: [green]{escape(line)}[/]")
+            terminal.out.print(f"{terminal.text(item.vm)}: [green]{terminal.text(line)}[/]")
 
 
 @verb(_show)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from quiesce.cli import terminal
 from quiesce.cli.options import Reference
@@ -17,7 +16,9 @@ from quiesce.operations.export import Exported, export
 
 def _show(result: Exported) -> None:
     size = sum(file.bytes for file in result.export.files)
-    terminal.out.print(f"exported to [bold]{escape(result.directory)}[/]: {len(result.export.files)} files, {size} bytes")
+    terminal.out.print(
+        f"exported to [bold]{terminal.text(result.directory)}[/]: {len(result.export.files)} files, {size} bytes"
+    )
 
 
 @verb(_show)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from quiesce.cli import render, terminal
@@ -19,11 +18,11 @@ from quiesce.operations.group_checkpoint import Taken, group_checkpoint
 
 def _show(taken: Taken) -> None:
     out = terminal.out
-    out.print(f"checkpoint [bold]{escape(taken.part.group)}@{escape(taken.part.name)}[/]")
+    out.print(f"checkpoint [bold]{terminal.text(taken.part.group)}@{terminal.text(taken.part.name)}[/]")
     table = Table("member", "consistency", "writes held", "writers", box=None, pad_edge=False, header_style="bold")
     for node in taken.checkpoints:
         held = f"{node.stall_us / 1000:.0f} ms" if node.stall_us else "-"
-        table.add_row(escape(node.vm_name), render.label(node.consistency), held, str(len(node.writers)))
+        table.add_row(terminal.text(node.vm_name), render.label(node.consistency), held, str(len(node.writers)))
     out.print(table)
     out.print(f"{taken.part.skew_us / 1000:.0f} ms from the first switch to the last")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
-
 from quiesce.cli import terminal
 from quiesce.cli.options import GroupName, Members
 from quiesce.cli.verb import verb
@@ -13,7 +11,7 @@ from quiesce.operations.group import create
 
 
 def _show(group: Group) -> None:
-    terminal.out.print(f"created group [bold]{escape(group.name)}[/]")
+    terminal.out.print(f"created group [bold]{terminal.text(group.name)}[/]")
 
 
 @verb(_show)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
-
 from quiesce.cli import terminal
 from quiesce.cli.options import GroupName
 from quiesce.cli.verb import verb
@@ -13,7 +11,7 @@ from quiesce.operations.group import forget
 
 
 def _show(group: Group) -> None:
-    terminal.out.print(f"forgot group [bold]{escape(group.name)}[/]")
+    terminal.out.print(f"forgot group [bold]{terminal.text(group.name)}[/]")
 
 
 @verb(_show)

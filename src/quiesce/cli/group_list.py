@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
 from rich.table import Table
 
 from quiesce.cli import terminal
@@ -15,7 +14,7 @@ def _show(found: list[Shown]) -> None:
     table = Table("group", "members", "checkpoints", box=None, pad_edge=False, header_style="bold")
     for item in found:
         names = ", ".join(f"{member.vm_name}:{member.tier.value}" for member in item.members)
-        table.add_row(escape(item.group.name), escape(names), str(len(item.checkpoints)))
+        table.add_row(terminal.text(item.group.name), terminal.text(names), str(len(item.checkpoints)))
     terminal.out.print(table)
 
 

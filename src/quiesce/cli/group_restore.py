@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from quiesce.cli import terminal
 from quiesce.cli.options import AcceptChanged, AcceptDivergence, PartReference
@@ -19,7 +18,7 @@ def _show(result: GroupRestored) -> None:
     for item in result.restored:
         show_restored(item)
     state = "running" if result.started else "off"
-    group, name = escape(result.part.group), escape(result.part.name)
+    group, name = terminal.text(result.part.group), terminal.text(result.part.name)
     terminal.out.print(f"all members of {group} are restored to [bold]{name}[/] and are {state}")
 
 

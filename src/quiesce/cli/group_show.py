@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
 from rich.table import Table
 
 from quiesce.cli import terminal
@@ -15,10 +14,10 @@ from quiesce.operations.group import Shown, show_group
 def _show(item: Shown) -> None:
     table = Table("member", "tier", "uuid", box=None, pad_edge=False, header_style="bold")
     for member in item.members:
-        table.add_row(escape(member.vm_name), member.tier.value, member.vm_uuid)
+        table.add_row(terminal.text(member.vm_name), member.tier.value, terminal.text(member.vm_uuid))
     terminal.out.print(table)
     for part in item.checkpoints:
-        terminal.out.print(f"checkpoint [bold]{escape(part.group)}@{escape(part.name)}[/]")
+        terminal.out.print(f"checkpoint [bold]{terminal.text(part.group)}@{terminal.text(part.name)}[/]")
 
 
 @verb(_show)

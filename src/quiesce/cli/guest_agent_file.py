@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from quiesce.cli import terminal
 from quiesce.cli.verb import verb
@@ -16,7 +15,9 @@ from quiesce.operations.guest_agent_file import AgentFile, guest_agent_file
 
 def _show(file: AgentFile) -> None:
     name = Path(file.path).name
-    terminal.out.print(f"wrote {escape(file.path)}, {file.bytes} bytes; in the guest: python3 {escape(name)} --install")
+    terminal.out.print(
+        f"wrote {terminal.text(file.path)}, {file.bytes} bytes; in the guest: python3 {terminal.text(name)} --install"
+    )
 
 
 @verb(_show)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
-
 from quiesce.cli import terminal
 from quiesce.cli.options import Vm
 from quiesce.cli.verb import verb
@@ -12,9 +10,9 @@ from quiesce.operations.guest_install import Installed, guest_install
 
 
 def _show(installed: Installed, vm: str) -> None:
-    terminal.out.print(f"agent {escape(installed.version)} is ready in {escape(vm)}")
+    terminal.out.print(f"agent {terminal.text(installed.version)} is ready in {terminal.text(vm)}")
     if installed.notes:
-        terminal.out.print(escape(installed.notes))
+        terminal.out.print(terminal.text(installed.notes))
 
 
 @verb(_show)

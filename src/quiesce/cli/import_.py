@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from quiesce.cli import terminal
 from quiesce.cli.verb import verb
@@ -15,7 +14,8 @@ from quiesce.operations.import_ import Imported, import_vm
 
 def _show(result: Imported) -> None:
     state = "is running" if result.started else "is off"
-    terminal.out.print(f"[bold]{escape(result.vm)}[/] ({result.uuid}) {state}; its images are in {escape(result.directory)}")
+    name, uuid, directory = map(terminal.text, (result.vm, result.uuid, result.directory))
+    terminal.out.print(f"[bold]{name}[/] ({uuid}) {state}; its images are in {directory}")
 
 
 @verb(_show)

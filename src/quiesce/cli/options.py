@@ -35,7 +35,7 @@ def _complete_reference(incomplete: str) -> list[str]:
         try:
             catalog = Catalog()
             key = VmKey(catalog.hosts.identify(host.identity), str(host.domain(vm).UUIDString()))
-            nodes = catalog.checkpoints.tree(key).checkpoints
+            nodes = catalog.checkpoints.readable(key)[0].checkpoints
         finally:
             host.close()
     except QuiesceError:
@@ -45,7 +45,7 @@ def _complete_reference(incomplete: str) -> list[str]:
 
 def _complete_group(incomplete: str) -> list[str]:
     try:
-        return [group.name for group in Catalog().groups.all() if group.name.startswith(incomplete)]
+        return [name for name in Catalog().groups.names() if name.startswith(incomplete)]
     except QuiesceError:
         return []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from quiesce.cli import terminal
 from quiesce.cli.options import Reference
@@ -17,7 +16,7 @@ from quiesce.operations.rename import rename
 
 
 def _show(node: Checkpoint) -> None:
-    terminal.out.print(f"checkpoint [bold]{escape(node.vm_name)}@{escape(node.name)}[/]")
+    terminal.out.print(f"checkpoint [bold]{terminal.text(node.vm_name)}@{terminal.text(node.name)}[/]")
 
 
 @verb(_show)

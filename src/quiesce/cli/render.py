@@ -1,15 +1,14 @@
-"""How labels, writers, filesystems and checkpoints look on a terminal. Text from guests was made printable when it was read;
-markup is escaped here."""
+"""How labels, writers, filesystems and checkpoints look on a terminal."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from quiesce.applications.registry import application_of
+from quiesce.cli import terminal
 from quiesce.model.grades import Consistency, Grade
 from quiesce.model.reports import Filesystem, FreezeState, Outcome, WriterReport
 from quiesce.model.tree import Checkpoint, Kind
@@ -35,17 +34,17 @@ def writers_table(writers: tuple[WriterReport, ...]) -> Table:
     for writer in writers:
         state = "[green]stable[/]" if writer.outcome is Outcome.STABLE else f"[red]{writer.outcome.value}[/]"
         table.add_row(
-            escape(writer.id),
-            escape(writer.version),
-            escape(writer.role or "-"),
+            terminal.text(writer.id),
+            terminal.text(writer.version),
+            terminal.text(writer.role or "-"),
             state,
             grade(writer) + ("" if writer.required else " (optional)"),
-            escape(position(writer)),
+            terminal.text(position(writer)),
         )
         if writer.reason:
-            table.add_row("", "", "", "", "", f"[dim]{escape(writer.reason)}[/]")
+            table.add_row("", "", "", "", "", f"[dim]{terminal.text(writer.reason)}[/]")
         if writer.last_error and not writer.last_error.endswith(f": {writer.reason}"):
-            table.add_row("", "", "", "", "", f"[dim]last error: {escape(writer.last_error)}[/]")
+            table.add_row("", "", "", "", "", f"[dim]last error: {terminal.text(writer.last_error)}[/]")
     return table
 
 
@@ -61,7 +60,9 @@ def filesystems_table(filesystems: tuple[Filesystem, ...]) -> Table:
         colour = "dim" if item.state is FreezeState.SKIPPED else "default"
         freeze = f"{item.freeze_us / 1000:.1f} ms" if item.freeze_us is not None else "-"
         state = item.state.value + (f": {item.reason}" if item.reason else "")
-        table.add_row(escape(item.mountpoint), escape(item.fstype), f"[{colour}]{escape(state)}[/]", freeze)
+        table.add_row(
+            terminal.text(item.mountpoint), terminal.text(item.fstype), f"[{colour}]{terminal.text(state)}[/]", freeze
+        )
     return table
 
 
@@ -71,7 +72,7 @@ def node_line(node: Checkpoint) -> Text:
     notes += ["off"] if node.off else []
     notes += [f"without {', '.join(node.excluded)}"] if node.excluded else []
     notes += [f"changed by another program: {', '.join(node.changed)}"] if node.changed else []
-    remarks = f"  ({escape('; '.join(notes))})" if notes else ""
+    remarks = f"  ({terminal.text('; '.join(notes))})" if notes else ""
     return Text.from_markup(
-        f"[bold]{escape(node.name)}[/]  {label(node.consistency)}  {local_time(node.created)}{stall}{remarks}"
+        f"[bold]{terminal.text(node.name)}[/]  {label(node.consistency)}  {local_time(node.created)}{stall}{remarks}"
     )

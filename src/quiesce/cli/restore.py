@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from quiesce.cli import render, terminal
 from quiesce.cli.options import AcceptChanged, AcceptDivergence, Reference
@@ -16,12 +15,14 @@ from quiesce.operations.restore import Restored, restore
 
 
 def show_restored(result: Restored) -> None:
-    name, node, safety = escape(result.checkpoint.vm_name), result.checkpoint, result.safety
+    name, node, safety = terminal.text(result.checkpoint.vm_name), result.checkpoint, result.safety
     state = "running" if result.started else "off"
-    terminal.out.print(f"{name} is restored to [bold]{escape(node.name)}[/] ({render.label(node.consistency)}) and is {state}")
+    terminal.out.print(
+        f"{name} is restored to [bold]{terminal.text(node.name)}[/] ({render.label(node.consistency)}) and is {state}"
+    )
     if safety:
         label = render.label(safety.consistency)
-        terminal.out.print(f"the state before the restore is kept: [bold]{name}@{escape(safety.name)}[/] ({label})")
+        terminal.out.print(f"the state before the restore is kept: [bold]{name}@{terminal.text(safety.name)}[/] ({label})")
 
 
 @verb(show_restored)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from quiesce.cli import render, terminal
 from quiesce.cli.options import RequireGrade, Vm
@@ -22,7 +21,7 @@ def _show(found: Settings) -> None:
     out.print(f"type       {found.type.value}")
     out.print(f"require    {render.label(found.require)}")
     out.print(f"automatic  {'yes' if found.automatic else 'no'}")
-    out.print(f"exclude    {escape(' '.join(found.exclude)) or '-'}")
+    out.print(f"exclude    {terminal.text(' '.join(found.exclude)) or '-'}")
     out.print(f"grade      {found.require_grade.value}")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
-
 from quiesce.cli import render, terminal
 from quiesce.cli.options import Reference
 from quiesce.cli.verb import verb
@@ -16,17 +14,19 @@ from quiesce.operations.tree import show_checkpoint
 def _show(node: Checkpoint) -> None:
     out = terminal.out
     out.print(render.node_line(node))
-    out.print(f"id        {node.id}")
+    out.print(f"id        {terminal.text(node.id)}")
     out.print(f"kind      {node.kind.value}, required {node.required.value}")
     for disk in node.disks:
-        out.print(f"disk      {escape(disk.target)}  {escape(disk.path)}")
+        out.print(f"disk      {terminal.text(disk.target)}  {terminal.text(disk.path)}")
     for file in node.files:
-        out.print(f"{file.role.value:<9} {escape(file.path)}")
+        out.print(f"{file.role.value:<9} {terminal.text(file.path)}")
     if node.excluded:
-        out.print(f"left out  {escape(', '.join(node.excluded))}")
-    out.print("phases    " + ", ".join(f"{name} {value / 1000:.1f} ms" for name, value in node.phases_us.items()))
+        out.print(f"left out  {terminal.text(', '.join(node.excluded))}")
+    out.print(
+        "phases    " + ", ".join(f"{terminal.text(name)} {value / 1000:.1f} ms" for name, value in node.phases_us.items())
+    )
     for warning in node.warnings:
-        out.print(f"warning   {escape(warning)}")
+        out.print(f"warning   {terminal.text(warning)}")
     if node.writers:
         out.print(render.writers_table(node.writers))
     if node.filesystems:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
-
 from quiesce.cli import render, terminal
 from quiesce.cli.options import Vm
 from quiesce.cli.verb import verb
@@ -13,9 +11,9 @@ from quiesce.operations.start import Started, start
 
 def _show(result: Started) -> None:
     if node := result.checkpoint:
-        name = f"{escape(node.vm_name)}@{escape(node.name)}"
+        name = f"{terminal.text(node.vm_name)}@{terminal.text(node.name)}"
         terminal.out.print(f"checkpoint [bold]{name}[/] ({render.label(node.consistency)})")
-    terminal.out.print(f"{escape(result.vm)} is running")
+    terminal.out.print(f"{terminal.text(result.vm)} is running")
 
 
 @verb(_show)

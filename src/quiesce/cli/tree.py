@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
 from rich.tree import Tree as Drawing
 
 from quiesce.cli import render, terminal
@@ -14,16 +13,15 @@ from quiesce.operations.tree import tree
 
 
 def _show(found: Tree, vm: str) -> None:
-    drawing = Drawing(f"[bold]{escape(vm)}[/]")
-    _draw(found, None, drawing)
+    drawing = Drawing(f"[bold]{terminal.text(vm)}[/]")
+    head = found.visible(found.head_parent)
+    ahead: list[tuple[str | None, Drawing]] = [(None, drawing)]
+    while ahead:
+        parent, branch = ahead.pop()
+        ahead += [(node.id, branch.add(render.node_line(node))) for node in found.children(parent)]
+        if head == parent:
+            branch.add("[cyan]now[/]")
     terminal.out.print(drawing)
-
-
-def _draw(found: Tree, parent: str | None, drawing: Drawing) -> None:
-    for node in found.children(parent):
-        _draw(found, node.id, drawing.add(render.node_line(node)))
-    if found.visible(found.head_parent) == parent:
-        drawing.add("[cyan]now[/]")
 
 
 @verb(_show)

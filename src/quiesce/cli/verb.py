@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any, Concatenate, TypeVar
 
 import typer
-from rich.markup import escape
 
 from quiesce.cli import options, terminal
 from quiesce.cli.options import CatalogUrl, Connect, Json
@@ -66,9 +65,9 @@ def _errors_printed(as_json: bool) -> Iterator[None]:
         if as_json:
             _print_json(error)
         else:
-            terminal.err.print(f"[red]error:[/] {escape(error.message)}")
+            terminal.err.print(f"[red]error:[/] {terminal.text(error.message)}")
             if error.hint:
-                terminal.err.print(f"[dim]hint:[/]  {escape(error.hint)}")
+                terminal.err.print(f"[dim]hint:[/]  {terminal.text(error.hint)}")
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         terminal.err.print("interrupted")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
 from rich.table import Table
 
 from quiesce.cli import terminal
@@ -14,7 +13,7 @@ from quiesce.operations.vms import VmSummary, vms
 def _show(found: list[VmSummary]) -> None:
     table = Table("vm", "state", "agent", "checkpoints", box=None, pad_edge=False, header_style="bold")
     for vm in found:
-        table.add_row(escape(vm.name), vm.state.value, vm.agent, str(vm.checkpoints))
+        table.add_row(terminal.text(vm.name), vm.state.value, terminal.text(vm.agent), str(vm.checkpoints))
     terminal.out.print(table)
 
 

@@ -48,5 +48,4 @@ def command(connect: Connect = None, catalog: CatalogUrl = None) -> None:
 
 def _say(said: Said) -> None:
     prefix = f"<{PRIORITIES[said.severity]}>" if "JOURNAL_STREAM" in os.environ else ""
-    for line in said.text.splitlines():
-        terminal.err.print(Text(prefix + line))
+    terminal.err.print(Text(prefix + terminal.visible(said.text)))

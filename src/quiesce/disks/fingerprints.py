@@ -87,9 +87,12 @@ def lower_for_good(context: Context, vm: Vm, journal: Journal, found: Survey, ch
 
 def tree_as_it_is(context: Context, vm: Vm) -> Tree:
     """The VM's checkpoints with the labels that their images deserve now. Changes nothing, and needs no lock: while quiesce
-    merges images, or if a merge was interrupted, the images that it changes are not compared."""
+    merges images, or if a merge was interrupted, the images that it changes are not compared. Leaves out checkpoints whose
+    records cannot be read, and warns."""
     before = _comparable(context, vm.key)
-    tree = context.catalog.checkpoints.tree(vm.key)
+    tree, wrong = context.catalog.checkpoints.readable(vm.key)
+    for text in wrong:
+        context.emit(Warned(text))
     if not before:
         return tree
     try:

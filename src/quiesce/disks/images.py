@@ -5,15 +5,16 @@ from __future__ import annotations
 import posixpath
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from quiesce.catalog import manifest
 from quiesce.catalog.journal import Journal
-from quiesce.catalog.manifest import Manifest
+from quiesce.catalog.manifest import Loaded, Manifest
 from quiesce.catalog.steps import MakeOverlay, RemoveFile
 from quiesce.context import Context
 from quiesce.disks.survey import Survey, survey
 from quiesce.hypervisor import domain_xml
+from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError, RefusedError
 from quiesce.model.events import Warned
@@ -47,6 +48,12 @@ def note_new(context: Context, vm: Vm, beside: str, what: str, suffix: str) -> s
 def named_like_ours(path: str) -> bool:
     """Whether the path has the form of `new_path`. When a catalog is lost, nothing else tells that quiesce made a file."""
     return _OURS.fullmatch(posixpath.basename(path)) is not None
+
+
+def made_by_us(storage: Storage, node: Checkpoint, places: Collection[str]) -> set[str]:
+    """Those of the checkpoint's own files that quiesce made, when a catalog is lost: they have a name of `new_path`, and are in
+    one of these places. No record lists them: who could write it, could have any file removed."""
+    return {path for path in node.paths() if named_like_ours(path) and storage.place(path) in places}
 
 
 def make_overlay(
@@ -175,8 +182,8 @@ def commit_head(vm: Vm, merger: Merger, target: str, base: str, progress: Report
 def write_manifest(context: Context, vm: Vm, node: Checkpoint) -> None:
     """Writes the manifest of a checkpoint beside its first image. The catalog does not need the manifest, so a failure is only
     a warning."""
-    content = manifest.dump(manifest_of(context, vm, node))
     try:
+        content = manifest.dump(manifest_of(context, vm, node), context.catalog.seal)
         context.storage(vm.host).write(manifest_path(context, vm, node), content)
     except QuiesceError as error:
         context.emit(Warned(f"the manifest of {node.name!r} could not be written: {error.message}"))
@@ -184,15 +191,17 @@ def write_manifest(context: Context, vm: Vm, node: Checkpoint) -> None:
 
 def manifest_of(context: Context, vm: Vm, node: Checkpoint) -> Manifest:
     """The manifest of a checkpoint, made from the catalog."""
-    made = node.paths() & set(context.catalog.images.made_for(vm.key))
     recorded = {} if node.hidden else context.catalog.fingerprints.of(vm.key)
     own = {disk.path: recorded[disk.path] for disk in node.disks if disk.path in recorded}
-    return Manifest(node, context.catalog.checkpoints.domain_xml(node.id), tuple(sorted(made)), own)
+    return Manifest(node, context.catalog.checkpoints.domain_xml(node.id), own)
 
 
-def read_manifest(context: Context, vm: Vm, node: Checkpoint) -> Manifest:
-    """The manifest that is stored beside the checkpoint's images. Raises QuiesceError if it is missing or cannot be read."""
-    return manifest.load(context.storage(vm.host).read(manifest_path(context, vm, node)))
+def read_manifest(context: Context, host: Host, path: str) -> Loaded:
+    """Raises QuiesceError if it is missing, cannot be read, or describes another checkpoint than its name says."""
+    found = manifest.load(context.storage(host).read(path, manifest.MAX_BYTES), context.catalog.seal)
+    if posixpath.basename(path) != manifest.name(found.manifest.checkpoint.id):
+        raise QuiesceError("not a manifest: it describes another checkpoint than its name says")
+    return found
 
 
 def manifest_path(context: Context, vm: Vm, node: Checkpoint) -> str:

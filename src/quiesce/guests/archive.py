@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import quiesce
-from quiesce.model.errors import QuiesceError
+from quiesce.model.errors import QuiesceError, RefusedError
 
 OWN = (
     "__init__.py",
@@ -28,8 +28,21 @@ INTERPRETER = "/usr/bin/python3"
 _TIME = (2000, 1, 1, 0, 0, 0)
 
 
+def locked() -> dict[str, str]:
+    """The version of each library that the agent carries, by the name of its distribution."""
+    lines = (Path(__file__).parent / "carried.lock").read_text().splitlines()
+    return dict(line.split()[0].split("==") for line in lines if "==" in line)
+
+
 def build() -> bytes:
-    """The agent's file. The same sources give the same bytes."""
+    """The agent's file. The same sources give the same bytes. Raises RefusedError if a library that it carries has another
+    version than the one that was tried, and whose hash is known."""
+    for name, version in locked().items():
+        if (found := importlib.metadata.version(name)) != version:
+            raise RefusedError(
+                f"the agent is made with {name} {version}; {found} is installed",
+                hint=f"install that version: pip install {name}=={version}",
+            )
     content = io.BytesIO()
     content.write(f"#!{INTERPRETER}\n".encode())
     with zipfile.ZipFile(content, "a", zipfile.ZIP_DEFLATED) as archive:

@@ -77,6 +77,8 @@ class Host:
             self.connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
         with translated("asking libvirt which host this is"):
             self.local = "://" not in uri or not self.connection.getURI().partition("://")[2].partition("/")[0]
+            self.session = self.connection.getURI().partition("?")[0].endswith("/session")
+            """Whether the daemon is one of a user, without the rights of root."""
             self.name = str(self.connection.getHostname())
             self.identity = HostIdentity(self._uuid(), self.name)
             self.id = register(self.identity)

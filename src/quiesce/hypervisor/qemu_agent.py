@@ -14,6 +14,7 @@ import libvirt
 import libvirt_qemu
 
 from quiesce.hypervisor import domain_xml
+from quiesce.hypervisor.agent_answers import AnswerError, decoded
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import AgentError, HypervisorError
 from quiesce.wire.schema import printable
@@ -22,8 +23,8 @@ CHUNK = 48 * 1024
 """Bytes written in one call. More would gain nothing: the agent reads its channel in small pieces."""
 TIMEOUT_S = 30
 """Longest wait for an answer, in seconds, where the caller does not give a time."""
-MAX_TEXT = 256
-"""Most characters of a name that are kept."""
+MAX_MESSAGE = 4096
+"""Most characters of an error message that are kept; libvirt passes on the guest's own."""
 
 _COMMAND_TIMEOUT = 112
 """VIR_ERR_AGENT_COMMAND_TIMEOUT, which older libvirt-python does not name."""
@@ -52,12 +53,18 @@ class QemuAgent:
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
 
-    def write_file(self, path: str, content: bytes) -> None:
+    def write_file(self, path: str, content: bytes, timeout: float = 300) -> None:
+        """Raises AgentError after `timeout` seconds, and if the guest has not written all of it."""
         handle = self._call("guest-file-open", path=path, mode="w")
+        deadline = time.monotonic() + timeout
         try:
             for start in range(0, len(content), CHUNK):
-                piece = base64.b64encode(content[start : start + CHUNK]).decode()
-                self._call("guest-file-write", handle=handle, **{"buf-b64": piece})
+                piece = content[start : start + CHUNK]
+                sent = base64.b64encode(piece).decode()
+                written = self._call("guest-file-write", handle=handle, **{"buf-b64": sent})["count"]
+                if written != len(piece) or time.monotonic() > deadline:
+                    why = f"after {timeout:g} s" if written == len(piece) else f"{written} of {len(piece)} bytes of a piece"
+                    raise AgentError(f"{path} was not written completely in {self._vm.name}: {why}", hint="is its disk full?")
         finally:
             self._call("guest-file-close", handle=handle)
 
@@ -67,10 +74,8 @@ class QemuAgent:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             status = self._call("guest-exec-status", pid=pid)
-            if status.get("exited"):
-                output = status.get("out-data", ""), status.get("err-data", "")
-                text = "".join(base64.b64decode(part).decode(errors="replace") for part in output)
-                return int(status.get("exitcode", 128)), printable(text.strip())
+            if status["exited"]:
+                return status["exitcode"], (status["out-data"] + status["err-data"]).strip()
             time.sleep(0.05)
         raise AgentError(f"{command[0]} in {self._vm.name} did not end within {timeout:g} s", hint="is the guest overloaded?")
 
@@ -85,57 +90,42 @@ class QemuAgent:
         return port is not None and port.connected
 
     def version(self) -> str:
-        return _text(self._object("guest-info").get("version"))
+        return str(self._call("guest-info")["version"])
 
     def enabled(self) -> set[str]:
         """Names of the commands that the agent allows."""
-        found = self._object("guest-info").get("supported_commands")
-        listed = [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
-        return {_text(item.get("name")) for item in listed if item.get("enabled") is True}
+        return {item["name"] for item in self._call("guest-info")["supported_commands"] if item["enabled"]}
 
     def os_id(self) -> str:
         """The id of the guest's operating system. Examples: `debian`, `mswindows`."""
-        return _text(self._object("guest-get-osinfo").get("id"))
+        return str(self._call("guest-get-osinfo")["id"])
 
     def os_name(self) -> str:
         """The name of the guest's operating system. Example: `Windows Server 2022 Standard`."""
-        return _text(self._object("guest-get-osinfo").get("pretty-name"))
+        return str(self._call("guest-get-osinfo")["pretty-name"])
 
     def volumes(self, most: int) -> list[GuestVolume]:
         """The mounted filesystems, at most `most` of them."""
-        found = self._call("guest-get-fsinfo")
-        listed = [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
-        return [GuestVolume(*(_text(item.get(key)) for key in ("mountpoint", "type", "name"))) for item in listed[:most]]
+        found = self._call("guest-get-fsinfo")[:most]
+        return [GuestVolume(item["mountpoint"], item["type"], item["name"]) for item in found]
 
     # -- freezing: these raise AgentError, with the guest's message, if the agent refuses or there is no agent, and TimeoutError
     #    if the agent does not answer in time. After a TimeoutError the agent may still do what it was asked.
 
     def fsfreeze(self, timeout: float) -> int:
         """Freezes every filesystem; in Windows, has VSS hold all volumes. Returns the number of filesystems or volumes."""
-        return self._number("guest-fsfreeze-freeze", timeout)
+        return int(self._ask("guest-fsfreeze-freeze", timeout))
 
     def fsthaw(self, timeout: float) -> int:
         """Thaws. Returns the number of filesystems that were thawed, 0 if none was frozen."""
-        return self._number("guest-fsfreeze-thaw", timeout)
+        return int(self._ask("guest-fsfreeze-thaw", timeout))
 
     def freeze_status(self, timeout: float) -> str:
         """`frozen` or `thawed`, the agent's own state: in Windows it stays `frozen` until somebody thaws, although VSS releases
         the volumes after 10 s. A frozen agent refuses almost all other commands (qga/main.c)."""
-        return _text(self._ask("guest-fsfreeze-status", timeout))
+        return str(self._ask("guest-fsfreeze-status", timeout))
 
     # -- calls
-
-    def _number(self, command: str, timeout: float) -> int:
-        answer = self._ask(command, timeout)
-        if type(answer) is not int:
-            raise self._improper(command)
-        return answer
-
-    def _object(self, command: str) -> dict[str, Any]:
-        answer = self._call(command)
-        if not isinstance(answer, dict):
-            raise self._improper(command)
-        return answer
 
     def _call(self, command: str, **arguments: Any) -> Any:
         try:
@@ -147,14 +137,14 @@ class QemuAgent:
         request = json.dumps({"execute": command, "arguments": arguments})
         try:
             reply = libvirt_qemu.qemuAgentCommand(self._vm.domain, request, max(1, math.ceil(timeout)), 0)
-            return json.loads(reply)["return"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._improper(command) from error
+            return decoded(command, reply)
+        except AnswerError as error:
+            raise self._improper(command, error) from error
         except libvirt.libvirtError as error:
             raise self._explained(command, error) from error
 
     def _explained(self, command: str, error: libvirt.libvirtError) -> Exception:
-        message, code = printable(error.get_error_message() or str(error)), error.get_error_code()
+        message, code = printable((error.get_error_message() or str(error))[:MAX_MESSAGE]), error.get_error_code()
         if code in _NO_ANSWER and self.connected():
             return TimeoutError(message)
         if code in _NO_ANSWER or code == libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED:
@@ -176,15 +166,11 @@ class QemuAgent:
             hint="install and start the package qemu-guest-agent in the guest",
         )
 
-    def _improper(self, command: str) -> AgentError:
+    def _improper(self, command: str, error: AnswerError) -> AgentError:
         return AgentError(
-            f"qemu-guest-agent of {self._vm.name} gave an answer to {command} that is not valid",
+            f"qemu-guest-agent of {self._vm.name} gave an answer to {command} that is not valid: {error}",
             hint="install a current qemu-guest-agent in the guest",
         )
-
-
-def _text(value: Any) -> str:
-    return printable(value[:MAX_TEXT]) if isinstance(value, str) else ""
 
 
 def frozen(vm_name: str) -> AgentError:

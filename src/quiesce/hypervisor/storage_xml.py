@@ -61,12 +61,20 @@ def _volume(name: str, capacity: int, allocation: int, format: str) -> tuple[ET.
     return root, target
 
 
-def directory_pool(name: str, directory: str) -> str:
+def directory_pool(name: str, directory: str, mode: str | None = None) -> str:
+    """`mode`: the rights of the directory if libvirt makes it, in octal."""
     root = ET.Element("pool", {"type": "dir"})
     ET.SubElement(root, "name").text = name
     target = ET.SubElement(root, "target")
     ET.SubElement(target, "path").text = directory
+    if mode:
+        ET.SubElement(ET.SubElement(target, "permissions"), "mode").text = mode
     return ET.tostring(root, encoding="unicode")
+
+
+def pool_mode(xml: str) -> int:
+    """The rights of a pool's directory; all of them if libvirt does not tell."""
+    return int(ET.fromstring(xml).findtext("./target/permissions/mode") or "777", 8)
 
 
 def pool_directory(xml: str) -> str | None:

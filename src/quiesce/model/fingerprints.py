@@ -9,6 +9,7 @@ crash-consistent, with the image's path."""
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,6 +18,9 @@ from quiesce.model.chains import Image
 from quiesce.model.grades import Consistency, Grade
 from quiesce.model.reports import WriterReport
 from quiesce.model.tree import Checkpoint
+
+_SECONDS = re.compile(r"([0-9]{1,11})(?:\.([0-9]{1,9}))?")
+"""A time until the year 5138."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,10 @@ def _same_time(recorded: str, now: str) -> bool:
 
 def _shown(time: str) -> str:
     """libvirt writes the fraction of a second with nine digits, or leaves it out."""
-    seconds, _, fraction = time.partition(".")
-    if not seconds.isdigit():
+    found = _SECONDS.fullmatch(time)
+    if not found:
         return "an unknown time"
-    return f"{datetime.fromtimestamp(int(seconds), UTC):%Y-%m-%dT%H:%M:%S}.{fraction or '0'}Z"
+    return f"{datetime.fromtimestamp(int(found[1]), UTC):%Y-%m-%dT%H:%M:%S}.{found[2] or '0'}Z"
 
 
 def lowered(node: Checkpoint, changed: Mapping[str, str]) -> Checkpoint:

@@ -100,15 +100,18 @@ def all_members(name: str, find: Callable[[str], Group]) -> tuple[Member, ...]:
     """The members of the group and of all groups in it, each VM once: if several groups have a VM, its first entry counts.
     `find` returns the group of a name; what it raises passes through. Raises RefusedError if a group contains itself."""
     found: dict[VmKey, Member] = {}
-    for member in _walk(name, find, ()):
+    for member in _walk(name, find, (), set()):
         found.setdefault(member.key, member)
     return tuple(found.values())
 
 
-def _walk(name: str, find: Callable[[str], Group], above: tuple[str, ...]) -> Iterator[Member]:
+def _walk(name: str, find: Callable[[str], Group], above: tuple[str, ...], seen: set[str]) -> Iterator[Member]:
     if name in above:
         raise RefusedError(f"group {name} would contain itself: {' > '.join((*above, name))}")
+    if name in seen:
+        return
+    seen.add(name)
     group = find(name)
     yield from group.members
     for inner in group.groups:
-        yield from _walk(inner, find, (*above, name))
+        yield from _walk(inner, find, (*above, name), seen)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 from quiesce.model.errors import NotFoundError
 from quiesce.model.grades import Consistency
@@ -146,7 +147,11 @@ class Tree:
 
     @classmethod
     def of(cls, nodes: Iterable[Checkpoint], head_parent: str | None) -> Tree:
-        return cls(tuple(sorted(nodes, key=lambda node: (node.created, node.id))), head_parent)
+        """The tree of these checkpoints. Where parents form a circle, which only a damaged record can make, the oldest
+        checkpoint of the circle has no parent."""
+        found = sorted(nodes, key=lambda node: (node.created, node.id))
+        roots = _closing({node.id: node.parent for node in found})
+        return cls(tuple(replace(node, parent=None) if node.id in roots else node for node in found), head_parent)
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
@@ -177,13 +182,15 @@ class Tree:
 
     def children(self, parent: str | None) -> tuple[Checkpoint, ...]:
         """The checkpoints based on this one, directly or through hidden checkpoints."""
-        return tuple(node for node in self.checkpoints if self.visible(node.parent) == parent)
+        return tuple(self._children.get(parent, ()))
 
     def subtree(self, root: Checkpoint) -> Iterator[Checkpoint]:
         """The checkpoint and all checkpoints based on it."""
-        yield root
-        for child in self.children(root.id):
-            yield from self.subtree(child)
+        ahead = [root]
+        while ahead:
+            node = ahead.pop()
+            yield node
+            ahead += reversed(self.children(node.id))
 
     def visible(self, node_id: str | None) -> str | None:
         """The id of the nearest checkpoint that is not hidden: this one, or one that it is based on."""
@@ -194,11 +201,40 @@ class Tree:
 
     def ancestors(self, node_id: str | None) -> tuple[Checkpoint, ...]:
         """The checkpoint and all that it is based on, nearest first."""
-        found: list[Checkpoint] = []
-        while (node := self.get(node_id)) and node not in found:
-            found.append(node)
+        found: dict[str, Checkpoint] = {}
+        while (node := self.get(node_id)) and node.id not in found:
+            found[node.id] = node
             node_id = node.parent
-        return tuple(found)
+        return tuple(found.values())
 
     def get(self, node_id: str | None) -> Checkpoint | None:
-        return next((node for node in self.nodes if node.id == node_id), None)
+        return self._by_id.get(node_id)
+
+    @cached_property
+    def _by_id(self) -> Mapping[str | None, Checkpoint]:
+        return {node.id: node for node in self.nodes}
+
+    @cached_property
+    def _children(self) -> Mapping[str | None, list[Checkpoint]]:
+        found: dict[str | None, list[Checkpoint]] = {}
+        for node in self.checkpoints:
+            found.setdefault(self.visible(node.parent), []).append(node)
+        return found
+
+
+def _closing(parents: Mapping[str, str | None]) -> set[str]:
+    """The first id, in the order of `parents`, of each circle of parents."""
+    found: set[str] = set()
+    order = {id: place for place, id in enumerate(parents)}
+    done: set[str] = set()
+    for start in parents:
+        path: dict[str, None] = {}
+        here: str | None = start
+        while here is not None and here in parents and here not in done and here not in path:
+            path[here] = None
+            here = parents[here]
+        if here is not None and here in path:
+            circle = list(path)[list(path).index(here) :]
+            found.add(min(circle, key=order.__getitem__))
+        done |= path.keys()
+    return found

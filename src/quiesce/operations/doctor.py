@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from quiesce.catalog import journal, manifest
 from quiesce.catalog.journal import Interrupted
+from quiesce.catalog.manifest import Loaded
 from quiesce.context import Context
 from quiesce.disks import fingerprints, images, merges
 from quiesce.disks.survey import Survey, survey
@@ -40,10 +41,11 @@ class _Finding:
 def doctor(context: Context, vm_name: str | None, *, repair: bool) -> list[Diagnosis]:
     """Examines the checkpoints of a VM or, if `vm_name` is None, of all VMs. With `repair`, corrects what can be corrected.
 
-    Gives up only checkpoints that can no longer be restored. Raises BusyError while an operation on the VM runs.
+    Gives up only checkpoints that can no longer be restored. Defines a VM that libvirt lost only if `vm_name` names it. Raises
+    BusyError while an operation on the VM runs.
     """
     if vm_name is not None:
-        return [_one(context, vm_name, repair)]
+        return [_one(context, vm_name, repair, named=True)]
     with context.host() as host:
         here = {str(domain.UUIDString()): str(domain.name()) for domain in host.domains()}
         known = context.catalog.vms(host.id)
@@ -53,12 +55,14 @@ def doctor(context: Context, vm_name: str | None, *, repair: bool) -> list[Diagn
 def _each(context: Context, name: str, repair: bool) -> Diagnosis:
     """Examines one of many VMs: an error becomes a finding, so that the other VMs are examined, too."""
     try:
-        return _one(context, name, repair)
+        return _one(context, name, repair, named=False)
     except QuiesceError as error:
         return Diagnosis(name, (error.message,), ())
+    except Exception as error:  # noqa: BLE001 - a fault of ours at one VM must not hide the faults of the others
+        return Diagnosis(name, (f"quiesce cannot examine this VM, by a fault of its own: {error!r}",), ())
 
 
-def _one(context: Context, name: str, repair: bool) -> Diagnosis:
+def _one(context: Context, name: str, repair: bool, *, named: bool) -> Diagnosis:
     found: list[str] = []
     mended: list[str] = []
     if never := lost.never_imported(context, name):
@@ -66,7 +70,8 @@ def _one(context: Context, name: str, repair: bool) -> Diagnosis:
         return Diagnosis(name, (text,), (never(),) if repair else ())
     if gone := lost.undefined(context, name):
         found.append(f"libvirt no longer has the VM {gone.name}; the catalog has {gone.checkpoints} checkpoints of it")
-        if not repair:
+        if not (repair and named):
+            found += [f"`quiesce doctor {gone.name} --repair` defines it again"] if repair else []
             return Diagnosis(gone.name, tuple(found), ())
         mended.append(lost.define_again(context, gone))
     with context.vm(name) as vm:
@@ -222,7 +227,8 @@ def _manifests(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
             return f"the manifest of {node.name!r} was written anew"
 
         try:
-            right = images.manifest_of(context, vm, node) == images.read_manifest(context, vm, node)
+            path = images.manifest_path(context, vm, node)
+            right = images.read_manifest(context, vm.host, path) == Loaded(images.manifest_of(context, vm, node), sealed=True)
         except QuiesceError:
             right = False
         if not right:
@@ -233,14 +239,18 @@ def _manifests(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
             context.storage(vm.host).remove(path)
             return f"{path} was removed"
 
-        if stray.paths() <= found.images.keys():
-            text = f"{path} describes checkpoint {stray.name!r}, which the catalog lacks: `quiesce catalog rebuild` adds it"
+        node = stray.manifest.checkpoint
+        if not stray.sealed:
+            text = f"{path} describes checkpoint {node.name!r}, which the catalog lacks, and has no seal of this catalog"
+            yield _Finding(f"{text}: `quiesce catalog rebuild --accept-unsigned` adds it")
+        elif node.paths() <= found.images.keys():
+            text = f"{path} describes checkpoint {node.name!r}, which the catalog lacks: `quiesce catalog rebuild` adds it"
             yield _Finding(text)
         else:
             yield _Finding(f"{path} describes a checkpoint whose images are gone", remove)
 
 
-def _strays(context: Context, vm: Vm, found: Survey) -> Iterator[tuple[str, Checkpoint]]:
+def _strays(context: Context, vm: Vm, found: Survey) -> Iterator[tuple[str, Loaded]]:
     """Manifests of checkpoints of this VM that the catalog does not have."""
     for path in sorted(found.images):
         id = manifest.checkpoint_id(posixpath.basename(path))
@@ -248,19 +258,21 @@ def _strays(context: Context, vm: Vm, found: Survey) -> Iterator[tuple[str, Chec
             yield path, described
 
 
-def _described(context: Context, vm: Vm, path: str) -> Checkpoint | None:
-    """The checkpoint that the manifest at `path` describes; None if it is of another VM or cannot be read."""
+def _described(context: Context, vm: Vm, path: str) -> Loaded | None:
+    """The manifest at `path`; None if it is of another VM or cannot be read."""
     try:
-        described = manifest.load(context.storage(vm.host).read(path)).checkpoint
+        described = images.read_manifest(context, vm.host, path)
     except QuiesceError:
         return None
-    return described if described.vm_uuid == vm.uuid else None
+    return described if described.manifest.checkpoint.vm_uuid == vm.uuid else None
 
 
 def _orphans(context: Context, vm: Vm, found: Survey) -> Iterator[_Finding]:
     if found.unreadable:
         return
-    described = found.chains.needed(file for _, stray in _strays(context, vm, found) for file in stray.paths())
+    described = found.chains.needed(
+        file for _, stray in _strays(context, vm, found) for file in stray.manifest.checkpoint.paths()
+    )
     for path in sorted(found.live & found.images.keys() - found.needed()):
         text = f"{path} has, or may have, the last data of a disk that {vm.name} no longer has; quiesce does not remove it"
         yield _Finding(text)

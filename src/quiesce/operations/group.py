@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from quiesce.context import Context
-from quiesce.model.errors import NotFoundError, RefusedError
+from quiesce.model.errors import NotFoundError, QuiesceError, RefusedError
+from quiesce.model.events import Warned
 from quiesce.model.groups import Group, Member, all_members, check_group_name, parse_member
 from quiesce.model.names import CheckpointReference, parse_reference
 from quiesce.model.tree import Checkpoint, GroupPart
@@ -71,7 +72,14 @@ def show_group(context: Context, name: str) -> Shown:
 
 
 def list_groups(context: Context) -> list[Shown]:
-    return [show_group(context, group.name) for group in context.catalog.groups.all()]
+    """Leaves out groups whose records cannot be read, and warns."""
+    shown = []
+    for name in context.catalog.groups.names():
+        try:
+            shown.append(show_group(context, name))
+        except QuiesceError as error:
+            context.emit(Warned(f"group {name} is not listed: {error.message}"))
+    return shown
 
 
 def members_of(context: Context, name: str) -> tuple[Member, ...]:

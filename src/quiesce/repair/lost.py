@@ -14,7 +14,7 @@ from quiesce.disks.survey import survey
 from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.vm import Vm
-from quiesce.model.errors import RefusedError
+from quiesce.model.errors import NotFoundError, RefusedError
 from quiesce.model.keys import VmKey
 from quiesce.model.tree import Role, Tree
 from quiesce.recovery import journalled
@@ -63,7 +63,7 @@ def redefined(context: Context, vm: Vm) -> Lost | None:
         return None
     for lost in _lost(context, vm.host):
         if lost.name == vm.name:
-            nodes = context.catalog.checkpoints.tree(lost.key).nodes
+            nodes = context.catalog.checkpoints.readable(lost.key)[0].nodes
             found = context.storage(vm.host).look({*vm.chain(), *(path for node in nodes for path in node.paths())})
             read = found.chains.needed(vm.chain())
             if any(node.paths() & read for node in nodes):
@@ -107,6 +107,8 @@ def define_again(context: Context, lost: Lost) -> str:
         sizes = survey(context, vm, patient=True).images
         for disk in node.disks:
             if path := planned.get(disk.target):
+                if disk.path not in sizes:
+                    raise NotFoundError(f"{disk.path}, the image of disk {disk.target} at checkpoint {node.name!r}, is gone")
                 size = sizes[disk.path].capacity
                 images.make_overlay(context, vm, operation, disk.target, size, disk.path, disk.format, path)
         context.catalog.images.set_live(vm.key.host, planned.values(), True)
@@ -124,7 +126,7 @@ def _lost(context: Context, host: Host) -> list[Lost]:
     here = {str(domain.UUIDString()) for domain in host.domains()}
     found = []
     for key in context.catalog.vms(host.id):
-        nodes = context.catalog.checkpoints.tree(key).checkpoints
+        nodes = context.catalog.checkpoints.readable(key)[0].checkpoints
         if key.uuid not in here and nodes:
             found.append(Lost(key, nodes[-1].vm_name, len(nodes)))
     return found

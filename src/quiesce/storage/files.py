@@ -12,7 +12,7 @@ from quiesce.hypervisor.connection import Host
 from quiesce.model.chains import Image
 from quiesce.model.errors import HypervisorError
 from quiesce.storage import pools
-from quiesce.storage.port import Listing, Merger, ReportProgress, Room
+from quiesce.storage.port import MAX_SMALL, Listing, Merger, ReportProgress, Room
 
 
 class FileStorage:
@@ -84,13 +84,12 @@ class FileStorage:
         with pools.beside(self._host, name) as (directory, file):
             return directory.has(file)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = MAX_SMALL) -> bytes:
         with pools.beside(self._host, name) as (directory, file):
-            return directory.read(file)
+            return directory.read(file, most)
 
     def write(self, name: str, content: bytes, *, make_place: bool = False) -> None:
-        with pools.beside(self._host, name, build=make_place) as (directory, file):
-            directory.write(file, content)
+        pools.write(self._host, name, content, build=make_place)
 
     def size(self, name: str) -> int:
         with pools.beside(self._host, name) as (directory, file):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from quiesce.model.chains import Image
 from quiesce.model.errors import BusyError, HypervisorError, NotFoundError
-from quiesce.storage.port import MIN_FREE, Listing, Merger, ReportProgress, Room, no_space
+from quiesce.storage.port import MAX_SMALL, MIN_FREE, Listing, Merger, ReportProgress, Room, no_space, too_large
 
 CAPACITY = 2**30
 BLOCK = 65536
@@ -174,8 +174,11 @@ class MemoryStorage:
         self._require_readable(self.place(name))
         return self.identity(name) in self.files
 
-    def read(self, name: str) -> bytes:
-        return self._file(name)[1].content
+    def read(self, name: str, most: int = MAX_SMALL) -> bytes:
+        content = self._file(name)[1].content
+        if len(content) > most:
+            raise too_large(name, most)
+        return content
 
     def write(self, name: str, content: bytes, *, make_place: bool = False) -> None:
         del make_place  # every place exists

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import posixpath
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
 
 import libvirt
 
+from quiesce.catalog import lock
 from quiesce.hypervisor import storage_xml
 from quiesce.hypervisor.connection import Host, translated
 from quiesce.model.chains import Image
-from quiesce.model.errors import BusyError, HypervisorError, NotFoundError
-from quiesce.storage.port import MIN_FREE, Room, no_space
+from quiesce.model.errors import BusyError, HypervisorError, NotFoundError, RefusedError
+from quiesce.storage.port import MIN_FREE, Room, no_space, too_large
 
 LEAST = 1024 * 1024
 """Space for the metadata of a small file, in bytes."""
@@ -31,6 +28,8 @@ LISTINGS = 20
 PATIENCE_S = 60.0
 """Longest wait until nobody creates or writes a file in a pool, in seconds."""
 POOL_PREFIX = "quiesce-pool-"
+STAGING = "/run/quiesce/staging"
+"""A directory of root's on the host of a system daemon."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,11 @@ class Directory:
         self._create(storage_xml.flat_volume(name, capacity), name, LEAST)
         return posixpath.join(self.path, name)
 
-    def write(self, name: str, content: bytes) -> str:
-        """Makes or replaces a small file and returns its path."""
-        self.delete(name)  # an upload does not shorten an existing file
+    def upload(self, name: str, content: bytes) -> libvirt.virStorageVol:
+        """Makes a small file. libvirt makes it and then opens it by its name: whoever may write in the directory could put a
+        link in its place in between. Raises RefusedError if others than its owner may."""
+        if self._writable_by_others():
+            raise RefusedError(f"{self.path} is writable by others than its owner, so nothing is written into it")
         volume = self._create(storage_xml.raw_volume(name, len(content)), name, len(content) + LEAST)
         with translated(f"writing {self.path}/{name}"):
             stream = self.pool.connect().newStream(0)
@@ -100,11 +101,28 @@ class Directory:
             while view:
                 view = view[stream.send(bytes(view[:CHUNK])) :]
             stream.finish()
-        return posixpath.join(self.path, name)
+        return volume
 
-    def read(self, name: str) -> bytes:
-        """The content of a small file. Raises NotFoundError."""
-        return b"".join(self._download(name))
+    def copy_in(self, name: str, volume: libvirt.virStorageVol, size: int) -> None:
+        """Makes or replaces a small file with the content of `volume`. libvirt opens the new file once, with O_EXCL
+        (storageBackendCreateRaw), so no link in the directory is followed."""
+        self.delete(name)
+        xml = storage_xml.raw_volume(name, size)
+        self._create(xml, name, size + LEAST, volume)
+
+    def read(self, name: str, most: int) -> bytes:
+        """The content of a small file. Raises NotFoundError; RefusedError if it has more than `most` bytes."""
+        pieces, length = [], 0
+        for piece in self._download(name):
+            length += len(piece)
+            if length > most:
+                raise too_large(f"{self.path}/{name}", most)
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _writable_by_others(self) -> bool:
+        with translated(f"looking at the rights of {self.path}"):
+            return bool(storage_xml.pool_mode(self.pool.XMLDesc(0)) & 0o022)
 
     def size(self, name: str) -> int:
         """Length of a file in bytes, whatever its format."""
@@ -150,13 +168,17 @@ class Directory:
         with translated(f"reading {self.path}/{name}"):
             stream = self.pool.connect().newStream(0)
             volume.download(stream, 0, 0, 0)
-            while piece := stream.recv(CHUNK):
-                yield piece
+            try:
+                while piece := stream.recv(CHUNK):
+                    yield piece
+            except GeneratorExit:
+                stream.abort()
+                raise
             stream.finish()
 
-    def _create(self, xml: str, name: str, needed: int) -> libvirt.virStorageVol:
+    def _create(self, xml: str, name: str, needed: int, content: libvirt.virStorageVol | None = None) -> libvirt.virStorageVol:
         try:
-            return self.pool.createXML(xml, 0)
+            return self.pool.createXMLFrom(xml, content, 0) if content else self.pool.createXML(xml, 0)
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_STORAGE_VOL_EXIST:
                 with suppress(HypervisorError):
@@ -185,20 +207,32 @@ def directory(host: Host, path: str, *, build: bool = False) -> Iterator[Directo
     `build`: makes the directory if it does not exist. An administrator's pool that was inactive is started, and stays active.
     Must not be used inside another such block. If the pool exists and is active, this waits for nobody.
     """
-    path = host.spell(path)
-    with _lock_file() as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        while not (pool := _active_pool(host, path)):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            _make_pool(host, path, build)
-            fcntl.flock(lock, fcntl.LOCK_SH)  # between the two locks another process may remove the pool: look again
+    with _directories(host, (path, build)) as (found,):
+        yield found
+
+
+@contextmanager
+def _directories(host: Host, *wanted: tuple[str, bool]) -> Iterator[list[Directory]]:
+    """Several of them at once, each with its `build`.
+
+    A process that uses a pool has the lock shared; making and removing pools takes it exclusively, because libvirt does not
+    allow two pools of one directory."""
+    wanted = tuple((host.spell(path), build) for path, build in wanted)
+    with lock.lock_file(lock.directory_for_this_user(), "pools") as file:
+        lock.acquire(file, fcntl.LOCK_SH)
+        while None in (found := [_active_pool(host, path) for path, _ in wanted]):
+            lock.acquire(file, fcntl.LOCK_EX)
+            for path, build in wanted:
+                _make_pool(host, path, build)
+            lock.acquire(file, fcntl.LOCK_SH)  # between the two locks another process may remove a pool: look again
         try:
-            with translated(f"reading the images in {path}"):
-                _refresh(pool)
-            yield Directory(path, pool)
+            for pool, (path, _) in zip(found, wanted, strict=True):
+                with translated(f"reading the images in {path}"):
+                    _refresh(pool)
+            yield [Directory(path, pool) for pool, (path, _) in zip(found, wanted, strict=True)]
         finally:
             with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # if another process uses a pool, that process removes all
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # if another process uses a pool, that process removes all
                 _remove_pools(host)
 
 
@@ -210,13 +244,24 @@ def beside(host: Host, path: str, *, build: bool = False) -> Iterator[tuple[Dire
         yield pool, name
 
 
-@contextmanager
-def _lock_file() -> Iterator[IO[str]]:
-    """The lock file of this user's processes on this machine. A process that uses a pool has the lock shared; making and
-    removing pools takes it exclusively, because libvirt does not allow two pools of one directory."""
-    directory = "/run/lock" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", tempfile.gettempdir())
-    with (Path(directory) / f"quiesce-pools-{os.geteuid()}.lock").open("a") as file:
-        yield file
+def write(host: Host, path: str, content: bytes, *, build: bool = False) -> None:
+    """Makes or replaces a small file. `build` as for `directory`.
+
+    Images often lie in a directory in which another user may write (libvirt-qemu), and libvirt writes as root. So the content
+    goes into a file in a directory of root's first, from which libvirt copies it. A session daemon has no rights that the
+    users of its directories lack: there the file is written in its place."""
+    place, name = split(path)
+    if host.session:
+        with directory(host, place, build=build) as target:
+            target.delete(name)  # an upload does not shorten an existing file
+            target.upload(name, content)
+        return
+    with _directories(host, (place, build), (STAGING, True)) as (target, staging):
+        file = secrets.token_hex(8)
+        try:
+            target.copy_in(name, staging.upload(file, content), len(content))
+        finally:
+            staging.delete(file)
 
 
 def split(path: str) -> tuple[str, str]:
@@ -258,7 +303,8 @@ def _make_pool(host: Host, path: str, build: bool) -> None:
     with translated(f"opening the directory {path} as a storage pool"):
         pool = _find(host, path)
         if pool is None:
-            xml = storage_xml.directory_pool(f"{POOL_PREFIX}{secrets.token_hex(4)}", path)
+            mode = "0700" if path == STAGING else None
+            xml = storage_xml.directory_pool(f"{POOL_PREFIX}{secrets.token_hex(4)}", path, mode)
             host.connection.storagePoolCreateXML(xml, libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD if build else 0)
         elif not pool.isActive():
             pool.create()

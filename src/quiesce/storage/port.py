@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from quiesce.model.chains import Chains, Image
-from quiesce.model.errors import HypervisorError, NoSpaceError
+from quiesce.model.errors import HypervisorError, NoSpaceError, RefusedError
 
 MIN_FREE = 64 * 1024 * 1024
 """Least free space for making an overlay, in bytes. An overlay grows as the guest writes; with less, the storage could be full
 before anybody can act."""
+
+MAX_SMALL = 256 * 1024 * 1024
+"""Most bytes of a file that is read as a whole. UEFI variables take up to 64 MiB."""
 
 ReportProgress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -109,11 +112,12 @@ class Storage(Protocol):
 
     def has(self, name: str) -> bool: ...
 
-    def read(self, name: str) -> bytes:
-        """The content of a small file. Raises NotFoundError."""
+    def read(self, name: str, most: int = MAX_SMALL) -> bytes:
+        """The content of a small file. Raises NotFoundError; RefusedError if the file has more than `most` bytes."""
 
     def write(self, name: str, content: bytes, *, make_place: bool = False) -> None:
-        """Makes or replaces a small file. `make_place`: makes the place if it does not exist."""
+        """Makes or replaces a small file, whoever may write in its place: never writes through a symbolic link, nor into a file
+        that somebody else made. `make_place`: makes the place if it does not exist."""
 
     def size(self, name: str) -> int:
         """Length of a file in bytes, whatever its format. Raises NotFoundError."""
@@ -140,6 +144,10 @@ def minding_room(storage: Storage, place: str, needed: int, what: str) -> Iterat
         if usable < needed:
             raise no_space(place, usable, needed, what) from error
         raise
+
+
+def too_large(name: str, most: int) -> RefusedError:
+    return RefusedError(f"{name} has more than {most} bytes, so it is not what it should be")
 
 
 def no_space(place: str, free: int, needed: int, what: str) -> NoSpaceError:
