@@ -12,7 +12,7 @@ from quiesce.hypervisor.connection import Host
 from quiesce.model.chains import Image
 from quiesce.model.errors import HypervisorError
 from quiesce.storage import pools
-from quiesce.storage.port import Listing, Merger, ReportProgress, Room
+from quiesce.storage.port import Copied, Listing, Merger, ReportProgress, Room
 
 
 class FileStorage:
@@ -84,13 +84,29 @@ class FileStorage:
         with pools.beside(self._host, name) as (directory, file):
             return directory.has(file)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, limit: int | None = None) -> bytes:
         with pools.beside(self._host, name) as (directory, file):
-            return directory.read(file)
+            return directory.read(file, limit)
+
+    def start(self, name: str) -> bytes:
+        with pools.beside(self._host, name) as (directory, file):
+            return directory.start(file)
 
     def write(self, name: str, content: bytes, *, make_place: bool = False) -> None:
         with pools.beside(self._host, name, build=make_place) as (directory, file):
             directory.write(file, content)
+
+    def create(self, name: str, content: bytes, *, make_place: bool = False) -> None:
+        with pools.beside(self._host, name, build=make_place) as (directory, file):
+            directory.create(file, content)
+
+    def copy_file(self, name: str, destination: str, size: int, progress: ReportProgress) -> Copied:
+        (place, file), (other, new) = pools.split(name), pools.split(destination)
+        with pools.directories(self._host, place, other) as (source, target):
+            return pools.copy_between(source, file, target, new, size, progress)
+
+    def remove_place(self, place: str) -> None:
+        pools.remove_directory(self._host, place)
 
     def size(self, name: str) -> int:
         with pools.beside(self._host, name) as (directory, file):

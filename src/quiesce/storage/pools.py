@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -9,7 +10,7 @@ import posixpath
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ import libvirt
 from quiesce.hypervisor import storage_xml
 from quiesce.hypervisor.connection import Host, translated
 from quiesce.model.chains import Image
-from quiesce.model.errors import BusyError, HypervisorError, NotFoundError
-from quiesce.storage.port import MIN_FREE, Room, no_space
+from quiesce.model.errors import BusyError, HypervisorError, NameTakenError, NotFoundError, UsageError
+from quiesce.storage.port import MIN_FREE, START, Copied, ReportProgress, Room, no_space
 
 LEAST = 1024 * 1024
 """Space for the metadata of a small file, in bytes."""
@@ -92,19 +93,50 @@ class Directory:
     def write(self, name: str, content: bytes) -> str:
         """Makes or replaces a small file and returns its path."""
         self.delete(name)  # an upload does not shorten an existing file
-        volume = self._create(storage_xml.raw_volume(name, len(content)), name, len(content) + LEAST)
-        with translated(f"writing {self.path}/{name}"):
-            stream = self.pool.connect().newStream(0)
-            volume.upload(stream, 0, len(content), 0)
-            view = memoryview(content)
-            while view:
-                view = view[stream.send(bytes(view[:CHUNK])) :]
-            stream.finish()
+        self.create(name, content)
         return posixpath.join(self.path, name)
 
-    def read(self, name: str) -> bytes:
-        """The content of a small file. Raises NotFoundError."""
-        return b"".join(self._download(name))
+    def create(self, name: str, content: bytes) -> None:
+        """Makes a small file. Raises NameTakenError."""
+        volume = self._create(storage_xml.raw_volume(name, len(content), len(content)), name, len(content) + LEAST)
+        self.fill(volume, len(content), [content])
+
+    def fill(self, volume: libvirt.virStorageVol, size: int, pieces: Iterable[bytes]) -> None:
+        with self._stream(f"writing {self.path}/{volume.name()}") as stream:
+            volume.upload(stream, 0, size, 0)
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:
+                    view = view[stream.send(bytes(view[:CHUNK])) :]
+
+    @contextmanager
+    def _stream(self, what: str) -> Iterator[libvirt.virStream]:
+        with translated(what):
+            stream = self.pool.connect().newStream(0)
+            try:
+                yield stream
+            except BaseException:
+                with suppress(libvirt.libvirtError):
+                    stream.abort()
+                raise
+            stream.finish()
+
+    def create_empty(self, name: str, size: int) -> libvirt.virStorageVol:
+        """Makes a file of this size, sparse, to be filled. Raises NameTakenError."""
+        return self._create(storage_xml.raw_volume(name, size, 0), name, size + LEAST)
+
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """The content of a small file. Raises NotFoundError, and UsageError if it has more than `limit` bytes."""
+        if limit is None:
+            return b"".join(self.pieces(name))
+        content = b"".join(self.pieces(name, limit + 1))
+        if len(content) > limit:
+            raise UsageError(f"{self.path}/{name} has more than {limit} bytes")
+        return content
+
+    def start(self, name: str) -> bytes:
+        """The first START bytes of a file, or all. Raises NotFoundError."""
+        return b"".join(self.pieces(name, START))
 
     def size(self, name: str) -> int:
         """Length of a file in bytes, whatever its format."""
@@ -116,7 +148,7 @@ class Directory:
         """The SHA-256 of the file's bytes, in hexadecimal. Calls `progress` with (bytes read, bytes in all). Raises
         NotFoundError."""
         digest, done, size = hashlib.sha256(), 0, self.size(name)
-        for piece in self._download(name):
+        for piece in self.pieces(name):
             digest.update(piece)
             done += len(piece)
             progress(done, size)
@@ -145,23 +177,23 @@ class Directory:
                 raise NotFoundError(f"there is no {self.path}/{name}") from error
             raise HypervisorError(f"looking for {self.path}/{name}: {error.get_error_message()}") from error
 
-    def _download(self, name: str) -> Iterator[bytes]:
+    def pieces(self, name: str, length: int = 0) -> Iterator[bytes]:
+        """The first `length` bytes of the file; 0: all."""
         volume = self._lookup(name)
-        with translated(f"reading {self.path}/{name}"):
-            stream = self.pool.connect().newStream(0)
-            volume.download(stream, 0, 0, 0)
+        with self._stream(f"reading {self.path}/{name}") as stream:
+            volume.download(stream, 0, length, 0)
             while piece := stream.recv(CHUNK):
                 yield piece
-            stream.finish()
 
     def _create(self, xml: str, name: str, needed: int) -> libvirt.virStorageVol:
         try:
             return self.pool.createXML(xml, 0)
         except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_STORAGE_VOL_EXIST:
-                with suppress(HypervisorError):
-                    self.delete(name)
             message = error.get_error_message() or str(error)
+            if error.get_error_code() == libvirt.VIR_ERR_STORAGE_VOL_EXIST or message.endswith(os.strerror(errno.EEXIST)):
+                raise NameTakenError(f"{self.path}/{name} exists already") from error
+            with suppress(HypervisorError):
+                self.delete(name)
             if "No space left" in message:
                 with suppress(libvirt.libvirtError):
                     self.pool.refresh(0)
@@ -185,17 +217,27 @@ def directory(host: Host, path: str, *, build: bool = False) -> Iterator[Directo
     `build`: makes the directory if it does not exist. An administrator's pool that was inactive is started, and stays active.
     Must not be used inside another such block. If the pool exists and is active, this waits for nobody.
     """
-    path = host.spell(path)
+    with directories(host, path, build=build) as (found,):
+        yield found
+
+
+@contextmanager
+def directories(host: Host, *paths: str, build: bool = False) -> Iterator[tuple[Directory, ...]]:
+    """Several directories at a time, as `directory`."""
+    spelled = [host.spell(path) for path in paths]
     with _lock_file() as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        while not (pool := _active_pool(host, path)):
+        while not all(pools := [_active_pool(host, path) for path in spelled]):
             fcntl.flock(lock, fcntl.LOCK_EX)
-            _make_pool(host, path, build)
+            for path in spelled:
+                _make_pool(host, path, build)
             fcntl.flock(lock, fcntl.LOCK_SH)  # between the two locks another process may remove the pool: look again
         try:
-            with translated(f"reading the images in {path}"):
-                _refresh(pool)
-            yield Directory(path, pool)
+            found = tuple(Directory(path, pool) for path, pool in zip(spelled, pools, strict=True))
+            for each in found:
+                with translated(f"reading the images in {each.path}"):
+                    _refresh(each.pool)
+            yield found
         finally:
             with suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # if another process uses a pool, that process removes all
@@ -208,6 +250,40 @@ def beside(host: Host, path: str, *, build: bool = False) -> Iterator[tuple[Dire
     place, name = split(path)
     with directory(host, place, build=build) as pool:
         yield pool, name
+
+
+def copy_between(source: Directory, name: str, target: Directory, new: str, size: int, progress: ReportProgress) -> Copied:
+    """Copies the file `name`, at most `size` bytes, into the new file `new`. Raises NotFoundError, NameTakenError."""
+    digest, start, done = hashlib.sha256(), b"", 0
+
+    def read() -> Iterator[bytes]:
+        nonlocal start, done
+        for piece in source.pieces(name, size):
+            digest.update(piece)
+            start += piece[: START - len(start)]
+            done += len(piece)
+            progress(done, size)
+            yield piece
+
+    source.size(name)  # if it is not there, nothing is made
+    target.fill(target.create_empty(new, size), size, read())
+    return Copied(done, digest.hexdigest(), start)
+
+
+def remove_directory(host: Host, path: str) -> None:
+    """Removes an empty directory that no storage pool has. Does nothing if that cannot be done."""
+    path = host.spell(path)
+    with _lock_file() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _remove_pools(host)
+        with suppress(libvirt.libvirtError, HypervisorError):
+            if not _find(host, path):
+                xml = storage_xml.directory_pool(f"{POOL_PREFIX}{secrets.token_hex(4)}", path)
+                pool = host.connection.storagePoolDefineXML(xml, 0)
+                try:
+                    pool.delete(0)
+                finally:
+                    pool.undefine()
 
 
 @contextmanager

@@ -17,6 +17,9 @@ MIN_FREE = 64 * 1024 * 1024
 """Least free space for making an overlay, in bytes. An overlay grows as the guest writes; with less, the storage could be full
 before anybody can act."""
 
+START = 64 * 1024
+"""So many bytes at the beginning of a file tell what it is."""
+
 ReportProgress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
@@ -48,6 +51,17 @@ class Listing:
     @property
     def chains(self) -> Chains:
         return Chains({name: image.backing for name, image in self.images.items()})
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What was copied."""
+
+    size: int
+    """In bytes."""
+    sha256: str
+    start: bytes
+    """The first bytes, at most START."""
 
 
 class Merger(Protocol):
@@ -109,11 +123,24 @@ class Storage(Protocol):
 
     def has(self, name: str) -> bool: ...
 
-    def read(self, name: str) -> bytes:
-        """The content of a small file. Raises NotFoundError."""
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """The content of a small file. Raises NotFoundError, and UsageError if it has more than `limit` bytes."""
+
+    def start(self, name: str) -> bytes:
+        """The first START bytes of a file, or all. Raises NotFoundError."""
 
     def write(self, name: str, content: bytes, *, make_place: bool = False) -> None:
         """Makes or replaces a small file. `make_place`: makes the place if it does not exist."""
+
+    def create(self, name: str, content: bytes, *, make_place: bool = False) -> None:
+        """Makes a small file. Raises NameTakenError if something has this name; then nothing was changed."""
+
+    def copy_file(self, name: str, destination: str, size: int, progress: ReportProgress) -> Copied:
+        """Copies a file, byte by byte, into the new file `destination`. Reads `size` bytes at most. Raises NotFoundError, and
+        NameTakenError if something has the name `destination`; then nothing was changed."""
+
+    def remove_place(self, place: str) -> None:
+        """Removes a place if it is empty. Does nothing if it does not exist, or cannot be removed."""
 
     def size(self, name: str) -> int:
         """Length of a file in bytes, whatever its format. Raises NotFoundError."""
