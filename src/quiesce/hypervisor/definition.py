@@ -121,9 +121,9 @@ def findings(root: ET.Element, disks: Collection[str], boot: Boot | None) -> Ite
         target = disk.find("target")
         if target is not None and target.get("dev") not in disks:
             if disk.get("device", "disk") == "disk":
-                yield Refused("disk", f"disk {target.get('dev')}, which the manifest has not")
+                yield Refused("disk", f"disk {_shown(target.get('dev', ''))}, which the manifest has not")
             elif disk.find("source") is not None:
-                yield Refused("disk", f"a medium in drive {target.get('dev')}")
+                yield Refused("disk", f"a medium in a drive, disk {_shown(target.get('dev', ''))}")
     if boot is not None:
         yield from _not_here(root, boot)
 
