@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from lab import victim
 from lab.bare import directory
 from lab.machine import TPM_STATES, URI, new_name
 from quiesce.catalog import exported
@@ -424,3 +426,28 @@ def test_the_command(target: Target, stranger: Stranger, quiesce: Quiesce) -> No
     assert "absolute path" in quiesce.fails("import", f"{stranger.place}/../export", *words[2:], code=2)
     assert "absolute path" in quiesce.fails(*words[:2], "--to", "/", *words[4:], code=2)
     assert not target.to.exists()
+
+
+@pytest.mark.timeout(400)
+def test_an_import_killed_at_every_step_leaves_nothing(target: Target) -> None:
+    """Broken: disks, directories, and the state of a TPM would be left of a VM that does not exist."""
+    stranger = Stranger(target.path / "export", kind="windows")
+    (stranger.place / "tpm.state").write_bytes(b"state")
+    (stranger.place / "nvram.fd").write_bytes(bytes(540672))
+    stranger.tpm, stranger.nvram = "tpm.state", "nvram.fd"
+    stranger.put("<nvram>/somewhere</nvram>", "</os>")
+    states, name = set(TPM_STATES.glob("*")), new_name()
+    words = ["import", str(stranger.place), "--to", str(target.to), "--name", name]
+    for step in itertools.count():
+        process = victim.start(words, f"{target.path}/catalog/catalog.db", target.path / "output", step)
+        if victim.wait(process, 60) == 0:
+            break
+        doctor(target.context, None, repair=True)
+        made = [domain.UUIDString() for domain in target.connection.listAllDomains() if domain.name() == name]
+        for vm_uuid in made:  # killed after it was complete
+            target.remove(vm_uuid)
+            shutil.rmtree(target.to)
+        assert not target.to.exists(), step
+        assert set(TPM_STATES.glob("*")) == states, step
+    assert step > 8
+    target.remove(target.connection.lookupByName(name).UUIDString())

@@ -47,9 +47,6 @@ def imported(
     _set_logs(root, files, accepted)
     for backend in root.iterfind("./devices/tpm/backend"):
         _remove(backend, "source")  # libvirt has a place for each UUID
-    for channel in _devices(root, "channel", accepted):
-        for source in channel.findall("source") if channel.get("type") == "unix" else []:
-            channel.remove(source)  # libvirt makes a socket of its own
     for graphics in _devices(root, "graphics", accepted):
         for element in (graphics, *graphics.iterfind("listen[@type='socket']")):
             element.attrib.pop("socket", None)
@@ -119,8 +116,10 @@ def _paths(device: ET.Element) -> Iterator[tuple[ET.Element, str]]:
     for source in device.findall("source"):
         if device.get("type") == "file":
             yield source, "path"
-        elif device.get("type") == "pty":
-            device.remove(source)
+        elif device.get("type") in ("pty", "unix"):
+            device.remove(source)  # libvirt makes a terminal, or a socket, of its own
+        else:
+            source.attrib.pop("path", None)
     for log in device.findall("log"):
         yield log, "file"
 

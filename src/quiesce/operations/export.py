@@ -13,10 +13,10 @@ from quiesce.disks import machine_files
 from quiesce.disks.survey import Survey, survey
 from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.vm import Vm
-from quiesce.model.errors import HypervisorError, RefusedError, UsageError
+from quiesce.model.errors import HypervisorError, RefusedError
 from quiesce.model.events import Warned
 from quiesce.model.fingerprints import lowered
-from quiesce.model.names import CheckpointReference
+from quiesce.model.names import CheckpointReference, check_directory
 from quiesce.model.tree import Checkpoint, Role
 from quiesce.recovery import journalled, operating
 from quiesce.storage.port import Storage, minding_room, require_room
@@ -36,9 +36,7 @@ def export(context: Context, reference: CheckpointReference, directory: str) -> 
     Leaves out the memory of a standard checkpoint. After an error, nothing is left in the directory. Raises UsageError,
     RefusedError, NotFoundError, NoSpaceError.
     """
-    if not directory.startswith("/"):
-        raise UsageError(f"{directory!r} is not an absolute path", hint="name a directory of the VM's host, as /srv/export")
-    directory = directory.rstrip("/")
+    directory = check_directory(directory)
     with (
         operating(context, reference.vm, "export") as vm,
         context.locked_directory(vm.key.host, directory, "quiesce export to"),
