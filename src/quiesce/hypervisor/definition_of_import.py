@@ -48,7 +48,7 @@ def imported(
     for backend in root.iterfind("./devices/tpm/backend"):
         _remove(backend, "source")  # libvirt has a place for each UUID
     for graphics in _devices(root, "graphics", accepted):
-        for element in (graphics, *graphics.iterfind("listen[@type='socket']")):
+        for element in (graphics, *graphics.findall("listen")):
             element.attrib.pop("socket", None)
     for entry in root.iterfind("./sysinfo/system/entry[@name='uuid']"):
         entry.text = identity.uuid

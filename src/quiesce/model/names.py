@@ -90,9 +90,9 @@ def check_file_name(name: str) -> str:
 
 
 def check_directory(path: str) -> str:
-    """Returns `path` without the slash at its end. Raises UsageError if it is not the absolute path of a directory below /."""
-    shorter = path.rstrip("/")
-    if not shorter.startswith("/") or not path.isprintable() or posixpath.normpath(shorter) != re.sub("//+", "/", shorter):
+    """Returns `path` without superfluous slashes. Raises UsageError if it is not the absolute path of a directory below /."""
+    shorter = re.sub("//+", "/", path).rstrip("/")
+    if not shorter.startswith("/") or not path.isprintable() or posixpath.normpath(shorter) != shorter:
         raise UsageError(f"{_shown(path)} is not an absolute path", hint="name a directory of the host, as /srv/export")
     return shorter
 
