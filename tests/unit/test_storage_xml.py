@@ -25,7 +25,7 @@ def test_an_overlay_is_what_was_measured_to_be_best():
 
 def test_a_raw_volume_has_its_size_from_the_start():
     """Broken: a manifest could not be uploaded into it."""
-    root = ET.fromstring(storage_xml.raw_volume("m.json", 123, 123))
+    root = ET.fromstring(storage_xml.raw_volume("m.json", 123))
     assert [root.findtext(tag) for tag in ("name", "capacity", "allocation")] == ["m.json", "123", "123"]
     assert root.find("target/format").get("type") == "raw"
 

@@ -45,8 +45,8 @@ def flat_volume(name: str, capacity: int) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
-def raw_volume(name: str, size: int, allocation: int) -> str:
-    root, _ = _volume(name, size, allocation, "raw")
+def raw_volume(name: str, size: int) -> str:
+    root, _ = _volume(name, size, size, "raw")
     return ET.tostring(root, encoding="unicode")
 
 

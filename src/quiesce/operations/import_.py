@@ -23,7 +23,7 @@ from quiesce.operations import import_checks
 from quiesce.operations.import_checks import Checked
 from quiesce.recovery import journalled_with
 from quiesce.repair.imports import undo_import
-from quiesce.storage.port import Storage, minding_room, no_space
+from quiesce.storage.port import Storage, minding_room, require_room
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,7 @@ def _plan(
         present = storage.contents(to).keys()
         if taken := present & {*disks.values(), *files.others}:
             raise RefusedError(f"{min(taken)} exists already", hint="import into another directory, or under another --name")
-        needed, free = sum(file.bytes for file in export.files), storage.room(to).free
-        if free < needed:
-            raise no_space(to, free, needed, "the import")
+        require_room(storage, to, sum(file.bytes for file in export.files), "the import")
     if tpm is not None:
         place = storage.place(tpm)
         missing = _missing(storage, place)
@@ -165,6 +163,7 @@ def _copy_and_define(context: Context, host: Host, checked: Checked, plan: _Plan
         journal.intend(MakePlace(place))
     needed = sum(file.bytes for file in export.files)
     storage.contents(plan.directory, make=True)
+    require_room(storage, plan.directory, needed, "the import")
     with minding_room(storage, plan.directory, needed, "the import"):
         for disk in export.disks:
             phase, path = f"copy {disk.target}", plan.files.disks[disk.target]
