@@ -11,7 +11,7 @@ DESKTOP = """
 <domain type='qemu'>
   <name>{name}</name><uuid>{uuid}</uuid><title>the desktop</title><description>of virt-manager</description>
   <metadata><libosinfo:libosinfo xmlns:libosinfo='http://libosinfo.org/xmlns/libvirt/domain/1.0'>
-    <libosinfo:os id='http://debian.org/debian/12'/></libosinfo:libosinfo></metadata>
+    <libosinfo:os id='http://fedoraproject.org/fedora/38'/></libosinfo:libosinfo></metadata>
   <memory unit='MiB'>64</memory><currentMemory unit='MiB'>64</currentMemory>
   <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
   <vcpu placement='static'>1</vcpu>

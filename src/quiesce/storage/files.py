@@ -12,6 +12,7 @@ from quiesce.hypervisor.connection import Host
 from quiesce.model.chains import Image
 from quiesce.model.errors import HypervisorError
 from quiesce.storage import pools
+from quiesce.storage.directories import copy_between
 from quiesce.storage.port import Copied, Listing, Merger, ReportProgress, Room
 
 
@@ -103,7 +104,7 @@ class FileStorage:
     def copy_file(self, name: str, destination: str, size: int, progress: ReportProgress) -> Copied:
         (place, file), (other, new) = pools.split(name), pools.split(destination)
         with pools.directories(self._host, place, other) as (source, target):
-            return pools.copy_between(source, file, target, new, size, progress)
+            return copy_between(source, file, target, new, size, progress)
 
     def remove_place(self, place: str) -> None:
         pools.remove_directory(self._host, place)
