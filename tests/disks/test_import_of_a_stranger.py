@@ -85,6 +85,16 @@ def test_an_image_that_is_a_link(target: Target, stranger: Stranger) -> None:
     target.refuses(stranger, "is a link")
 
 
+def test_a_link_where_the_image_goes(target: Target, stranger: Stranger) -> None:
+    """Broken: whoever may write to the directory could have root make or remove a file anywhere."""
+    target.to.mkdir()
+    name = new_name()
+    for file in (f"{name}.vda.qcow2", f"{name}.nvram.fd"):
+        (target.to / file).symlink_to(target.path / "elsewhere")
+        target.refuses(stranger, "is a link", name=name)
+        (target.to / file).unlink()
+
+
 @pytest.mark.parametrize("when", ["checksum of vda.qcow2", "copy vda"])
 def test_an_image_that_is_swapped_meanwhile(when: str, target: Target, stranger: Stranger) -> None:
     """Broken: the VM would have a disk that nobody has checked."""

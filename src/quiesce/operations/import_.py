@@ -23,7 +23,7 @@ from quiesce.operations import import_checks
 from quiesce.operations.import_checks import Checked
 from quiesce.recovery import journalled_with
 from quiesce.repair.imports import undo_import
-from quiesce.storage.port import Storage, minding_room, require_room
+from quiesce.storage.port import Storage, minding_room, plain, require_room
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def _plan(
     storage, stem, export = context.storage(host), file_stem(identity.name), checked.export
     if storage.place(storage.inside(to, "-")) == storage.place(storage.inside(checked.source, "-")):
         raise UsageError("the images must not go into the directory of the export")
-    disks = {disk.target: storage.inside(to, f"{stem}.{disk.target}.qcow2") for disk in export.disks}
-    files = Files(disks, storage.inside(to, f"{stem}.nvram.fd"), storage.inside(to, f"{stem}."))
+    disks = {disk.target: plain(storage, to, f"{stem}.{disk.target}.qcow2") for disk in export.disks}
+    files = Files(disks, plain(storage, to, f"{stem}.nvram.fd"), storage.inside(to, f"{stem}."))
     xml = imported(
         checked.root,
         identity=identity,
@@ -152,7 +152,7 @@ def _verify(context: Context, storage: Storage, checked: Checked) -> None:
     for disk in checked.export.disks:
         phase = f"checksum of {disk.file}"
         with context.phase(phase):
-            path = import_checks.plain(storage, checked.source, disk.file)
+            path = plain(storage, checked.source, disk.file)
             sha256 = storage.sha256(path, context.progress(phase))
             import_checks.require_sum(checked.source, checked.export, disk.file, storage.size(path), sha256)
 
@@ -169,7 +169,7 @@ def _copy_and_define(context: Context, host: Host, checked: Checked, plan: _Plan
             phase, path = f"copy {disk.target}", plan.files.disks[disk.target]
             with context.phase(phase), _copying_in(journal, plan, path):
                 copied = storage.copy_file(
-                    import_checks.plain(storage, checked.source, disk.file),
+                    plain(storage, checked.source, disk.file),
                     path,
                     export.file(disk.file).bytes,
                     context.progress(phase),

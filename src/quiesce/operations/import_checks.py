@@ -17,7 +17,7 @@ from quiesce.hypervisor.domain_xml import Identity
 from quiesce.model.errors import NotFoundError, QuiesceError, RefusedError, UsageError
 from quiesce.model.names import check_uuid, check_vm_name
 from quiesce.storage import qcow2
-from quiesce.storage.port import Storage
+from quiesce.storage.port import Storage, plain
 
 MAX_STATE = 64 * 2**20
 """Size of the UEFI variables, or of a TPM's state. 64 MiB is a whole flash of a machine for ARM."""
@@ -78,14 +78,6 @@ def _read(storage: Storage, source: str) -> tuple[Export, bytes]:
         if size != file.bytes:
             raise damaged(source, file.name, f"it has {size} bytes, the manifest says {file.bytes}")
     return export, xml
-
-
-def plain(storage: Storage, source: str, name: str) -> str:
-    """The path of a file of the export. Raises UsageError if it is a link. Links are seen only on this host."""
-    path = storage.inside(source, name)
-    if path != storage.inside(storage.place(storage.inside(source, "-")), name) or not path.endswith(f"/{name}"):
-        raise UsageError(f"{source}/{name} is a link; an export has files only")
-    return path
 
 
 def check_image(export: Export, disk: ExportedDisk, start: bytes) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from quiesce.model.chains import Chains, Image
-from quiesce.model.errors import HypervisorError, NoSpaceError
+from quiesce.model.errors import HypervisorError, NoSpaceError, UsageError
 
 MIN_FREE = 64 * 1024 * 1024
 """Least free space for making an overlay, in bytes. An overlay grows as the guest writes; with less, the storage could be full
@@ -147,6 +147,15 @@ class Storage(Protocol):
 
     def sha256(self, name: str, progress: ReportProgress) -> str:
         """The SHA-256 of the file's bytes, in hexadecimal. Raises NotFoundError."""
+
+
+def plain(storage: Storage, place: str, name: str) -> str:
+    """The identity of a file in a place where strangers may have put something. Raises UsageError if it is a link to another
+    file. On a remote host, links are not seen."""
+    path = storage.inside(place, name)
+    if path != storage.inside(storage.place(storage.inside(place, "-")), name) or not path.endswith(f"/{name}"):
+        raise UsageError(f"{place}/{name} is a link")
+    return path
 
 
 def require_room(storage: Storage, place: str, needed: int, what: str) -> None:
