@@ -73,6 +73,15 @@ def test_a_serial_port_and_its_console_have_one_log() -> None:
     assert [source.get("path") for source in root.iter("source") if source.get("path")] == ["/t/web2.0.log"] * 2
 
 
+def test_a_tpm_keeps_its_state_where_libvirt_puts_it() -> None:
+    """Broken: root would write into a directory that a stranger names."""
+    backend = "<backend type='emulator' version='2.0'>"
+    text = definition_of("windows").replace(f"{backend[:-1]}/>", f"{backend}<source type='dir' path='/root'/></backend>")
+    assert "/root" in text
+    made = ET.tostring(made_of(checked(text)), encoding="unicode")
+    assert domain_xml.tpm_state(made) == f"/var/lib/libvirt/swtpm/{NEW.uuid}/tpm2/tpm2-00.permall"
+
+
 def test_an_accepted_element_keeps_what_it_has() -> None:
     """Broken: an administrator could not have the log, port or program that the VM had."""
     root = made_of(checked(definition_of("desktop"), "graphics", "serial"), accepted=("graphics", "serial"))

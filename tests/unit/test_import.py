@@ -126,6 +126,18 @@ def test_a_file_that_somebody_makes_meanwhile_is_not_removed(stranger: World) ->
     assert [vm.name for vm in stranger.host.vms] == ["web1"]
 
 
+def test_damage_is_found_before_anything_is_made(stranger: World) -> None:
+    """Broken: a backup that rotted would be copied for an hour first."""
+
+    def fail() -> None:
+        raise AssertionError("something was changed")
+
+    stranger.host.storage.files["/e/vda.qcow2"].blocks[7] = "rotten"
+    stranger.host.on_step = fail
+    with pytest.raises(QuiesceError, match="is damaged"):
+        import_vm(stranger.context, "/e", to="/t", name="web2")
+
+
 def test_what_was_copied_is_compared_again(stranger: World) -> None:
     """Broken: a disk that is swapped after it was checked would be imported."""
     storage = stranger.host.storage
