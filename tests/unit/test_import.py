@@ -132,7 +132,7 @@ def test_damage_is_found_before_anything_is_made(stranger: World) -> None:
     def fail() -> None:
         raise AssertionError("something was changed")
 
-    stranger.host.storage.files["/e/vda.qcow2"].blocks[7] = "rotten"
+    stranger.host.storage.files["/e/vda.qcow2"].blocks[0] = "at FIRST"
     stranger.host.on_step = fail
     with pytest.raises(QuiesceError, match="is damaged"):
         import_vm(stranger.context, "/e", to="/t", name="web2")
