@@ -8,9 +8,9 @@ from typing import Protocol
 
 import pytest
 
-from quiesce.model.errors import BusyError, HypervisorError, NoSpaceError, NotFoundError
+from quiesce.model.errors import BusyError, HypervisorError, NameTakenError, NoSpaceError, NotFoundError, UsageError
 from quiesce.model.fingerprints import Fingerprint
-from quiesce.storage.port import Storage, minding_room, require_room
+from quiesce.storage.port import START, Storage, minding_room, require_room
 
 CAPACITY = 2**20
 
@@ -150,8 +150,10 @@ class StorageContract:
         for make in (
             lambda: scene.storage.make_flat(base, CAPACITY),
             lambda: scene.storage.make_overlay(base, CAPACITY, base, "qcow2"),
+            lambda: scene.storage.create(base, b"state"),
+            lambda: scene.storage.copy_file(scene.base("other.qcow2"), base, 4096, no_progress),
         ):
-            with pytest.raises(HypervisorError):
+            with pytest.raises(NameTakenError):
                 make()
         assert scene.content(base) == {0: 7}
 
@@ -198,6 +200,29 @@ class StorageContract:
             assert scene.storage.read(path) == content
             assert scene.storage.size(path) == len(content)
             assert scene.storage.sha256(path, no_progress) == hashlib.sha256(content).hexdigest()
+
+    def test_a_file_is_copied_byte_by_byte(self, scene: Scene) -> None:
+        """Broken: an imported disk would not be what was checked, or a file that grows meanwhile fill the storage."""
+        base = scene.base("base.qcow2")
+        scene.write(base, 0, 7)
+        content = scene.storage.read(base)
+        for name, size in (("copy.qcow2", len(content)), ("part", 100)):
+            copy = scene.storage.inside(scene.place, name)
+            copied = scene.storage.copy_file(base, copy, size, no_progress)
+            assert copied.size == size
+            assert copied.sha256 == hashlib.sha256(content[:size]).hexdigest()
+            assert copied.start == content[: min(size, START)]
+        assert scene.storage.read(scene.storage.inside(scene.place, "copy.qcow2")) == content
+        assert scene.content(scene.storage.inside(scene.place, "copy.qcow2")) == {0: 7}
+        assert scene.storage.read(base) == content
+
+    def test_no_more_is_read_than_was_asked_for(self, scene: Scene) -> None:
+        """Broken: a stranger's manifest of some gigabytes would fill the memory."""
+        path = scene.storage.inside(scene.place, "state")
+        scene.storage.create(path, b"x" * 100)
+        assert scene.storage.read(path, 100) == scene.storage.start(path) == b"x" * 100
+        with pytest.raises(UsageError):
+            scene.storage.read(path, 99)
 
     def test_what_was_removed_is_gone_and_removing_it_again_is_no_error(self, scene: Scene) -> None:
         """Broken: a recovery that is called again would fail for what it had done."""

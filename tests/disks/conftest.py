@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from lab.bare import directory
+from tests.disks.importing import Target
 from tests.disks.scene import Scene
 from tests.host import forest, nothing_left_behind, quiesce
+from tests.strangers import Stranger
 
 __all__ = ["forest", "nothing_left_behind", "quiesce"]
 
@@ -49,3 +51,17 @@ def power(request: pytest.FixtureRequest, three_branches: Scene) -> bool:
     if request.param:
         three_branches.start()
     return request.param
+
+
+@pytest.fixture
+def target() -> Iterator[Target]:
+    with directory() as path:
+        target = Target(path)
+        yield target
+        target.catalog.close()
+        target.connection.close()
+
+
+@pytest.fixture
+def stranger(target: Target) -> Stranger:
+    return Stranger(target.path / "export")

@@ -25,7 +25,7 @@ from quiesce.operations.doctor import doctor
 from quiesce.operations.export import export
 from quiesce.operations.import_ import import_vm
 from quiesce.operations.restore import restore
-from quiesce.storage import pools
+from quiesce.storage.directories import Directory
 from quiesce.taking import standard
 
 MIB = 1024 * 1024
@@ -116,7 +116,7 @@ def test_a_full_pool(full: Full, verb: str, checked: bool, running: bool, monkey
     full.fill(leave=100 * 1024)
     with monkeypatch.context() as patch:
         if not checked:  # it was not full when somebody looked
-            patch.setattr(pools.Directory, "require_room", lambda *_: None)
+            patch.setattr(Directory, "require_room", lambda *_: None)
             for module in (export_module, import_module, machine_files, merges, standard):
                 patch.setattr(module, "require_room", lambda *_: None)
         with pytest.raises(NoSpaceError) as raised:

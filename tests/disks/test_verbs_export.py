@@ -11,7 +11,7 @@ import pytest
 from lab.forest import TARGETS, read
 from quiesce.catalog import exported
 from quiesce.hypervisor import domain_xml
-from quiesce.model.errors import NameTakenError, QuiesceError, RefusedError
+from quiesce.model.errors import NameTakenError, QuiesceError, RefusedError, UsageError
 from quiesce.operations.export import export
 from quiesce.operations.import_ import import_vm
 from tests.disks.scene import Scene
@@ -52,6 +52,20 @@ def test_export_and_import(scene: Scene, quiesce: Quiesce) -> None:
     with pytest.raises(QuiesceError, match=r"vda\.qcow2 is damaged"):
         import_vm(scene.context, str(target), to=str(scene.bare.directory / "again"), name="x")
     assert not (scene.bare.directory / "again").exists()
+
+
+def test_a_link_in_the_directory_of_an_export(scene: Scene) -> None:
+    """Broken: whoever may write to the directory could have root write a file anywhere; libvirt does not list such a link."""
+    scene.create("one")
+    target = scene.bare.directory / "export"
+    target.mkdir()
+    for name in ("vda.qcow2", exported.DOMAIN, exported.NAME):
+        (target / name).symlink_to(scene.bare.directory / "elsewhere")
+        with pytest.raises(UsageError, match="is a link"):
+            export(scene.context, scene.reference("one"), str(target))
+        (target / name).unlink(missing_ok=True)
+        assert list(target.iterdir()) == []
+        assert not (scene.bare.directory / "elsewhere").exists()
 
 
 def test_the_same_vm_again(scene: Scene) -> None:

@@ -13,6 +13,7 @@ from quiesce.context import Context
 from quiesce.guests.port import Guest
 from quiesce.guests.scripted import ScriptedGuest
 from quiesce.hypervisor import domain_xml
+from quiesce.hypervisor.definition import Boot
 from quiesce.hypervisor.vm import Facts, PowerState
 from quiesce.model.errors import HypervisorError, NotFoundError
 from quiesce.model.keys import VmKey
@@ -76,6 +77,9 @@ class FakeHost:
 
     def pool_directories(self) -> list[str]:
         return []
+
+    def boot(self, _xml: str) -> tuple[str, Boot]:
+        return "/usr/bin/qemu-system-x86_64", Boot()
 
     def what_does_not_fit(self, _xml: str) -> list[str]:
         return []

@@ -38,7 +38,7 @@ VERBS = {
     "rename": set(),
     "delete": {"--subtree", "--dry-run", "--break-group"},
     "export": set(),
-    "import": {"--to", "--name", "--same", "--start"},
+    "import": {"--to", "--accept", "--name", "--same", "--start"},
     **{f"group {verb}": set() for verb in ("create", "add", "remove", "list", "show", "divergence", "forget")},
     "group checkpoint": {"--name", "--require", "--require-grade", "--window"},
     "group restore": {"--start", "--discard-current", "--accept-divergence", "--accept-changed-images"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from tests.unit.fake_host import FakeContext, FakeHost, FakeVm
 
 WINDOW_S = 10.0
 """Nobody waits for its end; a busy machine needs the room."""
+
+
+def uuid_of(name: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_DNS, name))
 
 
 @dataclass
@@ -50,7 +55,7 @@ class World:
         """A VM whose first disk is /i/NAME.qcow2; it says "at first" in block 0."""
         files = {"vda": f"/i/{name}.qcow2"} | {target: f"/i/{name}-{target}.qcow2" for target in targets if target != "vda"}
         disks = {target: self.host.storage.make(path, blocks={0: "at first"}) for target, path in files.items()}
-        vm = FakeVm(self.host, disks, name=name, uuid=f"uuid-{name}")
+        vm = FakeVm(self.host, disks, name=name, uuid=uuid_of(name))
         vm.channels = {PORT_NAME: Channel(PORT_NAME, connected=True)}
         self.guests[name] = ScriptedGuest([scripted.writer(id) for id in writers])
         if running:
@@ -59,7 +64,7 @@ class World:
 
     def group(self, *names: str, **tiers: Tier) -> None:
         """The group `shop`; a member without a tier is a back end."""
-        members = tuple(Member("host1", f"uuid-{name}", name, tiers.get(name, Tier.BACK)) for name in names)
+        members = tuple(Member("host1", uuid_of(name), name, tiers.get(name, Tier.BACK)) for name in names)
         self.catalog.groups.put(Group("shop", members), new=True)
 
     def tree(self, vm: FakeVm) -> Tree:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 from quiesce.codec import CodecError, decode, encode
-from quiesce.model.errors import QuiesceError
+from quiesce.model.errors import UsageError
+from quiesce.model.names import check_file_name, check_target
 from quiesce.model.tree import Checkpoint
 
 NAME = "quiesce-export.json"
 DOMAIN = "domain.xml"
 FORMAT = 1
+MAX_BYTES = 4 * 2**20
+"""Size of a manifest. It has some thousand bytes for each server that the checkpoint's evidence names."""
+MAX_FILES = 200
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -39,23 +45,42 @@ class Export:
     nvram: str | None = None
     tpm: str | None = None
 
+    def file(self, name: str) -> ExportedFile:
+        """A file that the manifest lists."""
+        return next(file for file in self.files if file.name == name)
+
 
 def dump(export: Export) -> bytes:
     return json.dumps(encode(export), indent=1, sort_keys=True).encode() + b"\n"
 
 
 def load(content: bytes) -> Export:
-    """Raises QuiesceError if `content` is not the manifest of an export."""
+    """Raises UsageError if `content` is not the manifest of an export, or not consistent in itself."""
     try:
         export = decode(Export, json.loads(content))
     except (ValueError, RecursionError, CodecError) as error:
-        raise QuiesceError(f"not the manifest of an export: {error}") from error
+        raise UsageError(f"not the manifest of an export: {error}") from error
     if export.format != FORMAT:
-        raise QuiesceError(
+        raise UsageError(
             f"the export has format {export.format}; this quiesce reads format {FORMAT}",
             hint="import it with the version of quiesce that wrote it, or export the checkpoint again",
         )
-    for name in [export.nvram, export.tpm, *(disk.file for disk in export.disks), *(file.name for file in export.files)]:
-        if name is not None and ("/" in name or name in ("", ".", "..")):
-            raise QuiesceError(f"not the manifest of an export: {name!r} is not the name of a file in its directory")
+    if problem := _problem(export):
+        raise UsageError(f"not the manifest of an export: {problem}")
     return export
+
+
+def _problem(export: Export) -> str | None:
+    if len(export.files) > MAX_FILES or len(export.disks) > MAX_FILES:
+        return f"it lists more than {MAX_FILES} files"
+    listed = [check_file_name(file.name) for file in export.files]
+    targets = [check_target(disk.target) for disk in export.disks]
+    if not targets or len({*targets}) < len(targets):
+        return "it needs a disk, and a target for each"
+    used = [DOMAIN, *(disk.file for disk in export.disks), *(name for name in (export.nvram, export.tpm) if name is not None)]
+    if sorted(listed) != sorted(used) or len({*used}) < len(used):
+        return "it needs the size and checksum of each of its files, and of no other"
+    for file in export.files:
+        if file.bytes < 0 or not _SHA256.fullmatch(file.sha256):
+            return f"the size or the checksum of {file.name} is impossible"
+    return None

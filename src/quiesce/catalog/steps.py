@@ -148,6 +148,13 @@ class CopyIn:
 
 
 @dataclass(frozen=True)
+class MakePlace:
+    """The directory `path`, which does not exist, is made."""
+
+    path: str
+
+
+@dataclass(frozen=True)
 class Define:
     """A VM is defined."""
 
@@ -176,6 +183,7 @@ Step = (
     | WriteExport
     | CopyDisk
     | CopyIn
+    | MakePlace
     | Define
     | RestoreGroup
 )

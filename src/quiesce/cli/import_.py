@@ -35,13 +35,22 @@ def command(
     same: Annotated[
         bool, typer.Option("--same", help="Make the exported VM again, with its own name, UUID and MAC addresses.")
     ] = False,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--accept",
+            metavar="ELEMENT",
+            help="Take this element of the definition as it is, although the import would refuse it; repeatable.",
+        ),
+    ] = None,
     start: Annotated[bool, typer.Option("--start", help="Start the VM afterwards.")] = False,
 ) -> Imported:
     """Make a VM from an export: a new VM (--name), or the exported VM again (--same).
 
-    The command first compares the export with its checksums, and the definition with what the host can run. The disks are
-    copied; the export stays as it is.
+    The export may be a stranger's. First the command checks all of it, and compares it with its checksums and with what the
+    host can run. It refuses, by name, what a definition could use against the host: host devices, sockets, programs, files of
+    the host. --accept takes such an element, for example hostdev. The disks are copied; the export stays as it is.
 
     Example: quiesce import /exports/db1 --to /var/lib/libvirt/images --name db1-test
     """
-    return import_vm(context, directory, to=to, name=name, same=same, start=start)
+    return import_vm(context, directory, to=to, name=name, same=same, start=start, accept=accept or ())

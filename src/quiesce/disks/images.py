@@ -19,6 +19,7 @@ from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError, RefusedError
 from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency
+from quiesce.model.names import file_stem
 from quiesce.model.standing import Untouched
 from quiesce.model.tree import Checkpoint
 from quiesce.storage.port import Merger, ReportProgress, Storage
@@ -34,7 +35,7 @@ def _silent(_done: int, _total: int) -> None:
 
 def new_path(storage: Storage, name: str, beside: str, what: str, suffix: str) -> str:
     """A new path beside the image `beside`. It contains the VM's `name` and `what`, so that people see what the file is."""
-    file = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.{what}.{secrets.token_hex(6)}.{suffix}"
+    file = f"{file_stem(name)}.{what}.{secrets.token_hex(6)}.{suffix}"
     return storage.inside(storage.place(beside), file)
 
 

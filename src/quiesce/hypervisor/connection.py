@@ -14,11 +14,11 @@ from pathlib import Path
 import libvirt
 
 from quiesce.hypervisor import domain_xml, storage_xml
+from quiesce.hypervisor.definition import Boot
 from quiesce.model.errors import HypervisorError, NotFoundError
 from quiesce.model.keys import HostIdentity
+from quiesce.model.names import HELPER_PREFIX
 
-HELPER_PREFIX = "quiesce-merge-"
-"""Prefix of the names of helper domains, in which images are merged and copied."""
 KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_COUNT = 5
 _HARDWARE_UUID = Path("/sys/class/dmi/id/product_uuid")
@@ -175,6 +175,15 @@ class Host:
         with translated("listing storage pools"):
             xmls = [str(pool.XMLDesc(0)) for pool in self.connection.listAllStoragePools()]
         return [path for xml in xmls if (path := storage_xml.pool_directory(xml))]
+
+    def boot(self, xml: str) -> tuple[str, Boot]:
+        """The emulator that this host has for the VM of this definition, and what it has to start VMs with. To be called when
+        `what_does_not_fit` finds nothing."""
+        kind, architecture, machine = domain_xml.machine(xml)
+        with translated("asking what the host can run"):
+            answer = self.connection.getDomainCapabilities(None, architecture or None, machine or None, kind or None)
+        emulator, loaders = domain_xml.emulator_and_loaders(str(answer))
+        return emulator, Boot(loaders, {path for each in self.definitions() for path in domain_xml.boot_files(each)})
 
     def what_does_not_fit(self, xml: str) -> list[str]:
         """What the VM of this definition needs and the host lacks: a sentence for each."""

@@ -165,16 +165,16 @@ def exported(xml: str, *, sources: Mapping[str, str], nvram: str | None) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
-def imported(
-    xml: str, *, identity: Identity, generation: str, sources: Mapping[str, str], nvram: str | None, same: bool
-) -> str:
-    """The definition `xml` for a VM of this identity. Without `same`, its network cards get new MAC addresses."""
-    root = ET.fromstring(restored(xml, identity=identity, generation=generation, sources=sources, nvram=nvram))
-    if not same:
-        for card in root.iterfind("./devices/interface"):
-            for address in card.findall("mac"):
-                card.remove(address)
-    return ET.tostring(root, encoding="unicode")
+def boot_files(xml: str) -> set[str]:
+    """The kernel and initrd that the VM boots from, if any."""
+    root = ET.fromstring(xml)
+    return {path for name in ("kernel", "initrd") if (path := root.findtext(f"./os/{name}", "").strip())}
+
+
+def emulator_and_loaders(capabilities: str) -> tuple[str, frozenset[str]]:
+    """The emulator and the firmware that libvirt's domain capabilities name."""
+    root = ET.fromstring(capabilities)
+    return root.findtext("./path", ""), frozenset(value.text or "" for value in root.iterfind("./os/loader/value"))
 
 
 def networks(xml: str) -> set[str]:

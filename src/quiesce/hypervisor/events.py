@@ -12,9 +12,10 @@ from typing import Any
 
 import libvirt
 
-from quiesce.hypervisor.connection import HELPER_PREFIX, Host, by_uuid, translated
+from quiesce.hypervisor.connection import Host, by_uuid, translated
 from quiesce.model.errors import HypervisorError
 from quiesce.model.keys import HostIdentity
+from quiesce.model.names import HELPER_PREFIX
 
 
 class PowerChange(Enum):

@@ -10,8 +10,9 @@ from contextlib import contextmanager, suppress
 import libvirt
 
 from quiesce.hypervisor import domain_xml
-from quiesce.hypervisor.connection import HELPER_PREFIX, Host, translated
+from quiesce.hypervisor.connection import Host, translated
 from quiesce.model.errors import BusyError, HypervisorError, RefusedError
+from quiesce.model.names import HELPER_PREFIX
 
 TARGET = "sda"
 POLL_S = 0.02

@@ -72,9 +72,12 @@ def directory_pool(name: str, directory: str, mode: str | None = None) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
-def pool_mode(xml: str) -> int:
-    """The rights of a pool's directory; all of them if libvirt does not tell."""
-    return int(ET.fromstring(xml).findtext("./target/permissions/mode") or "777", 8)
+def pool_rights(xml: str) -> tuple[int, int]:
+    """Owner and mode of a pool's directory; nobody's and all rights if libvirt does not tell."""
+    rights = ET.fromstring(xml).find("./target/permissions")
+    if rights is None:
+        return -1, 0o777
+    return int(rights.findtext("owner") or -1), int(rights.findtext("mode") or "777", 8)
 
 
 def pool_directory(xml: str) -> str | None:

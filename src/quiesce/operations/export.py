@@ -13,13 +13,13 @@ from quiesce.disks import machine_files
 from quiesce.disks.survey import Survey, survey
 from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.vm import Vm
-from quiesce.model.errors import HypervisorError, RefusedError, UsageError
+from quiesce.model.errors import HypervisorError, RefusedError
 from quiesce.model.events import Warned
 from quiesce.model.fingerprints import lowered
-from quiesce.model.names import CheckpointReference
+from quiesce.model.names import CheckpointReference, check_directory
 from quiesce.model.tree import Checkpoint, Role
 from quiesce.recovery import journalled, operating
-from quiesce.storage.port import Storage, minding_room, require_room
+from quiesce.storage.port import Storage, minding_room, plain, require_room
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,7 @@ def export(context: Context, reference: CheckpointReference, directory: str) -> 
     Leaves out the memory of a standard checkpoint. After an error, nothing is left in the directory. Raises UsageError,
     RefusedError, NotFoundError, NoSpaceError.
     """
-    if not directory.startswith("/"):
-        raise UsageError(f"{directory!r} is not an absolute path", hint="name a directory of the VM's host, as /srv/export")
-    directory = directory.rstrip("/")
+    directory = check_directory(directory)
     with (
         operating(context, reference.vm, "export") as vm,
         context.locked_directory(vm.key.host, directory, "quiesce export to"),
@@ -95,23 +93,23 @@ def _write(context: Context, vm: Vm, found: Survey, node: Checkpoint, directory:
     with storage.merger() as merger:
         for disk in node.disks:
             name, capacity = f"{disk.target}.qcow2", found.images[disk.path].capacity
-            path, phase = storage.inside(directory, name), f"export {disk.target}"
+            path, phase = plain(storage, directory, name), f"export {disk.target}"
             with context.phase(phase), journal.step(CopyDisk(disk.target)):
                 storage.make_flat(path, capacity)
                 merger.copy(disk.path, path, context.progress(phase))
             disks.append(ExportedDisk(disk.target, name, capacity))
     for role, name in _NAMES.items():
         if file := node.file(role):
-            machine_files.write_small_file(storage, storage.inside(directory, name), storage.read(file.path))
+            machine_files.write_small_file(storage, plain(storage, directory, name), storage.read(file.path))
             kept[role] = name
     nvram = f"{directory}/{kept[Role.NVRAM]}" if Role.NVRAM in kept else None
     sources = {disk.target: f"{directory}/{disk.file}" for disk in disks}
     xml = domain_xml.exported(context.catalog.checkpoints.domain_xml(node.id), sources=sources, nvram=nvram)
-    machine_files.write_small_file(storage, storage.inside(directory, exported.DOMAIN), xml.encode())
+    machine_files.write_small_file(storage, plain(storage, directory, exported.DOMAIN), xml.encode())
     names = [*(disk.file for disk in disks), *kept.values(), exported.DOMAIN]
     files = tuple(_checksum(context, storage, directory, name) for name in names)
     done = Export(exported.FORMAT, node, tuple(disks), files, kept.get(Role.NVRAM), kept.get(Role.TPM))
-    machine_files.write_small_file(storage, storage.inside(directory, exported.NAME), exported.dump(done))
+    machine_files.write_small_file(storage, plain(storage, directory, exported.NAME), exported.dump(done))
     return done
 
 
@@ -126,10 +124,10 @@ def recover(context: Context, vm: Vm, operation: Interrupted) -> str:
     storage = context.storage(vm.host)
     for step in operation.unfinished(WriteExport):
         try:
-            if storage.has(storage.inside(step.directory, exported.NAME)):
+            if storage.has(f"{step.directory}/{exported.NAME}"):
                 return "was complete"
         except HypervisorError:
             continue  # the directory is gone, with all that was in it
         for name in step.files:
-            storage.remove(storage.inside(step.directory, name))
+            storage.remove(f"{step.directory}/{name}")
     return "was undone"

@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from quiesce.context import Context
-from quiesce.hypervisor.connection import HELPER_PREFIX
 from quiesce.hypervisor.vm import PowerState
 from quiesce.model.errors import NotFoundError
+from quiesce.model.names import HELPER_PREFIX
 from quiesce.wire.messages import PORT_NAME
 
 

@@ -12,7 +12,8 @@ from quiesce.hypervisor.connection import Host
 from quiesce.model.chains import Image
 from quiesce.model.errors import HypervisorError
 from quiesce.storage import pools
-from quiesce.storage.port import MAX_SMALL, Listing, Merger, ReportProgress, Room
+from quiesce.storage.directories import copy_between
+from quiesce.storage.port import MAX_SMALL, Copied, Listing, Merger, ReportProgress, Room
 
 
 class FileStorage:
@@ -88,8 +89,23 @@ class FileStorage:
         with pools.beside(self._host, name) as (directory, file):
             return directory.read(file, most)
 
+    def start(self, name: str) -> bytes:
+        with pools.beside(self._host, name) as (directory, file):
+            return directory.start(file)
+
     def write(self, name: str, content: bytes, *, make_place: bool = False) -> None:
         pools.write(self._host, name, content, build=make_place)
+
+    def create(self, name: str, content: bytes, *, make_place: bool = False) -> None:
+        pools.create(self._host, name, content, build=make_place)
+
+    def copy_file(self, name: str, destination: str, size: int, progress: ReportProgress) -> Copied:
+        (place, file), (other, new) = pools.split(name), pools.split(destination)
+        with pools.directories(self._host, (place, False), (other, False)) as (source, target):
+            return copy_between(source, file, target, new, size, progress)
+
+    def remove_place(self, place: str) -> None:
+        pools.remove_directory(self._host, place)
 
     def size(self, name: str) -> int:
         with pools.beside(self._host, name) as (directory, file):

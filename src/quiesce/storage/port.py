@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from quiesce.model.chains import Chains, Image
-from quiesce.model.errors import HypervisorError, NoSpaceError, RefusedError
+from quiesce.model.errors import HypervisorError, NoSpaceError, RefusedError, UsageError
 
 MIN_FREE = 64 * 1024 * 1024
 """Least free space for making an overlay, in bytes. An overlay grows as the guest writes; with less, the storage could be full
@@ -19,6 +19,8 @@ before anybody can act."""
 
 MAX_SMALL = 256 * 1024 * 1024
 """Most bytes of a file that is read as a whole. UEFI variables take up to 64 MiB."""
+START = 64 * 1024
+"""So many bytes at the beginning of a file tell what it is."""
 
 ReportProgress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -51,6 +53,17 @@ class Listing:
     @property
     def chains(self) -> Chains:
         return Chains({name: image.backing for name, image in self.images.items()})
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What was copied."""
+
+    size: int
+    """In bytes."""
+    sha256: str
+    start: bytes
+    """The first bytes, at most START."""
 
 
 class Merger(Protocol):
@@ -115,15 +128,37 @@ class Storage(Protocol):
     def read(self, name: str, most: int = MAX_SMALL) -> bytes:
         """The content of a small file. Raises NotFoundError; RefusedError if the file has more than `most` bytes."""
 
+    def start(self, name: str) -> bytes:
+        """The first START bytes of a file, or all. Raises NotFoundError."""
+
     def write(self, name: str, content: bytes, *, make_place: bool = False) -> None:
         """Makes or replaces a small file, whoever may write in its place: never writes through a symbolic link, nor into a file
         that somebody else made. `make_place`: makes the place if it does not exist."""
+
+    def create(self, name: str, content: bytes, *, make_place: bool = False) -> None:
+        """Makes a small file. Raises NameTakenError if something has this name; then nothing was changed."""
+
+    def copy_file(self, name: str, destination: str, size: int, progress: ReportProgress) -> Copied:
+        """Copies a file, byte by byte, into the new file `destination`. Reads `size` bytes at most. Raises NotFoundError, and
+        NameTakenError if something has the name `destination`; then nothing was changed."""
+
+    def remove_place(self, place: str) -> None:
+        """Removes a place if it is empty. Does nothing if it does not exist, or cannot be removed."""
 
     def size(self, name: str) -> int:
         """Length of a file in bytes, whatever its format. Raises NotFoundError."""
 
     def sha256(self, name: str, progress: ReportProgress) -> str:
         """The SHA-256 of the file's bytes, in hexadecimal. Raises NotFoundError."""
+
+
+def plain(storage: Storage, place: str, name: str) -> str:
+    """The identity of a file in a place where strangers may have put something. Raises UsageError if it is a link to another
+    file. On a remote host, links are not seen."""
+    path = storage.inside(place, name)
+    if path != storage.inside(storage.place(storage.inside(place, "-")), name) or not path.endswith(f"/{name}"):
+        raise UsageError(f"{place}/{name} is a link")
+    return path
 
 
 def require_room(storage: Storage, place: str, needed: int, what: str) -> None:

@@ -1,4 +1,4 @@
-"""storage/pools.py, as far as it needs no libvirt: tests/disks/test_pools.py has one."""
+"""storage/directories.py, as far as it needs no libvirt: tests/disks/test_pools.py has one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import libvirt
 import pytest
 
 from quiesce.model.errors import BusyError, HypervisorError
-from quiesce.storage import pools
-from quiesce.storage.pools import Directory
+from quiesce.storage import directories
+from quiesce.storage.directories import Directory
 
 
 def refusal(message: str) -> libvirt.libvirtError:
@@ -47,7 +47,7 @@ def test_a_file_that_libvirt_still_has_in_use_is_deleted_when_it_has_not():
 
 def test_a_file_that_stays_in_use_and_any_other_refusal_are_said(monkeypatch):
     """Broken: a deletion would wait for ever, or a refusal would be taken for a passing one."""
-    monkeypatch.setattr(pools, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(directories, "PATIENCE_S", 0.1)
     place, _ = directory(10**6, "volume 'a' is still in use.")
     with pytest.raises(BusyError, match="/images/a"):
         place.delete("a")
