@@ -8,7 +8,7 @@ from typing import Protocol
 
 import pytest
 
-from quiesce.model.errors import BusyError, HypervisorError, NameTakenError, NoSpaceError, NotFoundError, UsageError
+from quiesce.model.errors import BusyError, HypervisorError, NameTakenError, NoSpaceError, NotFoundError
 from quiesce.model.fingerprints import Fingerprint
 from quiesce.storage.port import START, Storage, minding_room, require_room
 
@@ -221,7 +221,7 @@ class StorageContract:
         path = scene.storage.inside(scene.place, "state")
         scene.storage.create(path, b"x" * 100)
         assert scene.storage.read(path, 100) == scene.storage.start(path) == b"x" * 100
-        with pytest.raises(UsageError):
+        with pytest.raises(RefusedError):
             scene.storage.read(path, 99)
 
     def test_what_was_removed_is_gone_and_removing_it_again_is_no_error(self, scene: Scene) -> None:

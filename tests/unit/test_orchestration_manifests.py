@@ -28,7 +28,7 @@ from quiesce.operations.tree import tree
 from tests.samples import node
 from tests.strategies import almost, examples
 from tests.unit.fake_host import FakeHost, FakeVm
-from tests.unit.world import World
+from tests.unit.world import World, uuid_of
 
 VICTIM = "/any/file"
 FOREIGN = "f" * 32
@@ -53,7 +53,7 @@ def lost(world: World, tmp_path: Path) -> Iterator[World]:
 def described(**others: Any) -> Checkpoint:
     """A checkpoint of `vm` that nobody took."""
     disks = (DiskImage("vda", "/i/web1.qcow2", "qcow2"),)
-    return replace(node(FOREIGN, name="theirs", vm_uuid="uuid-web1", disks=disks), **others)
+    return replace(node(FOREIGN, name="theirs", vm_uuid=uuid_of("web1"), disks=disks), **others)
 
 
 def put(world: World, value: Any, *, place: str = "/i", id: str = FOREIGN) -> str:
@@ -64,7 +64,9 @@ def put(world: World, value: Any, *, place: str = "/i", id: str = FOREIGN) -> st
     return path
 
 
-def body(checkpoint: Checkpoint, xml: str = "<domain><name>evil</name><uuid>uuid-web1</uuid></domain>") -> dict[str, Any]:
+def body(
+    checkpoint: Checkpoint, xml: str = f"<domain><name>evil</name><uuid>{uuid_of('web1')}</uuid></domain>"
+) -> dict[str, Any]:
     return json.loads(manifest.dump(manifest.Manifest(checkpoint, xml), _Any())) | {"seal": "0" * 64}
 
 

@@ -94,7 +94,7 @@ class Directory:
             owner, mode = storage_xml.pool_rights(self.pool.XMLDesc(0))
         if owner not in (0, os.geteuid()) or mode & 0o022:
             raise RefusedError(
-                f"{self.path} can be written to by other users, who could put links there: it belongs to user {owner}, mode {mode:o}",
+                f"other users can put links into {self.path}, which belongs to user {owner} and has mode {mode:o}",
                 hint="take a directory that belongs to root, and that nobody else can write to",
             )
         volume = self._create(storage_xml.raw_volume(name, size), name, size + LEAST)

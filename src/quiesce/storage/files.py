@@ -97,7 +97,7 @@ class FileStorage:
         pools.write(self._host, name, content, build=make_place)
 
     def create(self, name: str, content: bytes, *, make_place: bool = False) -> None:
-        pools.create(self._host, name, content, build=make_place)
+        pools.write_new(self._host, name, content, build=make_place)
 
     def copy_file(self, name: str, destination: str, size: int, progress: ReportProgress) -> Copied:
         (place, file), (other, new) = pools.split(name), pools.split(destination)

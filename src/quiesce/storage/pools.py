@@ -95,7 +95,7 @@ def write(host: Host, path: str, content: bytes, *, build: bool = False) -> None
         _put(target, name, content, staging)
 
 
-def create(host: Host, path: str, content: bytes, *, build: bool = False) -> None:
+def write_new(host: Host, path: str, content: bytes, *, build: bool = False) -> None:
     """Makes a small file. Raises NameTakenError. `build` as for `directory`."""
     with _target(host, path, build) as (target, name, staging):
         _put(target, name, content, staging)
