@@ -8,7 +8,7 @@ from typing import Protocol
 
 import pytest
 
-from quiesce.model.errors import BusyError, HypervisorError, NameTakenError, NoSpaceError, NotFoundError
+from quiesce.model.errors import BusyError, HypervisorError, NameTakenError, NoSpaceError, NotFoundError, RefusedError
 from quiesce.model.fingerprints import Fingerprint
 from quiesce.storage.port import START, Storage, minding_room, require_room
 
