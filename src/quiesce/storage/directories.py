@@ -186,7 +186,8 @@ class Directory:
             return self.pool.createXMLFrom(xml, content, 0) if content else self.pool.createXML(xml, 0)
         except libvirt.libvirtError as error:
             message = error.get_error_message() or str(error)
-            if error.get_error_code() == libvirt.VIR_ERR_STORAGE_VOL_EXIST or message.endswith(os.strerror(errno.EEXIST)):
+            taken = message.endswith((os.strerror(errno.EEXIST), "already in use."))  # by createXMLFrom
+            if taken or error.get_error_code() == libvirt.VIR_ERR_STORAGE_VOL_EXIST:
                 raise NameTakenError(f"{self.path}/{name} exists already") from error
             with suppress(HypervisorError):
                 self.delete(name)
