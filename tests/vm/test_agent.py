@@ -84,14 +84,13 @@ def test_stacked_filesystems(machine: Machine, requester: Requester) -> None:
 
 
 def test_freeze_of_somebody_else(machine: Machine, requester: Requester) -> None:
-    """A filesystem frozen by another party fails the attempt, and is left as they had it; ours are thawed."""
+    """A filesystem that another party has frozen is named before anything is held, and left as they had it."""
     machine.run("""
         mkdir -p /mnt/theirs && truncate -s 16M /root/theirs.img && mke2fs -q -t ext4 /root/theirs.img
         mount -o loop /root/theirs.img /mnt/theirs && fsfreeze -f /mnt/theirs
     """)
-    requester.prepare(Prepare(10_000, insist=True), TIMEOUT)
-    with pytest.raises(AgentRefusedError, match="/mnt/theirs is already frozen by somebody else"):
-        requester.freeze(TIMEOUT)
+    with pytest.raises(AgentRefusedError, match="nobody can write to /mnt/theirs: somebody has frozen it"):
+        requester.prepare(Prepare(10_000, insist=True), TIMEOUT)
     assert requester.status(TIMEOUT).state is State.IDLE
     machine.run("touch /root/writable /var/lib/postgresql/writable")
     assert "busy" in machine.run("fsfreeze -f /mnt/theirs", check=False).stderr, "their freeze was undone"
@@ -104,7 +103,8 @@ def test_a_crash_image_can_be_had_of_any_guest(machine: Machine, quiesce: Quiesc
         mkdir -p /mnt/theirs && truncate -s 16M /root/theirs.img && mke2fs -q -t ext4 /root/theirs.img
         mount -o loop /root/theirs.img /mnt/theirs && fsfreeze -f /mnt/theirs
     """)
-    assert "already frozen by somebody else" in quiesce.fails("checkpoint", machine.name, "--require", "filesystem", code=6)
+    message = quiesce.fails("checkpoint", machine.name, "--require", "filesystem", code=6)
+    assert "nobody can write to /mnt/theirs: somebody has frozen it" in message
     assert quiesce("tree", machine.name)["checkpoints"] == []
     node = quiesce("checkpoint", machine.name, "--require", "crash")
     assert (node["consistency"], node["stall_ms"]) == ("crash", 0)

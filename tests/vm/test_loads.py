@@ -8,6 +8,7 @@ import pytest
 from lab import Machine, loads
 from lab.ledger import Ledger
 from lab.proof import recovery, same_end
+from lab.standstill import wait_for
 from tests.host import Quiesce
 
 CONFIGURATION = """
@@ -36,6 +37,7 @@ def test_every_load_at_once(machine: Machine, quiesce: Quiesce) -> None:
     ledger.start()
     loads.start(machine, loads.LOADS)
     machine.spawn('exec setsid runuser -u postgres -- sh -c "sleep 900 | psql -X -q -d closed"')
+    wait_for(lambda: machine.sql("SELECT gid FROM pg_prepared_xacts"), 60, every_s=1)
     machine.sql(LATE)
 
     node = quiesce("checkpoint", machine.name, "--name", "busy", timeout=200)

@@ -64,7 +64,6 @@ KILLED = {
     "mariadb:main": "mariadbd",
     "redis:6379": "redis-server",
     "valkey:6380": "valkey-server",
-    "postgresql:17/main": "postgres",
     "openldap:slapd.service": "slapd",
 }
 """The main process of each, which takes its children with it."""
@@ -77,12 +76,13 @@ def test_killed_while_held(server: Machine) -> None:
     with talking(server) as requester:
         held = hold_all(requester, 60_000)
         assert {writer.grade for writer in held.values()} <= REST, held
-        server.run("; ".join(f"pkill -9 -o {name}" for name in KILLED.values()), check=False)
+        server.run("; ".join(f"pkill -9 -o {name}" for name in [*KILLED.values(), "postgres"]), check=False)
         server.run("pkill -9 -o -f /usr/local/bin/lab-notes; pkill -9 -o nginx; sleep 1", check=False)
         released = release_all(requester, held)
     for writer in KILLED:
         assert (released[writer].grade, released[writer].outcome) == (Grade.CRASH, Outcome.INCONSISTENT), released[writer]
         assert released[writer].last_error
+    assert released["postgresql:17/main"].grade is Grade.STANDS_STILL  # its other processes stood still to the end
     assert released["sqlite:lab-notes.service"].grade is Grade.CLEAN  # its file was locked to the end, by us
     assert released["nginx:nginx.service"].grade is Grade.CLEAN  # it keeps no data, whatever becomes of it
     assert "keeps no data" in str(released["nginx:nginx.service"].reason)

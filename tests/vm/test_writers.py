@@ -55,7 +55,7 @@ def grades(node: dict[str, Any]) -> dict[str, str]:
     return {item["id"]: item["grade"] for item in node["writers"]}
 
 
-STAND_STILL = ("mariadb", "web")
+STAND_STILL = ("mariadb", "web", "container")
 """Loads whose database stood still: it recovers, from and to the LSNs in its position."""
 
 
