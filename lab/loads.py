@@ -92,7 +92,9 @@ def start(machine: Machine, loads: Sequence[PostgresqlLoad]) -> None:
             pgbench = f"pgbench -n -c {load.clients} -R {PER_SECOND} -T 900 -f {DIRECTORY}/{number}.sql {DATABASE}"
             machine.spawn(f"exec setsid runuser -u postgres -- {pgbench} >{log} 2>&1")
         if load.session:
-            machine.write_file(f"{DIRECTORY}/{number}.session", load.session.encode())
+            machine.write_file(
+                f"{DIRECTORY}/{number}.session", f"{load.session}\n".encode()
+            )  # psql waits for the end of a line
             psql = f"(cat {DIRECTORY}/{number}.session; sleep 900) | psql -X -q -d {DATABASE}"
             machine.spawn(f'exec setsid runuser -u postgres -- sh -c "{psql}" >{log} 2>&1')
     time.sleep(4)

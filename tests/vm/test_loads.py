@@ -18,7 +18,7 @@ synchronous_standby_names = nobody
 synchronous_commit = local
 """
 LATE = """
-ALTER ROLE postgres SET statement_timeout = '1ms';
+ALTER ROLE postgres SET statement_timeout = '50ms';
 ALTER ROLE postgres SET lock_timeout = '1ms';
 ALTER ROLE postgres SET synchronous_commit = on;
 ALTER DATABASE closed ALLOW_CONNECTIONS false
