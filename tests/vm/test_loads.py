@@ -59,6 +59,8 @@ def test_every_load_at_once(machine: Machine, quiesce: Quiesce) -> None:
     quiesce("restore", f"{machine.name}@busy", "--start", "--discard-current", timeout=200)
     machine.wait_for_guest()
     machine.wait_for_postgresql()
+    reset = "psql -X -q -c 'ALTER ROLE postgres RESET ALL'"
+    machine.run(f"runuser -u postgres -- env PGOPTIONS='-c statement_timeout=0' {reset}")
     seen, position = recovery(machine), writer["position"]
     print(writer["reason"], seen)
     assert seen.redo_starts == position["redo_lsn"]
