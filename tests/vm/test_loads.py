@@ -60,7 +60,7 @@ def test_every_load_at_once(machine: Machine, quiesce: Quiesce) -> None:
     machine.wait_for_guest()
     machine.wait_for_postgresql()
     reset = "psql -X -q -c 'ALTER ROLE postgres RESET ALL'"
-    machine.run(f"runuser -u postgres -- env PGOPTIONS='-c statement_timeout=0' {reset}")
+    machine.run(f"runuser -u postgres -- env PGOPTIONS='-c statement_timeout=0 -c synchronous_commit=local' {reset}")
     seen, position = recovery(machine), writer["position"]
     print(writer["reason"], seen)
     assert seen.redo_starts == position["redo_lsn"]
