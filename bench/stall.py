@@ -118,6 +118,7 @@ def main() -> int:
             Machine(image, start_from=ready(image)) as machine,
         ):
             notes = start(database, machine)
+            time.sleep(5)  # until each client has written
             bench = Bench(machine, Path(scratch) / "catalog.db")
             result[f"{database}, clean cache"] = compare(bench, notes, arguments.rounds)
             machine.spawn(f"exec setsid sh -c 'while :; do {DIRTY}; done'")
