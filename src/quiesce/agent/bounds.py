@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Optional
+from typing import Callable, Optional, TypeVar
 
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Filesystem, FreezeState, WriterReport
 from quiesce.wire.framing import MAX_LINE
 from quiesce.wire.schema import to_wire
+
+T = TypeVar("T")
 
 NAME, TEXT = 200, 1000
 """Longest name, and longest sentence, in bytes of JSON."""
@@ -69,17 +71,22 @@ def bounded_report(report: WriterReport) -> WriterReport:
 def bounded_writers(reports: Sequence[WriterReport]) -> tuple[WriterReport, ...]:
     """As many as fit, in their order, those on which the label depends before others; and one report for all that do not fit,
     which is worth no more than the worst of them."""
-    ranked = sorted(range(len(reports)), key=lambda index: (not reports[index].required, index))
-    kept: set[int] = set()
-    room = WRITERS_SIZE
-    for index in ranked:
-        room -= len(json.dumps(to_wire(reports[index])))
-        if room < 0 or len(kept) == MAX_WRITERS:
-            break
-        kept.add(index)
+    kept = _fitting(reports, lambda report: report.required, WRITERS_SIZE, MAX_WRITERS)
     rest = [report for index, report in enumerate(reports) if index not in kept]
     found = tuple(report for index, report in enumerate(reports) if index in kept)
     return (*found, _others(rest)) if rest else found
+
+
+def _fitting(items: Sequence[T], matters: Callable[[T], bool], size: int, most: int, *, always: bool = False) -> set[int]:
+    """Indexes of the items that fit into so many bytes, at most so many of them; those that matter before others. `always`:
+    all that matter are among them, whether they fit or not."""
+    kept: set[int] = set()
+    for index in sorted(range(len(items)), key=lambda index: (not matters(items[index]), index)):
+        size -= len(json.dumps(to_wire(items[index])))
+        if (size < 0 or len(kept) >= most) and not (always and matters(items[index])):
+            break
+        kept.add(index)
+    return kept
 
 
 def _others(rest: Sequence[WriterReport]) -> WriterReport:
@@ -97,6 +104,10 @@ def _others(rest: Sequence[WriterReport]) -> WriterReport:
     )
 
 
+def _to_be_frozen(filesystem: Filesystem) -> bool:
+    return filesystem.state is not FreezeState.SKIPPED
+
+
 def bounded_filesystems(filesystems: Sequence[Filesystem]) -> tuple[Filesystem, ...]:
     """All that a freeze has to do with, and as many of the skipped ones as fit; the others as one that is skipped, too."""
     cut_down = [
@@ -109,15 +120,9 @@ def bounded_filesystems(filesystems: Sequence[Filesystem]) -> tuple[Filesystem, 
         )
         for each in filesystems
     ]
-    ranked = sorted(range(len(cut_down)), key=lambda index: (cut_down[index].state is FreezeState.SKIPPED, index))
-    kept: set[int] = set()
-    room = FILESYSTEMS_SIZE
-    for index in ranked:
-        each = cut_down[index]
-        room -= len(json.dumps(to_wire(each)))
-        if each.state is FreezeState.SKIPPED and (room < 0 or len(kept) >= MAX_FILESYSTEMS):
-            break
-        kept.add(index)
+    kept = _fitting(
+        cut_down, lambda each: each.state is not FreezeState.SKIPPED, FILESYSTEMS_SIZE, MAX_FILESYSTEMS, always=True
+    )
     found = tuple(each for index, each in enumerate(cut_down) if index in kept)
     left = len(cut_down) - len(found)
     if not left:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Optional
 
 from quiesce.agent import looks
-from quiesce.agent.mountinfo import Device
+from quiesce.agent.mountinfo import Device, mount_of
 from quiesce.agent.mounts import Found, find_filesystems
 from quiesce.agent.stored import stored_on
 from quiesce.model.reports import Filesystem, FreezeState, GuestDisk
@@ -73,7 +72,7 @@ def open_mounted(found: Found) -> Optional[int]:
             descriptor = os.open(mount.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             continue
-        if _mount_of(descriptor) == mount.id:
+        if mount_of(descriptor) == mount.id:
             return descriptor
         os.close(descriptor)
     return None
@@ -116,15 +115,9 @@ def mount_id(path: str) -> int:
     looks.at(path, os.stat, path)
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        return _mount_of(descriptor)
+        return mount_of(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _mount_of(descriptor: int) -> int:
-    with open(f"/proc/self/fdinfo/{descriptor}") as file:
-        match = re.search(r"^mnt_id:\s*(\d+)$", file.read(), re.MULTILINE)
-    return int(match.group(1)) if match else -1
 
 
 def report_of(found: Found, state: FreezeState, reason: Optional[str], freeze_us: Optional[int] = None) -> Filesystem:

@@ -17,13 +17,12 @@ import signal
 import time
 from typing import Any, Callable, Optional, TypeVar
 
-from quiesce.agent import mountinfo
+from quiesce.agent import links, mountinfo
 from quiesce.agent.mountinfo import Device, Mount
 
 LIMIT_S = 2.0
 """Longest wait for one look, in seconds."""
 TABLE_AGE_S = 1.0
-MAX_LINKS = 40
 _MAGIC = re.compile(r"(/proc/(\d+|self)/(root|cwd))(/.*)?")
 
 T = TypeVar("T")
@@ -61,12 +60,11 @@ def at_executable(pid: int) -> os.stat_result:
     """The status of the process's program, wherever in its own mounts that is. Raises OSError, as TimeoutError."""
     descriptor = os.open(f"/proc/{pid}/exe", os.O_PATH | os.O_CLOEXEC)  # asks no filesystem
     try:
-        with open(f"/proc/self/fdinfo/{descriptor}") as file:
-            match = re.search(r"^mnt_id:\s*(\d+)$", file.read(), re.MULTILINE)
+        own = mountinfo.mount_of(descriptor)
     finally:
         os.close(descriptor)
-    mounts = mountinfo.read_mounts(str(pid), f"/proc/{pid}/root") if match else []
-    if any(mount.id == int(match.group(1)) and not _may_not_answer(mount) for mount in mounts if match):
+    mounts = mountinfo.read_mounts(str(pid), f"/proc/{pid}/root")
+    if any(mount.id == own and not _may_not_answer(mount) for mount in mounts):
         return os.stat(f"/proc/{pid}/exe")
     answered, value = apart(lambda: os.stat(f"/proc/{pid}/exe"))
     if not answered:
@@ -107,6 +105,12 @@ def renew_patience() -> None:
     """At the beginning of a request."""
     global _patience_s
     _patience_s = PATIENCE_S
+
+
+def room(path: str) -> int:
+    """Bytes that users other than root can still write there. Raises OSError, as NotAnsweringError."""
+    found = at(path, os.statvfs, path)
+    return found.f_bavail * found.f_frsize
 
 
 def exists(path: str) -> bool:
@@ -188,37 +192,18 @@ def slow_mount(path: str) -> Optional[Mount]:
     Symbolic links are followed as far as they lie on filesystems that answer. `/proc/PID/root` and `/proc/PID/cwd` are followed
     into the process's own mounts. Raises OSError if the process ended.
     """
-    names, here, top, table = path.split("/"), "/", "", _table("self")
-    links = 0
+    top, table = "", _table("self")
     if match := _MAGIC.match(path):
         table, top = _table(match.group(2)), f"/proc/{match.group(2)}/root"
-        start = os.readlink(match.group(1)) if match.group(3) == "cwd" else "/"
-        names = [*start.split("/"), *(match.group(4) or "").split("/")]
-    root = table.get("/")
-    if root and _may_not_answer(root):
-        return root
-    while names:
-        name = names.pop(0)
-        if name in ("", "."):
-            continue
-        if name == "..":
-            here = os.path.dirname(here)
-            continue
-        here = os.path.join(here, name)
-        mount = table.get(here)
-        if mount and _may_not_answer(mount):
-            return mount
-        try:
-            target = os.readlink(top + here)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR):
-                return None
-            continue  # it is no link
-        links += 1
-        if links > MAX_LINKS:
-            return None
-        here = "/" if target.startswith("/") else os.path.dirname(here)
-        names = [*target.split("/"), *names]
+        start = os.readlink(match.group(1)) if match.group(3) == "cwd" else ""
+        path = start + (match.group(4) or "")
+    try:
+        for place in links.walk(path, top):
+            mount = table.get(place)
+            if mount and _may_not_answer(mount):
+                return mount
+    except links.NoWayError:
+        pass
     return None
 
 

@@ -40,6 +40,13 @@ class Mount:
         return self.root_directory.rstrip("/") + self.mountpoint
 
 
+def mount_of(descriptor: int) -> int:
+    """The id of the mount on which a file is that this process has open; -1 if the kernel does not tell."""
+    with open(f"/proc/self/fdinfo/{descriptor}") as file:
+        match = re.search(r"^mnt_id:\s*(\d+)$", file.read(), re.MULTILINE)
+    return int(match.group(1)) if match else -1
+
+
 def parse_mountinfo(text: str, root_directory: str = "/") -> list[Mount]:
     mounts = []
     for line in text.split("\n"):

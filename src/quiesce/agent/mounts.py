@@ -103,9 +103,10 @@ def _namespaces() -> tuple[list[str], list[str]]:
     """A process of each mount namespace: in the agent's user namespace, process 1 first; and in others, which anybody makes."""
     own: dict[str, str] = {}
     users: dict[str, str] = {}
+    agents = os.readlink("/proc/self/ns/user")
     for pid in ["1", *sorted(filter(str.isdigit, os.listdir("/proc")), key=int)]:
         with suppress(OSError):  # it ended
-            there = own if os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user") else users
+            there = own if os.readlink(f"/proc/{pid}/ns/user") == agents else users
             there.setdefault(os.readlink(f"/proc/{pid}/ns/mnt"), pid)
     return list(own.values()), [pid for namespace, pid in users.items() if namespace not in own]
 

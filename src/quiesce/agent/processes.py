@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import stat
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
-from quiesce.agent import looks
+from quiesce.agent import links, looks
 
-MAX_LINKS = 40
 MAX_ARGUMENTS = 256 * 1024
 
 
@@ -58,29 +56,10 @@ def shares_mounts(pid: int) -> bool:
 
 def inside(pid: int, path: str, owners: Container[int] = ()) -> str:
     """A path by which the agent reaches what the process has at this absolute path. Symbolic links are followed in the
-    process's own mounts. `owners`: whose links are followed; none given: anybody's. Raises OSError, as for too many links."""
-    top, links = f"/proc/{pid}/root", 0
-    names, here = path.split("/"), ""
-    while names:
-        name = names.pop(0)
-        if name in ("", "."):
-            continue
-        if name == "..":
-            here = os.path.dirname(here)
-            continue
-        try:
-            target = os.readlink(f"{top}{here}/{name}")
-        except OSError:
-            here = f"{here}/{name}"  # it is no link
-            continue
-        links += 1
-        if links > MAX_LINKS:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-        if owners and os.lstat(f"{top}{here}/{name}").st_uid not in owners:
-            raise OSError(errno.EPERM, f"{here}/{name} is a stranger's link", path)
-        here = "" if target.startswith("/") else here
-        names = [*target.split("/"), *names]
-    return top + here
+    process's own mounts. `owners`: as for links.walk. Raises OSError, as NoWayError."""
+    top = f"/proc/{pid}/root"
+    *_, place = links.walk(path, top, owners)
+    return top + place
 
 
 def sees_the_same(pid: int, path: str) -> bool:
@@ -224,9 +203,14 @@ def writes_to(pid: int, path: str) -> bool:
         return False
 
 
+def _sockets(pid: int) -> set[str]:
+    """Inodes of the sockets that the process has open."""
+    return {path[8:-1] for path in open_files(pid) if path.startswith("socket:[")}
+
+
 def listening_ports(pid: int) -> list[int]:
     """TCP ports on which the process listens at 127.0.0.1 or at every address, lowest first."""
-    sockets = {path[8:-1] for path in open_files(pid) if path.startswith("socket:[")}
+    sockets = _sockets(pid)
     ports = set()
     for table in ("tcp", "tcp6"):
         try:
@@ -243,7 +227,7 @@ def listening_ports(pid: int) -> list[int]:
 
 def accepted(pid: int, port: int, other: int) -> bool:
     """Whether the process has the end at `port` of the connection from `other`, both TCP ports of 127.0.0.1."""
-    sockets = {path[8:-1] for path in open_files(pid) if path.startswith("socket:[")}
+    sockets = _sockets(pid)
     ends = (f"0100007F:{port:04X}", f"0100007F:{other:04X}")
     for table in ("tcp", "tcp6"):
         try:
@@ -259,7 +243,7 @@ def accepted(pid: int, port: int, other: int) -> bool:
 
 def listening_paths(pid: int) -> list[str]:
     """Paths of the Unix sockets on which the process listens."""
-    sockets = {path[8:-1] for path in open_files(pid) if path.startswith("socket:[")}
+    sockets = _sockets(pid)
     try:
         with open(f"/proc/{pid}/net/unix") as file:
             rows = [line.split(None, 7) for line in file.read().splitlines()[1:]]

@@ -138,7 +138,7 @@ def _left_s(timeout_s: float) -> float:
 
 def _connect(connection: socket.socket, pid: int, path: str, uid: int) -> None:
     # As root, for the user may not look there. What is found is the process's own by its links, its kind and its peer.
-    descriptor = looks.open_path(processes.inside(pid, path, owners=(0, os.stat(f"/proc/{pid}").st_uid)))
+    descriptor = looks.open_path(processes.inside(pid, path, owners=(0, processes.owner(pid))))
     try:
         if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))

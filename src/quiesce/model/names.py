@@ -70,23 +70,17 @@ def check_vm_name(name: str) -> str:
 
 def check_uuid(text: str) -> str:
     """Returns `text`. Raises UsageError if it is not a UUID as libvirt writes it."""
-    if not _UUID.fullmatch(text):
-        raise UsageError(f"{_shown(text)} is not a UUID")
-    return text
+    return _of_form(_UUID, text, "a UUID")
 
 
 def check_target(text: str) -> str:
     """Returns `text`. Raises UsageError if it is not the target of a disk, as `vda`."""
-    if not _TARGET.fullmatch(text):
-        raise UsageError(f"{_shown(text)} is not the target of a disk")
-    return text
+    return _of_form(_TARGET, text, "the target of a disk")
 
 
 def check_file_name(name: str) -> str:
     """Returns `name`. Raises UsageError if it is not the plain name of a file in its directory."""
-    if not _FILE.fullmatch(name):
-        raise UsageError(f"{_shown(name)} is not the name of a file in its directory")
-    return name
+    return _of_form(_FILE, name, "the name of a file in its directory")
 
 
 def check_directory(path: str) -> str:
@@ -100,6 +94,12 @@ def check_directory(path: str) -> str:
 def file_stem(name: str) -> str:
     """What the names of a VM's files begin with: its name, cut, in characters that every file name may have."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:MAX_STEM]
+
+
+def _of_form(form: re.Pattern[str], text: str, what: str) -> str:
+    if not form.fullmatch(text):
+        raise UsageError(f"{_shown(text)} is not {what}")
+    return text
 
 
 def _shown(text: str) -> str:

@@ -233,8 +233,7 @@ class DatabaseServer(ApplicationWriter):
     def _require_room(self) -> None:
         """Raises WriterError if what we ask for could fill a filesystem, or meet a full one."""
         for path in self.paths():
-            found = os.statvfs(path)
-            if found.f_bavail * found.f_frsize < ROOM:  # the server does not run as root
+            if looks.room(path) < ROOM:  # the server does not run as root
                 raise WriterError(
                     f"{path} has less than {ROOM >> 20} MiB free; what the server writes for a checkpoint may wait for room",
                     Outcome.OUT_OF_RESOURCES,

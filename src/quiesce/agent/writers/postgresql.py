@@ -8,7 +8,6 @@ nil redo        locks keep every writer out until the log ends at a checkpoint (
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import closing, suppress
 from typing import Any, Optional
@@ -171,8 +170,7 @@ class Cluster(ApplicationWriter):
         until there is some. A checkpoint writes dirty pages, and the log moves on to new segments meanwhile."""
         needed = 2 * self._segment_size + CHECKPOINT_ROOM
         for path in self.paths():
-            found = looks.at(path, os.statvfs, path)
-            free = found.f_bavail * found.f_frsize  # the server does not run as root
+            free = looks.room(path)  # the server does not run as root
             if free < needed:
                 raise WriterError(
                     f"{path} has {free // MIB} MiB free and a checkpoint of the server may need {needed // MIB}: it would stop"

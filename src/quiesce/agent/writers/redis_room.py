@@ -18,8 +18,7 @@ COPIED = 4
 def why_no_room(info: Info, directory: str, pid: int) -> str:
     """What is too little for a save; the empty string if nothing is known to be."""
     data = int(info.get("used_memory_dataset") or info.get("used_memory") or 0)
-    found = looks.at(directory, os.statvfs, directory)
-    free = found.f_bavail * found.f_frsize
+    free = looks.room(directory)
     if free < data + MIB:
         return f"{directory} has {free // MIB} MiB free, and a save may need {_up(data + MIB)} MiB"
     left = memory_left(pid)
