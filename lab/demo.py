@@ -16,7 +16,8 @@ from lab import Machine, build
 from lab.emulation import kvm_works
 from lab.ledger import DATABASE, Ledger
 from lab.machine import left_behind
-from lab.proof import amcheck_errors, recovery, same_end
+from lab.proof import amcheck_errors, recovery
+from lab.recovery_log import same_end
 from lab.waits import longest_wait_ms
 
 SYSTEM_FILE = "/usr/lib/systemd/systemd"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lab.boxed.server import Server, Session
+from lab.recovery_log import innodb_recovery_in
 
 
 class Mariadb(Server):
@@ -86,11 +87,8 @@ class Mariadb(Server):
         said = self.said()
         recovers = "Starting crash recovery|crash recovery from checkpoint LSN|Starting final batch|tc.log|starting recovery"
         recovers += "|rolled back|rolling back|Recovering after a crash|marked as crashed"
-        ends = re.search(r"End of log at LSN=(\d+)", said)
-        starts = re.search(r"crash recovery from checkpoint LSN=(\d+)", said)
         return {
             "recovers": [line for line in said.splitlines() if re.search(recovers, line, re.IGNORECASE)],
-            "redo_starts": starts.group(1) if starts else "",
-            "log_ends": ends.group(1) if ends else "",
+            "log_ends": innodb_recovery_in(said).ends or "",
             "log": said[-2500:],
         }

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lab.boxed.server import NOTES, Server, Session
+from lab.recovery_log import recovery_in
 
 (VERSION,) = os.listdir("/usr/lib/postgresql")
 PROGRAMS = f"/usr/lib/postgresql/{VERSION}/bin"
@@ -96,18 +96,10 @@ class Postgresql(Server):
     def after_start(self) -> dict[str, Any]:
         """`redo_starts`, `log_ends`: LSNs; empty if there was no recovery."""
         said = self.said()
-        starts = re.search(r"redo starts at ([0-9A-F]+/[0-9A-F]+)", said)
-        nothing = "redo is not required" in said
-        ends = re.search(
-            r"(?:invalid record length|invalid magic number|unexpected pageaddr|record with incorrect prev-link)[^\n]*?"
-            r"(?:at|WAL file|segment) ([0-9A-F]+/[0-9A-F]+)",
-            said,
-        )
-        done = re.search(r"redo done at ([0-9A-F]+/[0-9A-F]+)", said)
+        seen = recovery_in(said)
         return {
-            "redo_starts": starts.group(1) if starts else "",
-            "redo_done": done.group(1) if done else "",
-            "log_ends": ends.group(1) if ends else "",
-            "recovered": "was not properly shut down" in said and not nothing,
+            "redo_starts": seen.redo_starts or "",
+            "log_ends": seen.log_ends or "",
+            "recovered": "was not properly shut down" in said and "redo is not required" not in said,
             "log": said[-2500:],
         }
