@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -14,7 +15,7 @@ from lab import victim
 from lab.machine import TPM_STATES, new_name
 from quiesce.catalog.exported import ExportedDisk
 from quiesce.hypervisor import domain_xml
-from quiesce.model.errors import QuiesceError
+from quiesce.model.errors import QuiesceError, RefusedError
 from quiesce.model.events import Event, PhaseFinished, PhaseStarted
 from quiesce.model.grades import Consistency
 from quiesce.operations.checkpoint import checkpoint
@@ -93,6 +94,16 @@ def test_a_link_where_the_image_goes(target: Target, stranger: Stranger) -> None
         (target.to / file).symlink_to(target.path / "elsewhere")
         target.refuses(stranger, "is a link", name=name)
         (target.to / file).unlink()
+
+
+@pytest.mark.parametrize(("owner", "mode"), [(65534, 0o755), (0, 0o775), (0, 0o777)])
+def test_a_directory_that_others_can_write_to(owner: int, mode: int, target: Target, stranger: Stranger) -> None:
+    """Broken: libvirt makes an image and then opens it by its name, so root would write to wherever a link leads that somebody
+    put there in between."""
+    target.to.mkdir()
+    os.chown(target.to, owner, -1)
+    target.to.chmod(mode)
+    target.refuses(stranger, "other users can put links into", kind=RefusedError)
 
 
 @pytest.mark.parametrize("when", ["checksum of vda.qcow2", "copy vda"])
