@@ -239,7 +239,7 @@ class RedisServer(ApplicationWriter):
         """Saves what is there now. Returns the server's INFO from after the save. Raises WriterError."""
         info = self._until(saving, deadline_ns)  # a save that is under way lacks the latest changes
         if why := why_no_room(info, self.data_directory or "/", self.pid):
-            raise WriterError(f"{why}; if one fails, the server refuses writes", Outcome.OUT_OF_RESOURCES)
+            raise WriterError(f"{why}; after a save that fails, the server refuses writes", Outcome.OUT_OF_RESOURCES)
         try:
             self._client.call("BGSAVE", deadline_ns=deadline_ns)
         except RespError as error:
