@@ -12,7 +12,7 @@ from quiesce.agent.writers.redis_info import Info
 
 MIB = 1024 * 1024
 COPIED = 4
-"""While it saves, the server copies each page that a client writes to. One page of so many is expected to be copied, at most."""
+"""While it saves, the server copies each page that a client writes to: at most one page of so many, it is expected."""
 
 
 def why_no_room(info: Info, directory: str, pid: int) -> str:
