@@ -26,6 +26,7 @@ class Bare:
         *,
         name: str = "",
         disk_xml: str | None = None,
+        machine_xml: str = "",
         disks: int = 1,
         size: int = 16 * 1024 * 1024,
         start: bool = True,
@@ -37,6 +38,7 @@ class Bare:
         self._size = size
         self._uuid = uuid.uuid4()
         self._disk_xml = disk_xml
+        self._machine_xml = machine_xml
         self.make_disks()
         subprocess.run(["qemu-img", "create", "-q", "-f", "raw", directory / "disk.raw", "8M"], check=True)
         self.domain = self.define()
@@ -56,7 +58,7 @@ class Bare:
         )
         return self.connection.defineXML(f"""
             <domain type='{"kvm" if kvm_works() else "qemu"}'><name>{self.name}</name>
-            <uuid>{self._uuid}</uuid><memory unit='MiB'>64</memory>
+            <uuid>{self._uuid}</uuid><memory unit='MiB'>64</memory>{self._machine_xml}
             <os><type machine='q35'>hvm</type></os><devices>{disk_xml}
             <controller type='scsi' model='virtio-scsi'/><controller type='usb' model='none'/>
             <memballoon model='none'/></devices></domain>""")
@@ -74,11 +76,11 @@ class Bare:
 
 
 @contextmanager
-def pool(path: Path) -> Iterator[None]:
+def pool(path: Path, name: str = "") -> Iterator[None]:
     """Makes the directory a storage pool during the block, as an administrator would: most images are in a pool."""
     connection = libvirt.open(URI)
     try:
-        xml = f"<pool type='dir'><name>{path.name}</name><target><path>{path}</path></target></pool>"
+        xml = f"<pool type='dir'><name>{name or path.name}</name><target><path>{path}</path></target></pool>"
         found = connection.storagePoolCreateXML(xml)
         try:
             yield

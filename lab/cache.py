@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,15 +37,15 @@ def entry(path: Path) -> Iterator[Path | None]:
 
     The entry appears complete or not at all: it is filled under another name and renamed. If somebody has written to an entry's
     disks since, for example by a block commit into one image too many, the entry is made anew, and so are the entries that were
-    made from it.
+    made from it. So is one whose base was removed, as by `prune` in another worktree, or made anew since.
     """
     with locked(path.parent / f".{path.name}.lock"):
         if path.is_dir():
-            if (path / STAMP).is_file() and (path / STAMP).read_text() == _stamp(path):
+            if (path / STAMP).is_file() and (path / STAMP).read_text() == _stamp(path) and _has_its_base(path):
                 yield None
                 return
-            print(f"lab: {path.name} was written to; making it anew", file=sys.stderr, flush=True)
-            _remove_with_what_was_made_from_it(path)
+            print(f"lab: {path.name}, or what it was made from, is another one; making it anew", file=sys.stderr, flush=True)
+            shutil.rmtree(path)
         partial = path.with_name(f"{path.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o755)
@@ -61,13 +63,15 @@ def _stamp(directory: Path) -> str:
     return "".join(f"{name} {status.st_size} {status.st_mtime_ns}\n" for name, status in found)
 
 
-def _remove_with_what_was_made_from_it(path: Path) -> None:
-    """Removes an entry, and all saved machines that are younger: they may have been made from it."""
-    born = path.stat().st_ctime_ns
-    shutil.rmtree(path)
-    for made in path.parent.glob("saved-*"):
-        if made.is_dir() and made.stat().st_ctime_ns > born:
-            shutil.rmtree(made, ignore_errors=True)
+def _has_its_base(directory: Path) -> bool:
+    """Whether what its disks are overlays of is there, and older than they are."""
+    for disk in directory.glob("*.qcow2"):
+        words = ["qemu-img", "info", "-U", "--output=json", str(disk)]
+        told = subprocess.run(words, check=True, capture_output=True, timeout=60)
+        base = json.loads(told.stdout).get("full-backing-filename")
+        if base and not (Path(base).is_file() and Path(base).stat().st_mtime_ns <= disk.stat().st_mtime_ns):
+            return False
+    return True
 
 
 def prune(pattern: Path, keep: int) -> None:

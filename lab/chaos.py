@@ -21,6 +21,7 @@ from lab import Machine, build, ticker, victim
 from lab.bare import directory
 from lab.forest import Disks, Forest, faults, read
 from lab.grove import CAMPAIGNS, TIMEOUT_S, Tally, campaign
+from lab.hands import campaign as hands
 from lab.machine import left_behind
 from lab.ready import ready
 from lab.standstill import Standstill
@@ -174,8 +175,14 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=CAMPAIGNS, help="this verb alone, on disks without a guest")
     parser.add_argument("--seed", type=int, default=None, help="of the random moments, to have them again")
+    parser.add_argument(
+        "--hands", type=int, metavar="N", help="kill nothing; instead let others act N times between and during the verbs"
+    )
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
+    if arguments.hands is not None:
+        words = hands.command("--hands", str(arguments.hands), "--seed", str(seed))
+        os.execvp(words[0], words)  # noqa: S606 - no shell is wanted
     narrate: Callable[[str], Any] = lambda text: None if arguments.json else print(text, file=sys.stderr, flush=True)  # noqa: E731
     narrate(f"seed {seed}")
     tally = run(only=arguments.only, quick=arguments.quick, seed=seed, narrate=narrate)

@@ -17,8 +17,8 @@ from lab.emulation import kvm_works
 from lab.ledger import DATABASE, Ledger
 from lab.machine import left_behind
 from lab.proof import amcheck_errors, recovery
-from lab.recovery_log import same_end
 from lab.waits import longest_wait_ms
+from quiesce.applications.postgresql import same_end
 
 SYSTEM_FILE = "/usr/lib/systemd/systemd"
 DATA = "/var/lib/postgresql/17/main"
@@ -47,7 +47,7 @@ def quiesce(*arguments: str, catalog: Path, say: Narrator, code: int = 0) -> Any
         stdout=subprocess.PIPE,
         env=os.environ | {"QUIESCE_CATALOG": str(catalog)},
         check=False,
-        timeout=900,
+        timeout=1200,
     )
     if finished.returncode != code:
         raise SystemExit(f"quiesce ended with {finished.returncode}: {finished.stdout.decode()}")
@@ -85,9 +85,13 @@ def run_demo(machine: Machine, catalog: Path, say: Narrator) -> dict[str, Any]:
         f" longest stall a client saw {stall_ms:.0f} ms"
     )
 
+    say.say("proving the checkpoint: a copy of it is booted aside, and PostgreSQL in it tells how it started")
+    verified = quiesce("verify", f"{vm}@before-disaster", catalog=catalog, say=say)["proof"]
+
     say.say("ruining the VM: a table dropped, the data directory emptied, the init program overwritten")
     machine.sql("DROP TABLE pgbench_accounts", database="bench")
-    machine.run(f"rm -rf {DATA}/* && head -c 100000 /dev/urandom >/ruin && mv /ruin {SYSTEM_FILE} && sync")
+    emptied = f"until rm -rf {DATA}/*; do sleep 0.2; done"  # PostgreSQL still runs, and makes files there
+    machine.run(f"{emptied}; head -c 100000 /dev/urandom >/ruin && mv /ruin {SYSTEM_FILE} && sync")
 
     say.say("restoring")
     restored = quiesce("restore", f"{vm}@before-disaster", "--start", catalog=catalog, say=say)
@@ -126,6 +130,13 @@ def run_demo(machine: Machine, catalog: Path, say: Narrator) -> dict[str, Any]:
         "window_ms": node["stall_ms"],
         "phases_ms": {name: round(value / 1000, 1) for name, value in node["phases_us"].items()},
         "writers": [{key: writer[key] for key in ("id", "grade", "position")} for writer in node["writers"]],
+        "verify": {
+            "state": verified["state"],
+            "seconds": verified["seconds"],
+            "writers": [
+                {key: each.get(key) for key in ("id", "claimed", "state", "redo_bytes")} for each in verified["writers"]
+            ],
+        },
         "safety_checkpoint": restored["safety"]["consistency"],
         "kvm": kvm_works(),
         "proof": proof,
@@ -138,6 +149,7 @@ def holds(result: dict[str, Any]) -> bool:
     return (
         result["consistency"] == "application"
         and all(writer["grade"] == "stands-still" for writer in result["writers"])
+        and result["verify"]["state"] == "proven"
         and proof["redo_starts_as_recorded"]
         and proof["log_ends_as_recorded"]
         and proof["acknowledged_before"] > 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 import random
 import shutil
@@ -20,6 +22,7 @@ from lab.bare import directory
 from lab.forest import Disks, Faults, Forest, faults, read
 from lab.machine import left_behind
 from quiesce.catalog import exported
+from quiesce.disks.shortening_plan import LONG
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Kind
@@ -75,6 +78,8 @@ class Verb:
     """Needs a VM that is not paused."""
     thinned: bool = False
     """Begins with a tree in which two checkpoints are deleted already."""
+    long: bool = False
+    """Begins with a backing chain of vda that one more checkpoint makes too long."""
 
 
 class Grove:
@@ -120,12 +125,30 @@ class Grove:
         forest.save("thin")
         return full, thin
 
+    @functools.cached_property
+    def long(self) -> State:
+        forest, nodes, head = self.forest, dict(self.full.nodes), dict(self.full.head)
+        forest.put_back("full")
+        for number in itertools.count(100):
+            found = forest.survey()
+            if len(found.chains.chain(found.head["vda"])) == LONG - 1:
+                break
+            name = f"long{number}"
+            checkpoint(forest.context, forest.name, name=name, required=Consistency.CRASH, exclude=("vdb",))
+            nodes[name] = {"vda": head["vda"]}
+            forest.write("vda", number % 7 * 128 * 1024, 64 * 1024, number)
+            head["vda"] = read(forest.sources()["vda"])
+        forest.save("long")
+        return State(nodes, head)
+
     def put_back(self, verb: Verb, *, running: bool) -> State:
         self._remove_copy()
-        self.forest.put_back("thin" if verb.thinned else "full")
+        name = "thin" if verb.thinned else "long" if verb.long else "full"
+        state: State = getattr(self, name)
+        self.forest.put_back(name)
         if running:
             self.forest.start(paused=not verb.awake)
-        return self.thin if verb.thinned else self.full
+        return state
 
     def run(self, verb: Verb, kill_at: int = victim.NEVER, kill_after_s: float | None = None) -> tuple[bool, float]:
         """(whether it was killed, seconds it took). Raises SystemExit if it failed of itself."""
@@ -224,6 +247,12 @@ VERBS = (
         ["checkpoint", "{vm}", "--name", "new", "--require", "crash"],
         lambda state: State(state.nodes | {"new": state.head}, state.head),
         running=(False,),
+    ),
+    Verb(
+        "create on a long chain",
+        ["checkpoint", "{vm}", "--name", "new", "--require", "crash", "--exclude", "vdb"],
+        lambda state: State(state.nodes | {"new": {"vda": state.head["vda"]}}, state.head),
+        long=True,
     ),
     Verb("restore", ["restore", "{vm}@left"], _restored("left", safety=True)),
     Verb(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lab.machine import GuestCommandError, Machine
-from lab.recovery_log import InnodbRecovery, Recovery, innodb_recovery_in, recovery_in
+from quiesce.agent.writers.start_log import InnodbRecovery, Recovery, innodb_recovery_in, recovery_in
 
 LOG = "/var/log/postgresql/postgresql-*-main.log"
 

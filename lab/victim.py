@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from datetime import datetime, timedelta, tzinfo
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -29,9 +30,12 @@ _READING = threading.Lock()
 earlier ones, too; of two threads that read the same exit code at once, one finds the pipe empty and returns 255."""
 
 
-def start(arguments: list[str], catalog: str, output: Path, kill_at: int = NEVER) -> ForkServerProcess:
-    """Starts `quiesce ARGUMENTS`. It kills itself with SIGKILL after `kill_at` writes to the journal, before the next one."""
-    return _started(_run, arguments, catalog, output, kill_at)
+def start(
+    arguments: list[str], catalog: str, output: Path, kill_at: int = NEVER, clock: timedelta = timedelta()
+) -> ForkServerProcess:
+    """Starts `quiesce ARGUMENTS`. It kills itself with SIGKILL after `kill_at` writes to the journal, before the next one. Its
+    clock is wrong by `clock`."""
+    return _started(_run, arguments, catalog, output, kill_at, clock)
 
 
 def _started(target: Callable[..., None], *arguments: object) -> ForkServerProcess:
@@ -74,11 +78,24 @@ def _main(arguments: list[str], environment: dict[str, str], stdout: Path, stder
     main()
 
 
-def _run(arguments: list[str], catalog: str, output: Path, kill_at: int) -> None:
+def _set_clock(off: timedelta) -> None:
+    class WrongClock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override] # it is one of the day before
+            return datetime.now(tz) + off
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("quiesce.") and vars(module).get("datetime") is datetime:
+            module.datetime = WrongClock  # type: ignore[attr-defined]
+
+
+def _run(arguments: list[str], catalog: str, output: Path, kill_at: int, clock: timedelta) -> None:
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in (1, 2):
         os.dup2(descriptor, number)
     os.environ["QUIESCE_CATALOG"] = catalog
+    if clock:
+        _set_clock(clock)
     left = kill_at
 
     def die_at_last() -> None:

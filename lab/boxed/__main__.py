@@ -60,8 +60,11 @@ def compare(servers: list[Server], *, nil_redo: bool) -> dict[str, Any]:
 
 def boot() -> None:
     """The disks as they are in the copy, and memory as it is after a boot: directories are made again, nothing is in them."""
-    for name in os.listdir("/mem"):
-        for left in os.scandir(f"/mem/{name}"):
+    for place in os.scandir("/mem"):
+        if not place.is_dir():  # written by a server that keeps its files in /mem itself
+            os.remove(place.path)
+            continue
+        for left in os.scandir(place.path):
             if left.is_dir(follow_symlinks=False):
                 shutil.rmtree(left.path)
             else:

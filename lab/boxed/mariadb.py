@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lab.boxed.server import Server, Session
-from lab.recovery_log import innodb_recovery_in
+from quiesce.agent.writers.start_log import innodb_recovery_in
 
 
 class Mariadb(Server):

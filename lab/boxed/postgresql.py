@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lab.boxed.server import NOTES, Server, Session
-from lab.recovery_log import recovery_in
+from quiesce.agent.writers.start_log import recovery_in
 
 (VERSION,) = os.listdir("/usr/lib/postgresql")
 PROGRAMS = f"/usr/lib/postgresql/{VERSION}/bin"

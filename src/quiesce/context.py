@@ -14,11 +14,14 @@ from quiesce.catalog.store import Catalog
 from quiesce.guests import linux, vss
 from quiesce.guests.port import Guest
 from quiesce.hypervisor.connection import Host
+from quiesce.hypervisor.events import LifecycleEvents
 from quiesce.hypervisor.vm import Facts, Vm
-from quiesce.model.errors import CancelledError
+from quiesce.model.errors import CancelledError, UsageError
 from quiesce.model.events import Emit, PhaseFinished, PhaseStarted, Progress
 from quiesce.model.keys import VmKey
+from quiesce.model.names import CheckpointReference, parse_reference
 from quiesce.storage.files import FileStorage
+from quiesce.storage.local import LocalStorage
 from quiesce.storage.port import Storage
 
 DEFAULT_URI = "qemu:///system"
@@ -52,18 +55,43 @@ class Context:
         finally:
             host.close()
 
+    def power_changes(self) -> LifecycleEvents:
+        """The events of the host's VMs, from now on. To be closed. Raises HypervisorError."""
+        return LifecycleEvents(self.uri, self.catalog.hosts.identify)
+
     @contextmanager
-    def vm(self, name: str) -> Iterator[Vm]:
-        """The VM on a connection of its own. Raises NotFoundError, HypervisorError."""
-        vm = Vm(self.uri, name, self.catalog.hosts.identify)
+    def vm(self, name: str, host: Host | None = None) -> Iterator[Vm]:
+        """The VM on this connection, or on one of its own. Raises NotFoundError, HypervisorError."""
+        vm = Vm(self.uri, name, self.catalog.hosts.identify, shared=host)
         try:
             yield vm
         finally:
             vm.close()
 
+    def reference(self, text: str) -> CheckpointReference:
+        """The checkpoint that a user means by `VM@CHECKPOINT`. With more than one @, this is the checkpoint that there is, or
+        else one of the VM with the longest name; if there is no such VM, the first @ divides. Raises UsageError, also if two
+        VMs have such a checkpoint."""
+        possible = parse_reference(text)
+        if len(possible) == 1:
+            return possible[0]
+        with self.host() as host:
+            longest_first = [each for each in reversed(possible) if host.has(each.vm)]
+            there = [each for each in longest_first if self._is_there(host, each)]
+        if len(there) > 1:
+            meant = ", or ".join(f"{each.checkpoint!r} of the VM {each.vm!r}" for each in there)
+            raise UsageError(
+                f"{text!r} may be {meant}", hint="write the UUID of the VM instead of its name; virsh domuuid shows it"
+            )
+        return next(iter(there or longest_first), possible[0])
+
+    def _is_there(self, host: Host, reference: CheckpointReference) -> bool:
+        tree, _ = self.catalog.checkpoints.readable(VmKey(host.id, host.uuid_of(reference.vm)))
+        return any(reference.checkpoint in (node.name, node.id) for node in tree.checkpoints)
+
     def storage(self, host: Host) -> Storage:
         """The storage of the images of the host's VMs."""
-        return FileStorage(host)
+        return LocalStorage(host) if host.direct else FileStorage(host)
 
     def guest(self, vm: Vm, facts: Facts) -> AbstractContextManager[Guest]:
         """A conversation with the VM's guest: through VSS in a Windows guest, otherwise through our agent. The end of the

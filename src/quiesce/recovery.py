@@ -12,7 +12,7 @@ the step `Switch` in the journal and no such checkpoint in the catalog: it commi
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 
 from quiesce.catalog import journal
@@ -23,15 +23,18 @@ from quiesce.catalog.steps import (
     MakeOverlay,
     Merge,
     MoveBranch,
+    Prove,
     Record,
     Relabel,
     Rename,
+    Shorten,
     Switch,
     WriteExport,
 )
 from quiesce.context import Context
-from quiesce.disks import images, merges
+from quiesce.disks import images, merges, shortening
 from quiesce.disks.survey import survey
+from quiesce.disks.unneeded import discard_orphans
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import NotFoundError, OutcomeUnknownError, QuiesceError, RefusedError
 from quiesce.model.events import Warned
@@ -41,12 +44,16 @@ VERBS = {
     "checkpoint": "quiesce.operations.checkpoint",
     "restore": "quiesce.operations.restore",
     "delete": "quiesce.operations.delete",
+    "shortening": "quiesce.operations.shorten",
     "rename": "quiesce.operations.rename",
     "export": "quiesce.operations.export",
     "import": "quiesce.operations.import_",
     "group restore": "quiesce.operations.group_restore",
     "define": "quiesce.repair.lost",
     "doctor": "quiesce.operations.doctor",
+    "verify": "quiesce.operations.verify",
+    "settle": "quiesce.operations.settle",
+    "content": "quiesce.operations.content",
 }
 """The module with the function `recover` of each journalled verb. An operation of another verb stays open: see
 `recover_all`."""
@@ -71,7 +78,7 @@ def journalled(context: Context, vm: Vm, verb: str) -> Iterator[Journal]:
 
     def undo(operation: Interrupted) -> str:
         outcome = _recover_one(context, vm, operation)
-        _discard_orphans(context, vm)
+        _discard_orphans(context, vm, [operation])
         return outcome
 
     with journalled_with(context, vm.key, verb, undo) as journal:
@@ -109,7 +116,7 @@ def recover_all(context: Context, vm: Vm) -> list[str]:
     outcomes = [_recover_one(context, vm, operation) for operation in left]
     done: list[str] = []
     if left:  # all are recovered: no recovery will need the files that nothing needs now
-        removed = _discard_orphans(context, vm)
+        removed = _discard_orphans(context, vm, left)
         for operation, outcome in zip(left, outcomes, strict=True):
             journal.finish(context.catalog, operation.id, f"recovered: {outcome}")
             done.append(f"the {operation.verb} begun at {operation.started} was interrupted; it {outcome}")
@@ -125,10 +132,12 @@ def _recover_one(context: Context, vm: Vm, operation: Interrupted) -> str:
     overlays = operation.of(MakeOverlay)
     if merging or overlays:
         bases = {step.base for step in merging} | {step.backing for step in overlays}
+        bases |= {step.overlay for step in operation.of(Shorten) if step.overlay}
         vm.cancel_merges(bases, set(vm.sources()) if merging else set())
-    if merging or any(isinstance(step, (Switch, WriteExport)) for step, _ in operation.steps):
+    if merging or any(isinstance(step, (Switch, WriteExport, Shorten)) for step, _ in operation.steps):
         vm.host.destroy_helpers(set(survey(context, vm, patient=True).own()))
     merges.conclude(context, vm, operation)
+    shortening.conclude_copies(context, vm, operation)
     outcome = recover(context, vm, operation)
     described = _described(operation)
     for node in context.catalog.checkpoints.tree(vm.key).nodes:
@@ -159,17 +168,21 @@ def _described(operation: Interrupted) -> set[str]:
         found.update(relabel.checkpoints)
     for record in operation.of(Record):
         found.update(record.earlier)
+    found.update(prove.checkpoint for prove in operation.unfinished(Prove))
     for rename in operation.unfinished(Rename):
         found.add(rename.checkpoint)
     for merge in operation.unfinished(Merge):
         found.update(merge.checkpoints, (merge.checkpoint,) if merge.checkpoint else ())
+    for shorten in operation.unfinished(Shorten):
+        found.update((shorten.owner, shorten.hidden))
     for forget in operation.unfinished(Forget):
         found.update(forget.children, (forget.checkpoint,))
     return found
 
 
-def _discard_orphans(context: Context, vm: Vm) -> list[str]:
-    """Removes orphans, unless an image in a chain is gone: then it is unknown what is needed, and `doctor` reports it."""
+def _discard_orphans(context: Context, vm: Vm, recovered: Collection[Interrupted]) -> list[str]:
+    """Removes files that may go (disks/unneeded.py), unless an image in a chain is gone: then it is unknown what is needed, and
+    `doctor` reports it."""
     with suppress(NotFoundError):
-        return images.discard_orphans(context, vm)
+        return discard_orphans(context, vm, recovered)
     return []

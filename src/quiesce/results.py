@@ -5,6 +5,7 @@ The values are an interface: scripts rely on every name. tests/unit/golden/ has 
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import singledispatch
 from typing import Any
 
@@ -17,22 +18,27 @@ from quiesce.model.groups import Group
 from quiesce.model.reports import Filesystem, WriterReport
 from quiesce.model.settings import Settings
 from quiesce.model.tree import Checkpoint, Tree
+from quiesce.operations.content import Content
 from quiesce.operations.delete import Deleted
 from quiesce.operations.diff import Difference, DiskDifference, DiskSide
 from quiesce.operations.divergence import Divergence
-from quiesce.operations.doctor import Diagnosis
+from quiesce.operations.doctor import Diagnosis, Treated
 from quiesce.operations.export import Exported
 from quiesce.operations.group import Shown
 from quiesce.operations.group_checkpoint import Taken
 from quiesce.operations.group_restore import GroupRestored
+from quiesce.operations.group_verify import GroupProven
 from quiesce.operations.guest_agent_file import AgentFile
 from quiesce.operations.guest_install import Installed
 from quiesce.operations.import_ import Imported
 from quiesce.operations.rebuild import Rebuilt
+from quiesce.operations.report import CheckpointReport
 from quiesce.operations.restore import Restored
 from quiesce.operations.start import Started
+from quiesce.operations.verify import Proven
 from quiesce.operations.vms import VmSummary
 from quiesce.operations.writers import GuestReport
+from quiesce.repair.faults import Choice
 
 
 @singledispatch
@@ -42,7 +48,8 @@ def to_json(result: object) -> Any:
 
 
 @to_json.register(AgentFile)
-@to_json.register(Diagnosis)
+@to_json.register(Choice)
+@to_json.register(Content)
 @to_json.register(Exported)
 @to_json.register(Filesystem)
 @to_json.register(Group)
@@ -84,6 +91,39 @@ def _error(error: QuiesceError) -> dict[str, Any]:
 
 
 @to_json.register
+def _diagnosis(result: Diagnosis) -> dict[str, Any]:
+    return {
+        "vm": result.vm,
+        "state": "left" if result.left else "mended" if result.mended else "clean",
+        "findings": [_treated(item) for item in result.items],
+        "quarantine": [
+            {
+                "path": kept.aside.path,
+                "original": kept.aside.original,
+                "since": kept.aside.since.isoformat(timespec="seconds"),
+                "until": (kept.aside.since + timedelta(days=kept.days)).isoformat(timespec="seconds"),
+            }
+            for kept in result.quarantine
+        ],
+    }
+
+
+def _treated(item: Treated) -> dict[str, Any]:
+    return {
+        "kind": item.fault.kind,
+        "subject": item.fault.subject,
+        "text": item.fault.text,
+        "known": list(item.fault.known),
+        "wrong": item.remedy.wrong,
+        "repair": item.remedy.does,
+        "choices": to_json(item.remedy.choices),
+        "advice": item.remedy.advice,
+        "done": item.done,
+        "problem": item.problem,
+    }
+
+
+@to_json.register
 def _checkpoint(node: Checkpoint) -> dict[str, Any]:
     return {**_fields(node), "stall_ms": round(node.stall_us / 1000, 1)}
 
@@ -111,6 +151,35 @@ def _restored(result: Restored) -> dict[str, Any]:
         "generation": result.generation,
         "started": result.started,
     }
+
+
+@to_json.register
+def _proven(result: Proven) -> dict[str, Any]:
+    node = result.checkpoint
+    return {
+        "checkpoint": {"vm": node.vm_name, "id": node.id, "name": node.name},
+        "recorded": result.recorded,
+        "differs": result.proof.differs,
+        "proof": encode(result.proof),
+    }
+
+
+@to_json.register
+def _group_proven(result: GroupProven) -> dict[str, Any]:
+    return {
+        "group": result.part.group,
+        "id": result.part.id,
+        "name": result.part.name,
+        "state": result.state.value,
+        "differs": result.differs,
+        "together": result.together,
+        "members": to_json(result.members),
+    }
+
+
+@to_json.register
+def _report(report: CheckpointReport) -> dict[str, Any]:
+    return {**_fields(report), "checkpoints": to_json(report.checkpoints)}
 
 
 @to_json.register

@@ -122,7 +122,9 @@ class Writer:
         """For a machine that was restored, before the application is used. Reserved: no agent calls it yet."""
 
     def verify(self) -> Result:
-        """For a machine that was restored: must fail if the application is not as promised. Reserved: no agent calls it yet."""
+        """In a copy of a checkpoint that is booted aside: tells how the application started. Must fail if something is wrong
+        with it. `position`: what it found at its start; quiesce compares each field with that of the checkpoint. `grade`: what
+        that start proves, as "clean" if there was nothing to recover, or "crash". May take minutes."""
 
     def connect(self) -> socket.socket:
         """Connects to the agent. Raises OSError."""

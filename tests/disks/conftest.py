@@ -8,11 +8,13 @@ import pytest
 
 from lab.bare import directory
 from tests.disks.importing import Target
+from tests.disks.making import Bench
+from tests.disks.own_vm import own_vm, place
 from tests.disks.scene import Scene
 from tests.host import forest, nothing_left_behind, quiesce
 from tests.strangers import Stranger
 
-__all__ = ["forest", "nothing_left_behind", "quiesce"]
+__all__ = ["forest", "nothing_left_behind", "own_vm", "place", "quiesce"]
 
 
 @pytest.fixture
@@ -65,3 +67,11 @@ def target() -> Iterator[Target]:
 @pytest.fixture
 def stranger(target: Target) -> Stranger:
     return Stranger(target.path / "export")
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with directory() as path:
+        found = Bench(path)
+        with found.stack:
+            yield found

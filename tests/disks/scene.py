@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 
 import libvirt
@@ -13,7 +14,7 @@ from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import Deleted, delete
-from quiesce.operations.doctor import doctor
+from quiesce.operations.doctor import Diagnosis, doctor
 from quiesce.operations.restore import restore
 
 
@@ -75,12 +76,21 @@ class Scene(Forest):
     def check(self) -> None:
         check(self, self.nodes, self.head)
 
+    def check_contents(self, *names: str) -> None:
+        """Asserts that these checkpoints have the right content, whatever else there is."""
+        for name in names:
+            for disk in self.tree().find(name).disks:
+                assert read(disk.path) == self.nodes[name][disk.target], name
+
     def hidden(self) -> set[str]:
         return {node.name for node in self.tree().nodes if node.hidden}
 
-    def complaints(self, *, repair: bool = False) -> tuple[str, ...]:
-        (found,) = doctor(self.context, self.name, repair=repair)
-        return found.found
+    def complaints(self, *, repair: bool = False, give_up: Collection[str] = ()) -> tuple[str, ...]:
+        return self.examine(repair=repair, give_up=give_up).found
+
+    def examine(self, *, repair: bool = False, give_up: Collection[str] = ()) -> Diagnosis:
+        (found,) = doctor(self.context, self.name, repair=repair, give_up=give_up)
+        return found
 
     def virsh(self, *arguments: str) -> None:
         subprocess.run(["virsh", "-q", "-c", "qemu:///system", *arguments], check=True, stdout=subprocess.DEVNULL)

@@ -12,6 +12,7 @@ from lab.forest import TARGETS, read
 from quiesce.model.errors import ConsistencyError, RefusedError
 from quiesce.model.grades import Consistency
 from quiesce.operations.checkpoint import checkpoint
+from quiesce.operations.content import verify_content
 from quiesce.operations.restore import restore
 from tests.disks.scene import Scene
 
@@ -40,7 +41,9 @@ def test_a_write_into_an_image_while_the_vm_is_off(three_branches: Scene) -> Non
     assert any(path in text for text in scene.complaints(repair=True))
     assert scene.complaints() == ()
     assert scene.tree().find("left").consistency is Consistency.CRASH
-    restore(scene.context, scene.reference("left"), discard_current=True)
+    with pytest.raises(RefusedError, match="it was found spoilt at"):
+        restore(scene.context, scene.reference("left"), discard_current=True)
+    restore(scene.context, scene.reference("left"), discard_current=True, accept_changed=True)
     assert scene.complaints() == ()
 
 
@@ -67,18 +70,21 @@ def test_a_commit_with_virsh_of_what_the_vm_writes(three_branches: Scene) -> Non
         scene.virsh("blockcommit", scene.name, target, "--base", image(scene, "here", target), "--active", "--pivot", "--wait")
     scene.stop()
     assert changed(scene).keys() == {"here"}
-    with pytest.raises(RefusedError, match="not what was checkpointed"):
+    with pytest.raises(RefusedError, match="'here' cannot be restored as what it was"):
         restore(scene.context, scene.reference("here"), discard_current=True)
 
 
-def test_a_file_that_was_copied_back_is_the_same(three_branches: Scene) -> None:
+def test_a_file_that_was_copied_back_is_the_same_by_its_digest(three_branches: Scene) -> None:
     """As from a backup that keeps times; the file is another inode, and not sparse."""
     scene = three_branches
     path = image(scene, "middle")
+    verify_content(scene.context, scene.reference("middle")).require()
     aside = Path(path).with_suffix(".aside")
     subprocess.run(["cp", "-a", "--sparse=never", path, aside], check=True)
     Path(path).unlink()
     shutil.move(aside, path)
+    assert changed(scene) == dict.fromkeys(("middle", "here", "left", "right"), (path,))
+    verify_content(scene.context, scene.reference("middle")).require()
     assert changed(scene) == {}
     assert scene.complaints() == ()
     scene.delete("middle")

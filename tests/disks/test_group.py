@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,16 @@ from lab.bare import Bare, directory
 from lab.forest import Forest
 from quiesce.context import Context
 from quiesce.hypervisor.vm import Vm
-from quiesce.model.errors import HypervisorError, NameTakenError, NotFoundError, RefusedError
+from quiesce.model.errors import HypervisorError, NameTakenError, NotFoundError, ProofError, RefusedError
 from quiesce.model.grades import Consistency
-from quiesce.model.names import CheckpointReference
+from quiesce.model.names import TRIAL_PREFIX, CheckpointReference
 from quiesce.operations import group
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
 from quiesce.operations.doctor import doctor
 from quiesce.operations.group_checkpoint import Taken, group_checkpoint
 from quiesce.operations.group_restore import group_restore
+from quiesce.operations.group_verify import group_verify
 from quiesce.operations.tree import tree
 
 
@@ -47,7 +49,7 @@ class Application:
         found = []
         for bare in self.vms:
             with contextlib.closing(Vm("qemu:///system", bare.name)) as vm:
-                found.append((set(vm.file_disks().values()), sorted(path.name for path in bare.directory.glob("*.qcow2"))))
+                found.append((set(vm.heads().values()), sorted(path.name for path in bare.directory.glob("*.qcow2"))))
         return found
 
     def names(self) -> list[list[str]]:
@@ -66,6 +68,37 @@ def application(forest: Forest) -> Iterator[Application]:
         finally:
             for bare in others:
                 bare.remove()
+
+
+def copies(application: Application) -> list[str]:
+    connection = application.forest.bare.connection
+    return [domain.name() for domain in connection.listAllDomains() if domain.name().startswith(TRIAL_PREFIX)]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_copies_that_run_together_end_with_their_command(application: Application, tmp_path: Path) -> None:
+    """Broken: a killed verification would leave VMs that run, or files that nobody dares to remove."""
+    application.take("now")
+    words = ["group", "verify", "shop@now", "--timeout", "600", "--memory", "64"]
+    process = victim.start(words, str(application.forest.bare.directory / "catalog/catalog.db"), tmp_path / "output")
+    try:
+        until(lambda: len(copies(application)) == 3)
+    finally:
+        process.kill()
+    assert victim.wait(process, 30) == -9
+    until(lambda: copies(application) == [])
+    doctor(application.context, None, repair=True)
+    assert all(list(vm.directory.glob(f"{TRIAL_PREFIX}*")) == [] for vm in application.vms)
+    assert [doctor(application.context, vm.name, repair=False)[0].found for vm in application.vms] == [()] * 3
+    with pytest.raises(ProofError, match="did not come up in time"):
+        group_verify(application.context, "shop@now", timeout_s=1, memory=64 << 20)
+    group.delete_checkpoint(application.context, "shop@now")
 
 
 def test_one_checkpoint_of_all_members(application: Application) -> None:
@@ -188,3 +221,24 @@ def test_all_parts_or_none_wherever_it_is_killed(application: Application, tmp_p
             group.delete_checkpoint(application.context, "shop@now")
         step += 1
     assert step > 15
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_deletion_takes_all_parts_or_none(application: Application, tmp_path: Path) -> None:
+    """Broken: some parts would be gone and others there, and nobody would say so."""
+    catalog = application.forest.url.removeprefix("sqlite:///")
+    step, killed = 0, True
+    while killed:
+        if application.names() == [[]] * 3:
+            application.take("now")
+        process = victim.start(["group", "delete", "shop@now"], catalog, tmp_path / "output", kill_at=step)
+        process.join(120)
+        assert process.exitcode in (0, -9), (tmp_path / "output").read_text()
+        killed = process.exitcode != 0
+        application.forest.reopen()
+        assert application.names() in ([[]] * 3, [["now"]] * 3), f"step {step}"
+        doctor(application.context, None, repair=True)
+        assert [item for item in doctor(application.context, None, repair=False) if item.found] == []
+        step += 1
+    assert step > 10
+    assert application.state() == application.before

@@ -1,11 +1,11 @@
-"""storage/files.py keeps the contract of every storage: real files, real libvirt, real QEMU."""
+"""storage/files.py and storage/local.py keep the contract of every storage: real files, real libvirt, real QEMU."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,10 @@ from lab.bare import directory
 from lab.machine import URI
 from quiesce.hypervisor.connection import Host
 from quiesce.storage.files import FileStorage
-from tests.storage_contract import CAPACITY, Scene, StorageContract
+from quiesce.storage.local import LocalStorage
+from quiesce.storage.port import Storage
+from tests.storage_contract import StorageContract
+from tests.storage_scene import CAPACITY, Scene
 
 BLOCK = 65536
 
@@ -22,7 +25,7 @@ BLOCK = 65536
 class FileScene:
     """A directory on a filesystem of its own, so that it can be filled."""
 
-    def __init__(self, root: Path, host: Host, stack: contextlib.ExitStack) -> None:
+    def __init__(self, root: Path, storage: Storage, stack: contextlib.ExitStack) -> None:
         self._root = root
         self._stack = stack
         self._path = root / "images"
@@ -31,7 +34,7 @@ class FileScene:
         stack.callback(subprocess.run, ["umount", self._path], check=True)
         (root / "link").symlink_to(self._path)
         (root / "bound").mkdir()
-        self.storage = FileStorage(host)
+        self.storage = storage
         self.place = str(self._path)
 
     def base(self, name: str) -> str:
@@ -82,13 +85,13 @@ class FileScene:
         return str(self._root / "gone")
 
 
-@pytest.fixture
-def scene() -> Iterator[FileScene]:
+@contextlib.contextmanager
+def _scene(kind: Callable[[Host], Storage]) -> Iterator[FileScene]:
     with directory() as root, contextlib.closing(Host(URI)) as host, contextlib.ExitStack() as stack:
-        yield FileScene(root, host, stack)
+        yield FileScene(root, kind(host), stack)
 
 
-class TestFiles(StorageContract):
+class Files(StorageContract):
     def test_a_bind_mount_is_no_other_directory(self, scene: FileScene) -> None:
         """Broken: a VM that was defined by way of a bind mount would seem to have no checkpoints."""
         base = scene.base("base.qcow2")
@@ -99,6 +102,20 @@ class TestFiles(StorageContract):
         """Broken: images in /dev/shm would be taken for block devices, and checkpoints of them be unknown."""
         assert scene.storage.knows("/dev/shm/vda.qcow2")
         assert not scene.storage.knows("/dev/vg/data")
+
+
+class TestPools(Files):
+    @pytest.fixture
+    def scene(self) -> Iterator[FileScene]:
+        with _scene(FileStorage) as found:
+            yield found
+
+
+class TestLocal(Files):
+    @pytest.fixture
+    def scene(self) -> Iterator[FileScene]:
+        with _scene(LocalStorage) as found:
+            yield found
 
 
 def _is_a_scene(scene: FileScene) -> Scene:

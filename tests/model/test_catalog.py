@@ -98,10 +98,10 @@ class Model:
         vm = self.vms[uuid]
         if old := vm.any(number):
             path = old.disks[0].path
-            moved = self.catalog.checkpoints.moved(VmKey("host1", uuid), path, f"{path}+", {})
+            moved = self.catalog.checkpoints.moved(VmKey("host1", uuid), path, f"{path}+", "raw", {})
             assert {node.id for node in moved} == {node.id for node in vm.nodes.values() if path in node.paths()}
             vm.nodes |= {node.id: node for node in moved}
-            assert vm.nodes[old.id] == replace(old, disks=(DiskImage("vda", f"{path}+", "qcow2"),))
+            assert vm.nodes[old.id] == replace(old, disks=(DiskImage("vda", f"{path}+", "raw"),))
             vm.merged |= {path} & vm.images
 
     def head(self, uuid: str, _name: str, number: int) -> None:

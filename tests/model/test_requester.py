@@ -30,6 +30,7 @@ CALLS = {
     Op.POST_CHECKPOINT: lambda requester: requester.post_checkpoint(True, 1),
     Op.ABORT: lambda requester: requester.abort(1),
     Op.STATUS: lambda requester: requester.status(1),
+    Op.VERIFY: lambda requester: requester.verify("id", 1),
 }
 LATER = [op for op in Op if op is not Op.HELLO]
 EXPECTED = (TimeoutError, ConnectionError, ProtocolError, AgentRefusedError)

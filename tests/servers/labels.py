@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import box, boxed
-from lab.recovery_log import same_end
+from quiesce.applications.postgresql import same_end
 from quiesce.guests import archive
 from quiesce.model.grades import Consistency, Grade, judge
 from quiesce.model.reports import WriterReport, required_grades
@@ -23,8 +23,7 @@ WORDS_OF_LIBRARIES = re.compile(r"InterfaceError|OperationalError|ProgrammingErr
 
 @cache
 def files() -> dict[str, bytes]:
-    beside = INSIDE.with_name("recovery_log.py")
-    given = {AGENT: archive.build(), "lab/__init__.py": b"", f"lab/{beside.name}": beside.read_bytes()}
+    given = {AGENT: archive.build(), "lab/__init__.py": b""}
     return given | {f"lab/boxed/{path.name}": path.read_bytes() for path in INSIDE.glob("*.py")}
 
 

@@ -38,9 +38,10 @@ class Row:
         result = labels.run(configuration)
         wrong = labels.lies(configuration, result)
         assert wrong == [], (self.name, wrong)
-        (writer,) = (
-            found for each in result["claimed"]["writers"] if (found := from_wire(WriterReport, each)).application != "systemd"
-        )
+        writers = [from_wire(WriterReport, each) for each in result["claimed"]["writers"]]
+        writers = [writer for writer in writers if writer.application != "systemd"]
+        assert len(writers) == 1, (self.name, writers)
+        (writer,) = writers
         return writer.grade.value if writer.grade.vouched else f"{writer.grade.value}: {_without_numbers(str(writer.reason))}"
 
 

@@ -32,7 +32,7 @@ class World:
         self.rcu: Undo | None = Undo(99, b"0")
         self.loose: dict[str, str] = {}
         """By path, why it is not frozen."""
-        self.loose_when_frozen: dict[str, str] = {}
+        self.loose_since_frozen: dict[str, str] = {}
         self.freezing_fails = ""
         self.stuck: list[str] = []
         self.deadman_is_gone = False
@@ -62,7 +62,7 @@ class Freezer:
         self.recorded = [{"device": [8, 1]}, {"device": [8, 2]}]
 
     def why_not_frozen(self, paths: list[str]) -> str:
-        loose = self.world.loose_when_frozen if self.frozen else self.world.loose
+        loose = self.world.loose_since_frozen if "freeze" in self.world.story else self.world.loose
         return next((loose[path] for path in paths if path in loose), "")
 
     def mount_points(self, paths: list[str]) -> tuple[str, ...]:

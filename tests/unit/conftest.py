@@ -10,11 +10,12 @@ import pytest
 
 from quiesce.catalog import lock
 from quiesce.catalog.store import Catalog
-from quiesce.disks.survey import Survey, survey
+from quiesce.disks.survey import Survey, look_around, survey
 from quiesce.model.events import Event, Warned
 from quiesce.model.names import CheckpointReference
 from quiesce.model.tree import Checkpoint, Tree
-from tests.unit.fake_host import FakeContext, FakeHost, FakeVm
+from tests.unit.fake_context import FakeContext
+from tests.unit.fake_host import FakeHost, FakeVm
 from tests.unit.memory_catalog import MemoryCatalog
 from tests.unit.world import World
 
@@ -33,7 +34,8 @@ class Fake:
         return self.catalog.checkpoints.tree(self.vm.key)
 
     def survey(self) -> Survey:
-        return survey(self.context, self.vm)
+        """With what others made of the images."""
+        return look_around(self.context, self.vm, survey(self.context, self.vm))
 
     def warnings(self) -> list[str]:
         return [event.message for event in self.heard if isinstance(event, Warned)]

@@ -1,24 +1,26 @@
-"""A host in memory: its storage (quiesce/storage/memory.py), its VMs, and their guests (quiesce/guests/scripted.py). It answers
-as libvirt and QEMU do, where our operations ask them; what is above it is real."""
+"""A host in memory: its storage (quiesce/storage/memory.py) and its VMs. It answers as libvirt and QEMU do, where our
+operations ask them; what is above it is real."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+import socket
+from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
-from quiesce.context import Context
-from quiesce.guests.port import Guest
-from quiesce.guests.scripted import ScriptedGuest
-from quiesce.hypervisor import domain_xml
+from quiesce.hypervisor import domain_xml, tpm
 from quiesce.hypervisor.definition import Boot
-from quiesce.hypervisor.vm import Facts, PowerState
+from quiesce.hypervisor.events import Lifecycle, PowerChange
+from quiesce.hypervisor.lookups import Presence
+from quiesce.hypervisor.needs import Need
+from quiesce.hypervisor.vm import Facts, Glance, PowerState
 from quiesce.model.errors import HypervisorError, NotFoundError
 from quiesce.model.keys import VmKey
+from quiesce.model.names import TRIAL_PREFIX
 from quiesce.storage.memory import CAPACITY, MemoryStorage
-from quiesce.storage.port import Storage
+from quiesce.wire.messages import PORT_NAME
+from tests.unit.fake_libvirt import FakeDomain, connected_cards
 
 UUID = "uuid-1"
 
@@ -27,6 +29,8 @@ class FakeHost:
     """`on_step` is called before anything changes, and may raise."""
 
     id = name = "host1"
+    tpm_places = tpm.SYSTEM_PLACES
+    local = False
 
     def __init__(self) -> None:
         self.storage = MemoryStorage()
@@ -36,6 +40,15 @@ class FakeHost:
         self.helper: set[str] = set()
         """Images of a helper domain whose owner was killed in the middle of a merge."""
         self.vms: list[FakeVm] = []
+        self.memory = 2**34
+        """Bytes that a new VM could have."""
+        self.comes_up = True
+        """Whether the guest of a copy that is booted aside starts its agent."""
+        self.lacking: dict[str, Presence] = {}
+        self.events: list[Lifecycle] = []
+        """What libvirt has told of its VMs, and nobody has heard."""
+        self.heeds_the_button = True
+        """Whether the guest of a copy that is booted aside powers itself off when it is asked to."""
 
     @property
     def on_step(self) -> Callable[[], None]:
@@ -48,17 +61,24 @@ class FakeHost:
     def disks(self, xml: str) -> tuple[domain_xml.Disk, ...]:
         return tuple(disk.spelled(self.storage.identity) for disk in _disks(xml))
 
-    def files_of_others(self, uuid: str) -> set[str]:
+    def named_files(self) -> dict[str, dict[str, bool]]:
         """A stopped VM's XML names only its disks."""
-        files = {image for path in self.open_elsewhere for image in self.storage.chain(path)}
-        for vm in self.vms:
-            if vm.uuid != uuid:
-                files |= vm.chain()
-        return files
+        elsewhere = {image: False for path in self.open_elsewhere for image in self.storage.chain(path)}
+        vms = {vm.uuid: {path: path in vm.raw_images() for path in vm.chain()} for vm in self.vms}
+        return {"elsewhere": elsewhere} | vms
 
     def destroy_helpers(self, images: set[str]) -> None:
         if self.helper & images:
             self.helper.clear()
+
+    def tpm_state(self, xml: str) -> str | None:
+        return tpm.state_file(xml, self.tpm_places)
+
+    def presence(self, need: Need) -> Presence:
+        return self.lacking.get(need.name, Presence.THERE)
+
+    def uuid_of(self, name: str) -> str:
+        return next(vm.uuid for vm in self.vms if name in (vm.name, vm.uuid))
 
     def has(self, name: str) -> bool:
         return any(name in (vm.name, vm.uuid) for vm in self.vms)
@@ -75,6 +95,24 @@ class FakeHost:
         identity = domain_xml.identity(xml)
         FakeVm(self, {}, name=identity.name, uuid=identity.uuid).xml = xml
 
+    def start_copy(self, xml: str) -> None:
+        self.on_step()
+        identity = domain_xml.identity(xml)
+        copy = FakeVm(self, {}, name=identity.name, uuid=identity.uuid)
+        copy.xml, copy.paused = xml, True
+        copy.cards = connected_cards(xml)
+        copy.live = copy.heads(next_start=True)
+
+    def end_copy(self, uuid: str) -> None:
+        self.on_step()
+        for vm in [vm for vm in self.vms if vm.uuid == uuid and vm.name.startswith(TRIAL_PREFIX)]:
+            self.vms.remove(vm)
+            for card in vm.cards:
+                card.close()
+
+    def available_memory(self) -> int:
+        return self.memory
+
     def pool_directories(self) -> list[str]:
         return []
 
@@ -86,20 +124,6 @@ class FakeHost:
 
     def _open(self) -> set[str]:
         return self.open_elsewhere | self.helper | {path for vm in self.vms for path in (vm.live or {}).values()}
-
-
-@dataclass(frozen=True)
-class FakeDomain:
-    """The part of a libvirt.virDomain that operations use."""
-
-    _name: str
-    _uuid: str
-
-    def name(self) -> str:
-        return self._name
-
-    def UUIDString(self) -> str:  # noqa: N802 - libvirt's own name
-        return self._uuid
 
 
 def definition(disks: Mapping[str, str], more: str = "", name: str = "web1", uuid: str = UUID) -> str:
@@ -125,7 +149,7 @@ class FakeVm:
         self.name = name
         self.uuid = uuid
         self.key = VmKey(host.id, uuid)
-        self.xml = definition(disks, more, name, uuid)
+        self.xml = domain_xml.with_sources(definition(disks, more, name, uuid), self._named(disks))
         self.live: dict[str, str] | None = None
         """What it writes, while it runs."""
         self.clean = False
@@ -154,12 +178,20 @@ class FakeVm:
         """The base of each disk's merge whose owner was killed."""
         self.saving = False
         """libvirt is still saving the memory."""
+        self.clock = 0.0
+        """What its guest's clock was set to last."""
+        self.no_clock = ""
+        """Why it cannot be set."""
         self.resumed_from = ""
         """The saved memory that it went on with last."""
+        self.cards: list[socket.socket] = []
+        """Those of a copy that is booted aside: what is sent there, a guest would have sent."""
         host.vms.append(self)
 
     def facts(self) -> Facts:
-        disks = domain_xml.disks(domain_xml.with_sources(self.xml, self.sources()))
+        if self not in self.host.vms:
+            raise NotFoundError(f"reading the state of {self.name}: the VM is gone")
+        disks = domain_xml.disks(domain_xml.with_sources(self.xml, self._named(self.sources())))
         power = PowerState.OFF if self.live is None else PowerState.PAUSED if self.paused else PowerState.RUNNING
         return Facts(
             name=self.name,
@@ -169,11 +201,15 @@ class FakeVm:
             disks=disks,
             channels=self.channels,
             passthrough=(),
-            next_sources=self.file_disks(next_start=True),
+            next_sources=self.heads(next_start=True),
             snapshots=self.snapshots,
             job=self.job,
             managed_save=self.managed_save,
         )
+
+    def glance(self) -> Glance:
+        facts = self.facts()
+        return Glance(facts.power, facts.channels)
 
     # -- as it is
 
@@ -181,10 +217,14 @@ class FakeVm:
         return self.xml
 
     def sources(self) -> dict[str, str]:
-        return self.file_disks(next_start=True) if self.live is None else self.live | self.plugged
+        return self.heads(next_start=True) if self.live is None else self.live | self.plugged
 
-    def file_disks(self, *, next_start: bool = False) -> dict[str, str]:
-        return {disk.target: str(disk.path) for disk in self.host.disks(self.xml)} if next_start else self.sources()
+    def heads(self, *, next_start: bool = False) -> dict[str, str]:
+        named = {disk.target: str(disk.path) for disk in self.host.disks(self.xml) if disk.device == "disk"}
+        return named if next_start else self.sources()
+
+    def raw_images(self) -> set[str]:
+        return domain_xml.raw_images(self.xml)
 
     def disk_sources(self) -> dict[str, str]:
         return self.sources()
@@ -193,7 +233,7 @@ class FakeVm:
         """A running VM's XML names all its chains, a stopped one's only the disks."""
         live = {image for path in (self.live or {}).values() for image in self.storage.chain(path)}
         firmware = {_nvram(self.xml)} - {None}
-        return set(self.file_disks(next_start=True).values()) | live | firmware
+        return set(self.heads(next_start=True).values()) | live | firmware
 
     def forget_chains(self, _images: set[str]) -> None:
         """Its definition never has any."""
@@ -212,15 +252,28 @@ class FakeVm:
 
     # -- power
 
+    def go_on(self) -> None:
+        self.host.on_step()
+        self.paused = False
+        if self.host.comes_up:
+            self.channels = {PORT_NAME: domain_xml.Channel(PORT_NAME, connected=True)}
+
     def start(self) -> None:
         self.host.on_step()
-        self.live = self.file_disks(next_start=True)
+        self.live = self.heads(next_start=True)
 
     def power_off(self, *, clean: bool = False) -> None:
         if self.live is not None:
             self.host.on_step()
             self.live, self.clean, self.plugged = None, clean, {}
             self.on_stopped(clean)
+
+    def shut_down(self) -> None:
+        """Of a copy that is booted aside."""
+        self.host.on_step()
+        if self.host.heeds_the_button:
+            self.host.vms.remove(self)
+            self.host.events.append(Lifecycle(self.uuid, self.name, PowerChange.SHUT_DOWN, datetime.now(UTC)))
 
     def write(self, target: str, block: int, value: str) -> None:
         """By its guest."""
@@ -258,7 +311,12 @@ class FakeVm:
     def saved_identity(self, memory: str) -> domain_xml.Identity:
         return domain_xml.identity(self.storage.read(memory).decode())
 
-    def resume_from(self, memory: str, sources: Mapping[str, str], _nvram: str | None) -> None:
+    def set_time(self, seconds: float) -> None:
+        if self.no_clock:
+            raise HypervisorError(self.no_clock)
+        self.clock = seconds
+
+    def resume_from(self, memory: str, sources: Mapping[str, str], _nvram: str | None, _empty: Collection[str] = ()) -> None:
         self.start()
         assert self.live == sources
         self.resumed_from = memory
@@ -266,10 +324,18 @@ class FakeVm:
     def _write_to(self, images: Mapping[str, str]) -> None:
         """libvirt changes the definition, too, where it named the same images."""
         assert self.live is not None
-        named = self.file_disks(next_start=True)
+        named = self.heads(next_start=True)
         same = {target: path for target, path in images.items() if named[target] == self.live[target]}
         self.live |= images
-        self.xml = domain_xml.with_sources(self.xml, same)
+        self.xml = domain_xml.with_sources(self.xml, self._named(same))
+
+    def _named(self, images: Mapping[str, str]) -> dict[str, domain_xml.Source]:
+        """These images as a definition names them."""
+        files = self.storage.files
+        return {
+            target: domain_xml.Source(path, files[path].format if path in files else "qcow2", not self.storage.knows(path))
+            for target, path in images.items()
+        }
 
     def commit_into_base(self, target: str, base: str, _progress: Any) -> None:
         assert self.live is not None
@@ -281,6 +347,20 @@ class FakeVm:
         self.host.on_step()
         self.storage.files[base].blocks |= self.storage.above(head, base)  # what the guest has written meanwhile
         self._write_to({target: base})
+
+    def replace_head(self, target: str, overlay: str, _progress: Any) -> None:
+        assert self.live is not None
+        if target in self.jobs:
+            raise HypervisorError(f"disk {target} already in active block job")
+        self.jobs[target] = overlay  # it goes on if its owner is killed
+        self.host.on_step()
+        self.storage.copy_top(self.live[target], overlay)
+        self.on_copied()
+        self.host.on_step()
+        self.storage.copy_top(self.live[target], overlay)  # what the guest has written meanwhile
+        del self.jobs[target]
+        self._write_to({target: overlay})
+        self.host.on_step()
 
     def commit(self, top: str, base: str, _progress: Any) -> None:
         assert self.live is not None
@@ -306,37 +386,3 @@ class FakeVm:
         if self.busy:
             raise self.busy
         self.saving = False
-
-
-@dataclass(frozen=True)
-class FakeContext(Context):
-    fake: FakeHost = field(kw_only=True)
-    guests: dict[str, ScriptedGuest] = field(default_factory=dict, kw_only=True)
-    """By the name of the VM; any other VM is asked as a real one would be."""
-    real_locks: bool = field(default=False, kw_only=True)
-
-    @contextmanager
-    def host(self) -> Iterator[Any]:
-        yield self.fake
-
-    @contextmanager
-    def vm(self, name: str) -> Iterator[Any]:
-        for vm in self.fake.vms:
-            if name in (vm.name, vm.uuid):
-                yield vm
-                return
-        raise NotFoundError(f"no VM named {name!r}")
-
-    def storage(self, host: Any) -> Storage:
-        return host.storage
-
-    def guest(self, vm: Any, facts: Facts) -> AbstractContextManager[Guest]:
-        if vm.name not in self.guests:
-            return super().guest(vm, facts)
-        self.guests[vm.name].closed = False
-        return closing(self.guests[vm.name])
-
-    @contextmanager
-    def locked(self, vm: Any, verb: str) -> Iterator[None]:
-        with super().locked(vm, verb) if self.real_locks else nullcontext():
-            yield

@@ -80,8 +80,8 @@ class Group:
         """As somebody else does."""
         (self.directory / "cgroup.freeze").write_text(asked)
 
-    def settles(self, frozen: bool = True) -> None:
-        (self.directory / "cgroup.events").write_text(f"populated 1\nfrozen {int(frozen)}\n")
+    def settles(self, frozen: bool = True, *, populated: bool = True) -> None:
+        (self.directory / "cgroup.events").write_text(f"populated {int(populated)}\nfrozen {int(frozen)}\n")
 
     def stuck(self) -> None:
         (self.directory / "cgroup.freeze").unlink()

@@ -22,7 +22,6 @@ from tests.unit.reports import NOT_MOVED, NOT_NOW, NOT_THEN, compared, postgresq
 UNSUPPORTED = (*unsupported.KNOWN.values(), *unsupported.JAVA.values(), *unsupported.ERLANG.values())
 WITHOUT_FILE = {
     *(
-        "openldap",
         "rabbitmq",
         "pgbouncer",
         "nginx",

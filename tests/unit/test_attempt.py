@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -219,25 +220,42 @@ def test_files_that_do_not_freeze_are_seen_before_anything_is_held(world):
     assert world.told("doing") == []
 
 
-@pytest.mark.parametrize("insist", [True, False])
-def test_files_that_did_not_freeze_are_seen_when_all_is_frozen(insist, world):
-    """Broken: a database on a filesystem that turned out to have no freeze would be vouched for."""
-    world.loose_when_frozen["/srv/db"] = "vfat cannot be frozen"
-    db = world.writer("db", undo="/thaw-db")
-    attempt = prepared(db, insist=insist)
-    attempt.hold(Level.BACK_END, soon())
-    if insist:
-        with pytest.raises(AttemptError, match="db: not held: vfat"):
-            attempt.freeze(soon())
-        attempt.abort()
-        assert world.done()[-2:] == ["thaw", "db abort"]
-    else:
-        attempt.freeze(soon())
-        attempt.thaw()
-        [report] = attempt.release(Level.BACK_END).writers
-        assert report.grade is Grade.CRASH
-        assert attempt.state is State.RELEASED
+def test_files_that_did_not_freeze_are_seen_after_the_release(world):
+    """Broken: a database on a filesystem that turned out to have no freeze would be vouched for; or it would stand still while
+    its files are looked at."""
+    world.loose_since_frozen["/srv/db"] = "vfat cannot be frozen"
+    attempt = prepared(world.writer("db", undo="/thaw-db"))
+    hold_all(attempt)
+    attempt.freeze(soon())
+    attempt.thaw()
+    [report] = attempt.release(Level.BACK_END).writers
+    assert (report.grade, report.reason) == (Grade.CRASH, "not held: vfat cannot be frozen")
     assert world.told("undone") == [("undone", 1)]
+    assert world.done()[-1] == "db release"
+
+
+def test_the_agent_goes_before_all_others_in_the_window_alone(world):
+    """Broken: applications would stand still for as long as other programs keep the processor; or the agent would keep it
+    when the window is over."""
+    attempt = prepared(world.writer("db"))
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    hold_all(attempt)
+    in_window = os.sched_getscheduler(0)
+    attempt.freeze(soon())
+    attempt.thaw()
+    release_all(attempt)
+    assert (in_window, os.sched_getscheduler(0)) == (os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.SCHED_OTHER)
+
+
+def test_the_agent_goes_before_no_other_after_a_failure(world):
+    """Broken: an agent whose attempt failed would keep the processor from the applications."""
+    world.freezing_fails = "no"
+    attempt = prepared(world.writer("db"))
+    hold_all(attempt)
+    with pytest.raises(AttemptError):
+        attempt.freeze(soon())
+    attempt.abort()
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 def test_one_that_somebody_else_keeps_at_rest_is_not_the_dead_mans_to_wake(world):

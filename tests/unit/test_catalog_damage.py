@@ -127,7 +127,6 @@ def test_groups_of_groups_of_groups_take_no_time(world):
 READERS: dict[str, tuple[str, str, Callable[[Catalog], Any]]] = {
     "tree": ("checkpoints", "body", lambda catalog: to_json(catalog.checkpoints.tree(KEY))),
     "readable": ("checkpoints", "body", lambda catalog: to_json(catalog.checkpoints.readable(KEY)[0])),
-    "files": ("checkpoints", "body", lambda catalog: catalog.checkpoints.with_file("host1", "/i/a")),
     "parts": ("checkpoints", "body", lambda catalog: catalog.checkpoints.of_group("shop")),
     "definition": ("checkpoints", "domain_xml", lambda catalog: catalog.checkpoints.domain_xml("a")),
     "untouched": ("heads", "untouched", lambda catalog: catalog.checkpoints.untouched(KEY)),

@@ -51,6 +51,15 @@ def test_it_is_frozen_and_let_go(group, cgroup):
     cgroup.thaw()
 
 
+def test_one_whose_processes_were_killed_is_not_frozen_any_more(group, cgroup):
+    """Broken: an application that was killed in the window would be called held to its end, until systemd removes the group."""
+    group.settles(populated=True)
+    cgroup.freeze(soon())
+    assert cgroup.frozen()
+    group.settles(populated=False)
+    assert not cgroup.frozen()
+
+
 def test_it_is_frozen_when_the_last_process_stands_still(group, cgroup):
     """Broken: a process that still writes would be called held."""
     timer = threading.Timer(0.05, group.settles)

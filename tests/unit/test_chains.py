@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quiesce.model.chains import Chains
+from quiesce.model.chains import Chains, Image, as_declared
 
 TREE = Chains({"base": None, "a": "base", "b": "a", "c": "a", "now": "c", "clone": "b", "alone": None, "device": "/dev/sdb"})
 """base - a - (b - clone, c - now)"""
@@ -34,6 +34,15 @@ def test_images_that_lie_on_each_other_do_not_hang_it():
     assert circle.chain("a") == ("a", "b", "c")
     assert circle.readers("b") == {"a", "c"}
     assert circle.base("b", {"b", "c"}) == "c"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("a", ("b", "c")), ("b", ("b", "c")), ("c", ("c", "b")), ("self", ("self",)), ("sound", ()), ("gone", ())],
+)
+def test_images_whose_backing_files_lead_back_to_them(path, expected):
+    """Broken: `qemu-img create` would be asked for an overlay of such an image, which never ends, and takes all memory."""
+    assert Chains({"a": "b", "b": "c", "c": "b", "self": "self", "sound": "x", "x": None}).circle(path) == expected
 
 
 def test_what_is_needed_is_all_that_is_read_through():
@@ -122,3 +131,28 @@ def test_an_image_between_that_is_nobodys_is_a_stranger():
     chains = Chains({"base": None, "between": "base", "merged": "between", "top": "merged"})
     assert chains.strangers("base", "top", {"merged"}) == {"between"}
     assert chains.strangers("between", "top", {"merged"}) == set()
+
+
+def image(path: str, backing: str | None = None, backing_format: str | None = None) -> Image:
+    return Image(path, "qcow2", backing, 1, 0, "", size=7, backing_format=backing_format)
+
+
+@pytest.mark.parametrize("declared", [["base"], []], ids=["by a record", "by an overlay"])
+def test_what_is_declared_raw_is_raw_whatever_a_guest_wrote(declared):
+    """Broken: with the header of a qcow2 image in its raw disk, a guest would have a file of the host as its disk."""
+    images = {"base": image("base", "/etc/shadow", "raw"), "head": image("head", "base", "raw")}
+    found = as_declared(images, ["base" if declared else "head"], declared)
+    assert found["base"] == Image("base", "raw", None, 7, 0, "", 7)
+    assert found["head"] == images["head"]
+
+
+def test_the_header_of_a_stranger_declares_nothing():
+    """Broken: whoever writes a header into any file beside ours would cut our chains, and what lies below would be removed."""
+    images = {"ours": image("ours", "below", "qcow2"), "below": image("below"), "stranger": image("stranger", "ours", "raw")}
+    assert as_declared(images, ["ours"], []) == images
+
+
+def test_images_that_are_based_on_each_other_end_it():
+    """Broken: a damaged header would hang every operation."""
+    images = {"a": image("a", "b", "qcow2"), "b": image("b", "a", "qcow2")}
+    assert as_declared(images, ["a"], []) == images

@@ -28,26 +28,62 @@ VERBS = {
     "guest install": set(),
     "guest agent-file": set(),
     "writers": set(),
-    "settings": {"--type", "--require", "--require-grade", "--automatic", "--no-automatic", "--exclude", "--no-exclude"},
-    "checkpoint": {"--name", "--type", "--require", "--require-grade", "--exclude", "--window"},
+    "settings": {
+        "--type",
+        "--require",
+        "--require-grade",
+        "--automatic",
+        "--no-automatic",
+        "--exclude",
+        "--no-exclude",
+        "--quarantine-days",
+        "--overlays",
+        "--no-overlays",
+        "--verify",
+    },
+    "checkpoint": {
+        "--name",
+        "--type",
+        "--require",
+        "--require-grade",
+        "--exclude",
+        "--overlays",
+        "--window",
+        "--digest",
+    },
     "tree": set(),
     "show": set(),
+    "report": {"--html"},
     "diff": set(),
     "divergence": set(),
+    "verify": {"--content", "--memory", "--timeout", "--at-once"},
+    "settle": {"--name", "--memory", "--timeout"},
     "restore": {"--start", "--discard-current", "--accept-divergence", "--accept-changed-images"},
     "rename": set(),
     "delete": {"--subtree", "--dry-run", "--break-group"},
-    "export": set(),
+    "export": {"--accept-changed-images"},
     "import": {"--to", "--accept", "--name", "--same", "--start"},
     **{f"group {verb}": set() for verb in ("create", "add", "remove", "list", "show", "divergence", "forget")},
+    "group report": {"--html"},
+    "group verify": {"--memory", "--timeout", "--jobs"},
     "group checkpoint": {"--name", "--require", "--require-grade", "--window"},
     "group restore": {"--start", "--discard-current", "--accept-divergence", "--accept-changed-images"},
     "group delete": {"--dry-run"},
     "start": set(),
-    "doctor": {"--repair"},
+    "doctor": {"--repair", "--give-up", "--yes"},
     "catalog rebuild": {"--directory", "--accept-unsigned"},
 }
-MENTIONED = {"--require", "--require-grade", "--repair", "--type", "--name", "--exclude", "--automatic", "--install"}
+MENTIONED = {
+    "--require",
+    "--require-grade",
+    "--repair",
+    "--type",
+    "--name",
+    "--exclude",
+    "--automatic",
+    "--install",
+    "--quarantine-days",
+}
 """Options that the help of other verbs speaks of."""
 
 
@@ -100,7 +136,7 @@ def test_help_lists_every_verb_and_every_exit_code():
     output = " ".join(invoke("--help").output.split())
     for verb in VERBS:
         assert f" {verb.split()[0]} " in output
-    for code in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 130):
+    for code in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 130):
         assert re.search(rf"\b{code} [a-z]", output)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, note
 from hypothesis import strategies as st
 
-from quiesce.hypervisor import definition, domain_xml
+from quiesce.hypervisor import definition, domain_xml, tpm
 from quiesce.hypervisor.definition import Boot
 from quiesce.hypervisor.definition_of_import import Files, imported
 from quiesce.hypervisor.definition_rules import RULES
@@ -79,7 +79,7 @@ def test_a_tpm_keeps_its_state_where_libvirt_puts_it() -> None:
     text = definition_of("windows").replace(f"{backend[:-1]}/>", f"{backend}<source type='dir' path='/root'/></backend>")
     assert "/root" in text
     made = ET.tostring(made_of(checked(text)), encoding="unicode")
-    assert domain_xml.tpm_state(made) == f"/var/lib/libvirt/swtpm/{NEW.uuid}/tpm2/tpm2-00.permall"
+    assert tpm.state_file(made, tpm.SYSTEM_PLACES) == f"/var/lib/libvirt/swtpm/{NEW.uuid}/tpm2/tpm2-00.permall"
 
 
 def test_an_accepted_element_keeps_what_it_has() -> None:

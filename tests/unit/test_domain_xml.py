@@ -239,21 +239,6 @@ def test_where_the_uefi_variables_are(firmware, expected):
     assert domain_xml.nvram(domain_xml.moved(xml, identity=identity, sources={}, nvram=None)) == expected
 
 
-@pytest.mark.parametrize(
-    ("device", "expected"),
-    [
-        ("<tpm><backend type='emulator' version='2.0'/></tpm>", f"/var/lib/libvirt/swtpm/{UUID}/tpm2/tpm2-00.permall"),
-        ("<tpm><backend type='emulator'><source type='dir' path='/t'/></backend></tpm>", "/t/tpm2-00.permall"),
-        ("<tpm><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>", None),
-        ("", None),
-    ],
-    ids=["libvirt's place", "another place", "the host's own", "none"],
-)
-def test_where_an_emulated_tpm_keeps_its_state(device, expected):
-    """Broken: a restored guest would find its disks locked, for the TPM would not give out its key."""
-    assert domain_xml.tpm_state(f"<domain><uuid>{UUID}</uuid><devices>{device}</devices></domain>") == expected
-
-
 def test_a_disk_that_is_put_on_another_image_is_all_that_changes():
     """Broken: what an administrator configured would be lost with a checkpoint of a VM that is off."""
     changed = domain_xml.with_sources(DOMAIN, {"vda": "/images/overlay.qcow2"})
@@ -293,10 +278,32 @@ def test_a_domain_to_merge_in_runs_nothing_and_reaches_nothing():
 @pytest.mark.parametrize("read_only", [False, True])
 def test_an_image_is_opened_in_it_as_what_it_is(read_only):
     """Broken: an image would be read as raw, or one that is only copied be locked against its VM."""
-    xml = domain_xml.helper_disk("sda", "/i/a & b.qcow2", read_only=read_only)
+    xml = domain_xml.helper_disk("sda", domain_xml.Source("/i/a & b.qcow2"), read_only=read_only)
     (found,) = domain_xml.disks(f"<domain><devices>{xml}</devices></domain>")
     assert (found.target, found.path, found.format, found.read_only) == ("sda", "/i/a & b.qcow2", "qcow2", read_only)
     assert ET.fromstring(domain_xml.copy_target("/i/c & d")).find("source").get("file") == "/i/c & d"
+
+
+def test_a_disk_goes_back_to_a_raw_image_or_a_block_device():
+    """Broken: after a merge the VM would read a raw image as qcow2, or not start."""
+    changed = domain_xml.with_sources(DOMAIN, {"vda": domain_xml.Source("/dev/vg/data", "raw", device=True)})
+    found = next(disk for disk in domain_xml.disks(changed) if disk.target == "vda")
+    assert (found.source_type, found.path, found.format) == ("block", "/dev/vg/data", "raw")
+    assert domain_xml.raw_images(changed) == {"/dev/vg/data"}
+    back = domain_xml.with_sources(changed, {"vda": "/images/overlay.qcow2"})
+    found = next(disk for disk in domain_xml.disks(back) if disk.target == "vda")
+    assert (found.source_type, found.path, found.format) == ("file", "/images/overlay.qcow2", "qcow2")
+
+
+def test_what_a_definition_declares_raw_is_found_in_its_chains_too():
+    """Broken: the header that a guest wrote would be believed."""
+    below = "<backingStore type='block'><format type='raw'/><source dev='/dev/vg/a'/></backingStore>"
+    xml = (
+        "<domain><devices><disk type='file'><driver type='qcow2'/><source file='/i/a.qcow2'/><target dev='vda'/>"
+        f"<backingStore type='file'><format type='qcow2'/><source file='/i/b.qcow2'/>{below}</backingStore></disk>"
+        "<disk type='file'><driver type='raw'/><source file='/i/c.raw'/><target dev='vdb'/></disk></devices></domain>"
+    )
+    assert domain_xml.raw_images(xml) == {"/dev/vg/a", "/i/c.raw"}
 
 
 def test_a_noted_chain_is_forgotten_where_it_names_our_images_and_only_there():

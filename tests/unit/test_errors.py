@@ -11,9 +11,12 @@ from quiesce.cli.main import app
 from quiesce.cli.verb import INTERRUPTED
 from quiesce.model import errors
 from quiesce.model.errors import QuiesceError
+from quiesce.operations.doctor import LEFT, MENDED
 
 CODES = {
     "QuiesceError": (1, "quiesce"),
+    "CatalogDamagedError": (1, "catalogdamaged"),
+    "CatalogReadOnlyError": (1, "catalogreadonly"),
     "UsageError": (2, "usage"),
     "NotFoundError": (3, "notfound"),
     "RefusedError": (4, "refused"),
@@ -24,7 +27,9 @@ CODES = {
     "NoSpaceError": (7, "nospace"),
     "HypervisorError": (8, "hypervisor"),
     "OutcomeUnknownError": (8, "outcomeunknown"),
+    "SilentStorageError": (8, "silentstorage"),
     "BusyError": (9, "busy"),
+    "ProofError": (12, "proof"),
     "CancelledError": (130, "cancelled"),
 }
 
@@ -64,11 +69,11 @@ def test_the_documentation_tells_the_same_codes():
     told = [(int(code), kind) for code, kind, *_ in rows]
     classes = {value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, QuiesceError)}
     assert sorted((code, kind) for code, kind in told if kind) == sorted((each.exit_code, each("m").kind) for each in classes)
-    assert {code for code, _ in told} == {0, INTERRUPTED} | {each.exit_code for each in classes}
+    assert {code for code, _ in told} == {0, MENDED, LEFT, INTERRUPTED} | {each.exit_code for each in classes}
     assert all(example for _, kind, _, example, _ in rows if kind)
 
 
 def test_help_tells_the_same_codes():
     """Broken: an administrator would be told other codes than a script gets."""
     told = {int(code) for code in re.findall(r"\b\d+\b", str(app.info.epilog))}
-    assert told == {0, INTERRUPTED} | {code for code, _ in CODES.values()}
+    assert told == {0, MENDED, LEFT, INTERRUPTED} | {code for code, _ in CODES.values()}

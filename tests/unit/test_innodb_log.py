@@ -93,6 +93,9 @@ def test_what_cannot_be_told_is_said(tmp_path, monkeypatch):
     log = opened(ring, tmp_path)
     with pytest.raises(InnodbLogError, match="more than 100 bytes"):
         log.end(FIRST)
+    (tmp_path / "ib_logfile0").write_bytes(bytes(ring.data[:HEADER]))
+    with pytest.raises(InnodbLogError, match="no room"):
+        InnodbLog(str(tmp_path))
     (tmp_path / "ib_logfile0").write_bytes(b"short")
     with pytest.raises(InnodbLogError, match="shorter"):
         log.end(FIRST)

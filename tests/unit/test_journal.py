@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,13 @@ from quiesce.catalog.database import from_column, to_column
 from quiesce.catalog.journal import Journal
 from quiesce.catalog.steps import BY_NAME, Define, Forget, MakeOverlay, Merge, Stop, Switch
 from quiesce.catalog.store import Catalog
+from quiesce.model.errors import NoSpaceError
 from quiesce.model.keys import VmKey
 from tests.samples import KEY
 from tests.strategies import NASTY, of
 
 OVERLAY = MakeOverlay("vda", "/images/a", "/images/base")
-WRITTEN = {"target": "vda", "path": "/images/a", "backing": "/images/base"}
+WRITTEN = {"target": "vda", "path": "/images/a", "backing": "/images/base", "backing_format": "qcow2"}
 
 
 @pytest.fixture
@@ -162,3 +164,28 @@ def test_interrupted_operations_are_those_of_this_vm_that_have_not_ended_oldest_
     assert [found.id for found in journals.interrupted(catalog, KEY)] == [first.id, second.id]
     journals.finish(catalog, first.id, "recovered: was undone")
     assert [found.id for found in journals.interrupted(catalog, KEY)] == [second.id]
+
+
+def test_an_operation_that_ended_before_it_began_is_none(catalog, monkeypatch):
+    """Broken: doctor would call an operation interrupted that has changed nothing; or its megabyte would stay for good; or
+    that of another process, which is about to begin, be removed."""
+
+    def full(_: Journal, row: dict[str, str]) -> None:
+        reserve(_, row)
+        raise NoSpaceError("full")
+
+    def verbs() -> list[str]:
+        with catalog.database.transaction() as connection:
+            return sorted(connection.scalars(sa.select(schema.operations.c.verb)))
+
+    reserve = Journal._reserve
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "_reserve", full)
+        with pytest.raises(NoSpaceError):
+            Journal(catalog, KEY, "delete")
+    assert journals.interrupted(catalog, KEY) == []
+    Journal(catalog, KEY, "rename")
+    assert verbs() == ["rename", "reserve"]
+    monkeypatch.setattr(journals, "_ABANDONED_AFTER", timedelta(0))
+    Journal(catalog, KEY, "restore")
+    assert verbs() == ["rename", "restore"]

@@ -14,7 +14,7 @@ from tests.samples import KEY
 from tests.unit.conftest import Fake
 
 NVRAM = "<os><nvram>/n/web1.fd</nvram></os>"
-TPM = "<tpm><backend type='emulator'><source type='dir' path='/t/web1'/></backend></tpm>"
+TPM = "<tpm><backend type='emulator' version='2.0'><source type='dir' path='/t/web1'/></backend></tpm>"
 STATE = "/t/web1/tpm2-00.permall"
 
 

@@ -120,6 +120,8 @@ def test_a_changed_manifest_is_refused_or_has_no_seal_and_can_be_used(value):
         ("checkpoint.stall_us", 2**64),
         ("checkpoint.stall_us", True),
         ("checkpoint.kind", "best"),
+        ("checkpoint.proof", {"state": "proven", "tried": "yesterday", "text": "all is well", "seconds": 1}),
+        ("checkpoint.proof", {"state": "perfect", "tried": "2026-01-01T00:00:00+00:00", "text": "all is well", "seconds": 1}),
         ("domain_xml", "<domain>"),
         ("domain_xml", "<!DOCTYPE d [<!ENTITY a 'b'>]><domain/>"),
         ("domain_xml", "<a>" * 100 + "</a>" * 100),

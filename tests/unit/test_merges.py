@@ -10,8 +10,9 @@ import pytest
 from quiesce.catalog.journal import Interrupted, Journal
 from quiesce.catalog.steps import Merge
 from quiesce.disks import merges
+from quiesce.disks.merge_plan import finished, planned_branches, planned_merges
 from quiesce.disks.merges import Waiting
-from quiesce.model.errors import BusyError, NoSpaceError, NotFoundError
+from quiesce.model.errors import BusyError, HypervisorError, NoSpaceError, NotFoundError
 from quiesce.model.grades import Consistency
 from quiesce.model.tree import Checkpoint, DiskImage
 from quiesce.operations.checkpoint import checkpoint
@@ -35,16 +36,16 @@ def test_a_deleted_checkpoint_that_one_other_lies_on_is_merged_with_it():
     """Broken: the space of a deleted checkpoint would never be given back."""
     a, b = at("a", "/i/a", hidden=True), at("b", "/i/b", "a")
     below = {"/i/a": None, "/i/b": "/i/a", "/i/now": "/i/b"}
-    (todo,) = merges._merges(surveyed(below, [a, b], HEAD))
+    (todo,) = planned_merges(surveyed(below, [a, b], HEAD))
     assert (todo.top, todo.base, todo.owner, todo.target) == ("/i/b", "/i/a", b, "vda")
     assert (todo.branches, todo.hidden) == (("/i/now",), a)
-    assert merges._finished(surveyed(below, [a, b], HEAD)) is None
+    assert finished(surveyed(below, [a, b], HEAD)) is None
 
 
 def test_what_the_vm_writes_is_merged_too():
     """Broken: the last checkpoint's space would never be given back."""
     a = at("a", "/i/a", hidden=True, target="vdb")
-    (todo,) = merges._merges(surveyed({"/i/a": None, "/i/now": "/i/a"}, [a], {"vdb": "/i/now"}))
+    (todo,) = planned_merges(surveyed({"/i/a": None, "/i/now": "/i/a"}, [a], {"vdb": "/i/now"}))
     assert (todo.top, todo.base, todo.owner, todo.target, todo.branches) == ("/i/now", "/i/a", None, "vdb", ())
 
 
@@ -53,8 +54,8 @@ def test_what_two_lie_on_waits():
     a, b, c = at("a", "/i/a", hidden=True), at("b", "/i/b", "a"), at("c", "/i/c", "a")
     below = {"/i/a": None, "/i/b": "/i/a", "/i/c": "/i/a", "/i/now": "/i/c"}
     found = surveyed(below, [a, b, c], HEAD)
-    assert merges._merges(found) == []
-    assert merges._finished(found) is None
+    assert planned_merges(found) == []
+    assert finished(found) is None
     assert not merges.anything_to_do(found)
 
 
@@ -62,16 +63,16 @@ def test_one_behind_a_merged_image_counts():
     """Broken: a checkpoint that has not been moved from another one's old file yet would be overlooked, and spoilt."""
     a, b, c = at("a", "/i/a", hidden=True), at("b", "/i/b", "a"), at("c", "/i/c", "a")
     below = {"/i/a": None, "/i/b": "/i/a", "/i/old": "/i/a", "/i/c": "/i/old", "/i/now": "/i/b"}
-    assert merges._merges(surveyed(below, [a, b, c], HEAD, merged=frozenset({"/i/old"}))) == []
+    assert planned_merges(surveyed(below, [a, b, c], HEAD, merged=frozenset({"/i/old"}))) == []
     found = surveyed({**below, "/i/b": None}, [a, b, c], HEAD, merged=frozenset({"/i/old"}))
-    assert pairs(merges._merges(found)) == [("/i/c", "/i/a")]
+    assert pairs(planned_merges(found)) == [("/i/c", "/i/a")]
 
 
 def test_the_lowest_goes_first():
     """Broken: what the VM has written would be moved twice, through each deleted checkpoint below it."""
     nodes = [at("b", "/i/b", "a", hidden=True), at("c", "/i/c", "b", hidden=True), at("a", "/i/a")]
     below = {"/i/a": None, "/i/b": "/i/a", "/i/c": "/i/b", "/i/now": "/i/c"}
-    assert pairs(merges._merges(surveyed(below, nodes, HEAD))) == [("/i/c", "/i/b"), ("/i/now", "/i/c")]
+    assert pairs(planned_merges(surveyed(below, nodes, HEAD))) == [("/i/c", "/i/b"), ("/i/now", "/i/c")]
 
 
 def test_each_disk_for_itself():
@@ -80,18 +81,18 @@ def test_each_disk_for_itself():
     a, b, c = node("a", disks=disks, hidden=True), at("b", "/i/b", "a"), at("c", "/i/c", "a", excluded=("vdb",))
     below = {"/i/a": None, "/i/a2": None, "/i/b": "/i/a", "/i/c": "/i/a", "/i/now": "/i/c", "/i/now2": "/i/a2"}
     found = surveyed(below, [a, b, c], {"vda": "/i/now", "vdb": "/i/now2"})
-    assert pairs(merges._merges(found)) == [("/i/now2", "/i/a2")]
+    assert pairs(planned_merges(found)) == [("/i/now2", "/i/a2")]
 
 
 def test_a_hidden_checkpoint_is_finished_when_nothing_lies_on_its_images():
     """Broken: a deleted checkpoint would stay in the catalog for good, or go while others need it."""
     a, b = at("a", "/i/a", hidden=True), at("b", "/i/b", "a", hidden=True)
-    assert merges._finished(surveyed({"/i/a": None, "/i/b": "/i/a", "/i/now": None}, [a, b], HEAD)) is b
+    assert finished(surveyed({"/i/a": None, "/i/b": "/i/a", "/i/now": None}, [a, b], HEAD)) is b
     merged = surveyed({"/i/a": None, "/i/now": "/i/a"}, [a, at("b", "/i/a", "a")], HEAD)
-    assert merges._finished(merged) is a
-    assert merges._finished(surveyed({"/i/a": None, "/i/now": None}, [at("a", "/i/a")], HEAD)) is None
+    assert finished(merged) is a
+    assert finished(surveyed({"/i/a": None, "/i/now": None}, [at("a", "/i/a")], HEAD)) is None
     foreign = surveyed({"/i/a": None, "/i/foreign": "/i/a", "/i/now": None}, [a], HEAD)
-    assert merges._finished(foreign) is a
+    assert finished(foreign) is a
     assert foreign.orphans() == []
 
 
@@ -99,7 +100,7 @@ def test_what_lies_on_a_merged_image_is_put_on_the_one_below():
     """Broken: the old file of a merged checkpoint would stay for good, or a branch of it be left on what is removed."""
     b, c, d = at("b", "/i/a"), at("c", "/i/c", "b"), at("d", "/i/d", "b")
     below = {"/i/a": None, "/i/old": "/i/a", "/i/c": "/i/a", "/i/d": "/i/old", "/i/now": "/i/c", "/i/foreign": "/i/old"}
-    (branch,) = merges._branches(surveyed(below, [b, c, d], HEAD, merged=frozenset({"/i/old"})))
+    (branch,) = planned_branches(surveyed(below, [b, c, d], HEAD, merged=frozenset({"/i/old"})))
     assert (branch.image, branch.top, branch.base, branch.owner) == ("/i/d", "/i/old", "/i/a", "d")
 
 
@@ -107,7 +108,7 @@ def test_of_two_merged_images_the_upper_ones_branches_are_moved_past_both():
     """Broken: they would be moved to a file that is to be removed, and once more from there."""
     b, d = at("b", "/i/a"), at("d", "/i/d", "b")
     below = {"/i/a": None, "/i/older": "/i/a", "/i/old": "/i/older", "/i/d": "/i/old", "/i/now": "/i/old"}
-    branches = merges._branches(surveyed(below, [b, d], HEAD, merged=frozenset({"/i/old", "/i/older"})))
+    branches = planned_branches(surveyed(below, [b, d], HEAD, merged=frozenset({"/i/old", "/i/older"})))
     assert [(branch.image, branch.base, branch.owner) for branch in branches] == [
         ("/i/d", "/i/a", "d"),
         ("/i/now", "/i/a", "now"),
@@ -117,7 +118,7 @@ def test_of_two_merged_images_the_upper_ones_branches_are_moved_past_both():
 def test_a_merged_image_that_nothing_needs_has_nothing_to_move():
     """Broken: images would be opened for writing that are about to be removed."""
     below = {"/i/a": None, "/i/old": "/i/a", "/i/left": "/i/old", "/i/now": "/i/a"}
-    assert merges._branches(surveyed(below, [at("b", "/i/a")], HEAD, merged=frozenset({"/i/old"}))) == []
+    assert planned_branches(surveyed(below, [at("b", "/i/a")], HEAD, merged=frozenset({"/i/old"}))) == []
 
 
 # -- doing it, on a host in memory
@@ -175,7 +176,7 @@ def test_the_last_checkpoint_goes_and_the_vm_keeps_its_state(fake, running):
     assert gone(fake, "a") == ()
     assert (fake.tree().nodes, fake.tree().head_parent) == ((), None)
     assert fake.host.storage.blocks("/i/vda.qcow2") == before
-    assert fake.vm.sources() == fake.vm.file_disks(next_start=True) == {"vda": "/i/vda.qcow2"}
+    assert fake.vm.sources() == fake.vm.heads(next_start=True) == {"vda": "/i/vda.qcow2"}
     assert fake.host.storage.files.keys() == {"/i/vda.qcow2"}
 
 
@@ -256,17 +257,36 @@ def test_a_merge_that_is_locked_out_waits_and_the_rest_goes_on(fake, monkeypatch
     assert {item.id: item.disks[0].path for item in fake.tree().nodes} == {"a": "/i/vda.qcow2", "c": "/i/b"}
 
 
-def test_a_merge_that_there_is_no_room_for_is_refused_before_it_begins(fake):
-    """Broken: a merge would fill the filesystem, and every VM on it stop."""
+def test_a_merge_that_there_is_no_room_for_is_refused_before_anything_is_deleted(fake):
+    """Broken: a merge would fill the filesystem, and every VM on it stop; or the checkpoint be gone, although it is refused."""
     grow(fake, A, B)
     fake.host.storage.free = 65536
-    before = {path: dict(file.blocks) for path, file in fake.host.storage.files.items()}
+    before, tree = {path: dict(file.blocks) for path, file in fake.host.storage.files.items()}, fake.tree()
     with pytest.raises(NoSpaceError, match="65536 less than the 131072 that the merge may need"):
         gone(fake, "a")
     assert {path: fake.host.storage.files[path].blocks for path in before} == before
+    assert fake.tree() == tree
     fake.host.storage.free = 2**40
-    assert gone(fake, "b") == ()  # and it can be gone on with
-    assert fake.tree().nodes == ()
+    assert gone(fake, "a") == ()
+    assert [node.id for node in fake.tree().nodes] == ["b"]
+
+
+def test_the_message_of_a_merge_that_fails_later_says_what_is_deleted(fake, monkeypatch):
+    """Broken: somebody would read that the deletion failed, and look for the checkpoint for ever."""
+    grow(fake, A, B)
+    monkeypatch.setattr(fake.host.storage, "commit", raising(HypervisorError("QEMU said no", hint="ask it")))
+    with pytest.raises(HypervisorError) as failed:
+        gone(fake, "a")
+    assert failed.value.message == "deleted web1@a, but not all of the images could be merged: QEMU said no"
+    assert failed.value.hint == "ask it; then go on with the merge: quiesce doctor web1 --repair"
+    assert [node.id for node in fake.tree().checkpoints] == ["b"]
+
+
+def raising(error: Exception) -> Any:
+    def function(*_: object, **__: object) -> None:
+        raise error
+
+    return function
 
 
 # -- what is deleted

@@ -166,6 +166,7 @@ NEWER: dict[str, tuple[tuple[kinds.Step, bool], ...]] = {
     "0001": (),
     "0002": ((kinds.Record(FULL.id, earlier=(HIDDEN.id,)), True), (kinds.Relabel((FULL.id, SAFETY.id)), False)),
 }
+NEWER["0003"] = (*NEWER["0002"], (kinds.MakePlace("/images/new"), True))
 """The steps that a catalog has besides, by its revision."""
 FINGERPRINTS: dict[str, dict[str, Fingerprint]] = {
     "0001": {},
@@ -174,6 +175,7 @@ FINGERPRINTS: dict[str, dict[str, Fingerprint]] = {
         "/images/db1.2.qcow2": Fingerprint(196608, "1767225601", "qcow2 1073741824 db1.qcow2"),
     },
 }
+FINGERPRINTS["0003"] = FINGERPRINTS["0002"]
 
 
 def test_the_newest_migration_is_the_one_that_the_catalog_expects():
@@ -213,6 +215,9 @@ def test_all_that_an_older_quiesce_wrote_is_read(opened: Catalog, request: pytes
     assert opened.checkpoints.counts(HOST) == {DB.uuid: 3, WEB.uuid: 1}
     assert opened.checkpoints.parts(PART.id) == [FULL, WEB_PART]
     assert opened.checkpoints.of_group("shop") == [PART]
+    assert opened.checkpoints.with_file(HOST, "/images/db1.nvram") == ["before"]
+    assert opened.checkpoints.with_file(HOST, "/images/web1.qcow2") == ["before"]
+    assert opened.checkpoints.of_others(LONE, ["/images/db1.4.qcow2"]) == [FULL, MEMORY, SAFETY]
     assert opened.checkpoints.untouched(DB) == DB_UNTOUCHED
     assert opened.checkpoints.untouched(WEB) == WEB_UNTOUCHED
     assert opened.checkpoints.untouched(LONE) is None
@@ -325,7 +330,7 @@ def write_dump() -> Path:
         )
         for node in (MEMORY, HIDDEN, SAFETY):
             catalog.checkpoints.add(node, "<domain/>", head_parent=node.id, untouched=DB_UNTOUCHED, live=[LIVE])
-        catalog.checkpoints.moved(DB, MERGED, "/images/db1.qcow2", FINGERPRINTS[REVISION])
+        catalog.checkpoints.moved(DB, MERGED, "/images/db1.qcow2", "qcow2", FINGERPRINTS[REVISION])
         catalog.groups.put(SHOP, new=True)
         catalog.groups.put(MORE, new=True)
         catalog.settings.put(DB, SETTINGS)

@@ -25,10 +25,14 @@ from quiesce.model.names import (
 )
 
 
-@given(st.text(min_size=1).filter(lambda vm: "@" not in vm), st.text(min_size=1))
-def test_a_reference_is_divided_at_the_first_at(vm, checkpoint):
-    """Broken: a checkpoint with an @ in its name could not be named, or another one would be."""
-    assert parse_reference(f"{vm}@{checkpoint}") == CheckpointReference(vm, checkpoint)
+@given(st.text("a@", min_size=1), st.text("b@", min_size=1))
+def test_a_reference_is_divided_at_each_at(vm, checkpoint):
+    """Broken: a checkpoint or a VM with an @ in its name could not be named."""
+    text = f"{vm}@{checkpoint}"
+    found = parse_reference(text)
+    assert CheckpointReference(vm, checkpoint) in found
+    assert [len(each.vm) for each in found] == sorted({len(each.vm) for each in found})
+    assert {f"{each.vm}@{each.checkpoint}" for each in found} == {text}
 
 
 @pytest.mark.parametrize("text", ["", "web1", "@", "web1@", "@before", "web1/before"])

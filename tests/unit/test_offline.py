@@ -118,7 +118,7 @@ def restored(fake: Fake, consistency: Consistency, **others: object) -> Checkpoi
 
 
 def left_of(fake: Fake) -> Untouched:
-    return Untouched({"/i/now": str(fake.host.storage.files["/i/now"].written)})
+    return Untouched({"/i/now": fake.host.storage.image("/i/now").stamp})
 
 
 @pytest.mark.parametrize(("clean", "expected"), [(True, APPLICATION), (False, CRASH)])

@@ -24,7 +24,8 @@ from quiesce.operations.divergence import divergence, group_divergence, require_
 from quiesce.operations.restore import restore
 from quiesce.operations.writers import GuestReport
 from tests.samples import node
-from tests.unit.fake_host import FakeContext, FakeHost, FakeVm
+from tests.unit.fake_context import FakeContext
+from tests.unit.fake_host import FakeHost, FakeVm
 
 ROOT = (Filesystem("/", "ext4", "/dev/vda", FreezeState.THAWED),)
 
@@ -242,8 +243,8 @@ def stand_at_part(servers: Servers) -> None:
     """As after a restore: off, on a head that nobody has written since."""
     vm = servers.vms["db"]
     vm.power_off()
-    path = vm.file_disks()["vda"]
-    servers.catalog.checkpoints.set_untouched(vm.key, Untouched({path: str(servers.host.storage.files[path].written)}))
+    path = vm.heads()["vda"]
+    servers.catalog.checkpoints.set_untouched(vm.key, Untouched({path: servers.host.storage.image(path).stamp}))
 
 
 def test_a_server_that_is_off_and_stands_at_its_part_agrees(servers):
@@ -260,7 +261,7 @@ def test_a_server_that_is_off_and_was_written_since_is_unknown(servers):
     servers.start("web", "db")
     servers.take("web", "db")
     stand_at_part(servers)
-    servers.host.storage.touch(servers.vms["db"].file_disks()["vda"])
+    servers.host.storage.touch(servers.vms["db"].heads()["vda"])
     assert servers.said_of_db() == (
         Agreement.UNKNOWN,
         "it is off; only a running guest can report the positions of its applications",
@@ -370,4 +371,4 @@ def test_a_refused_restore_leaves_the_vm_as_it_is_unless_it_is_accepted(servers)
     assert web.live == before
     restore(servers.context, CheckpointReference("web", "now"), discard_current=True, accept_divergence=True)
     assert web.live is None
-    assert servers.host.storage.chain(web.file_disks()["vda"])[1] == "/images/n-web.vda.qcow2"
+    assert servers.host.storage.chain(web.heads()["vda"])[1] == "/images/n-web.vda.qcow2"

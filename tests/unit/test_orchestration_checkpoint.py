@@ -3,6 +3,7 @@ Each test fails if one check of the host side is left out."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -230,6 +231,20 @@ def test_a_standard_checkpoint_goes_back_running_with_its_memory(world):
     assert world.restore(vm).started
     assert (vm.active(), vm.resumed_from) == (True, memory.path)
     assert world.content(vm) == {0: "at first"}
+
+
+@pytest.mark.parametrize("why", ["", "Guest agent is not responding"])
+def test_the_clock_is_set_after_a_standard_restore_or_a_warning_says_that_it_is_not(why, world):
+    """Broken: a database would give times to its rows that are an hour old, and nobody know."""
+    vm = world.vm()
+    checkpoint(world.context, "web1", name="a", type=Type.STANDARD)
+    vm.no_clock = why
+    before = time.time()
+    world.restore(vm)
+    told = [text for text in world.warnings() if "the clock of the guest" in text]
+    assert bool(told) == bool(why)
+    assert all(why in text for text in told)
+    assert (vm.clock == 0) if why else (before <= vm.clock <= time.time())
 
 
 def test_a_standard_checkpoint_has_all_disks(world):

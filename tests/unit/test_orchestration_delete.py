@@ -3,13 +3,20 @@ one check of the host side is left out."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
-from quiesce.model.errors import BusyError, RefusedError
+import pytest
+import sqlalchemy as sa
+
+from quiesce.catalog.database import Database
+from quiesce.model.errors import BusyError, HypervisorError, RefusedError
 from quiesce.model.grades import Consistency
 from quiesce.model.names import CheckpointReference
 from quiesce.model.standing import Untouched
+from quiesce.operations import group
 from quiesce.operations.delete import delete
+from quiesce.operations.doctor import doctor
 from quiesce.operations.group_checkpoint import group_checkpoint
 from tests.unit.world import WINDOW_S
 
@@ -86,8 +93,40 @@ def test_the_disks_of_saved_memory_are_not_merged(world):
     vm.managed_save = True
     with pytest.raises(RefusedError, match="saved memory"):
         delete(world.context, [CheckpointReference("web1", "a")])
+    assert world.names(vm) == ["a"]
     assert vm.sources()["vda"] in world.host.storage.files
     assert vm.sources()["vda"] != "/i/web1.qcow2"
+
+
+def test_a_merge_that_waited_waits_on_for_saved_memory(world):
+    """Broken: the deletion of a branch would fail although the branch is gone, because of an earlier deletion."""
+    vm = world.vm()
+    world.take(vm)
+    world.take(vm, "b")
+    world.restore(vm, "a", discard_current=True)
+    assert delete(world.context, [CheckpointReference("web1", "a")]).waiting == ()
+    vm.managed_save = True
+    (waiting,) = delete(world.context, [CheckpointReference("web1", "b")]).waiting
+    assert (waiting.name, "saved memory" in waiting.reason) == ("a", True)
+    assert vm.sources()["vda"] != "/i/web1.qcow2"
+    vm.managed_save = False
+    merged = doctor(world.context, "web1", repair=True)
+    assert "were merged" in str(merged)
+    assert vm.sources()["vda"] == "/i/web1.qcow2"
+
+
+@pytest.mark.parametrize("place", ["unreadable", "empty"])
+def test_nothing_is_deleted_while_the_images_cannot_be_looked_at(place, world):
+    """Broken: with a directory that is not mounted the command would fail, and the checkpoint be gone all the same."""
+    vm = world.vm()
+    world.take(vm)
+    if place == "unreadable":
+        world.host.storage.unreadable["/i"] = "not mounted"
+    else:
+        world.host.storage.files.clear()
+    with pytest.raises(HypervisorError):
+        delete(world.context, [CheckpointReference("web1", "a")])
+    assert world.names(vm) == ["a"]
 
 
 @pytest.mark.parametrize("clean", [False, True])
@@ -103,3 +142,51 @@ def test_a_merge_makes_no_better_of_what_a_guest_left(clean, world):
     delete(world.context, [CheckpointReference("web1", "a")])
     expected = Consistency.APPLICATION if clean else Consistency.CRASH
     assert world.take(vm, "c", Consistency.CRASH).consistency is expected
+
+
+@pytest.mark.timeout(180)  # some hundred runs
+def test_a_group_checkpoint_goes_as_a_whole_wherever_ctrl_c_comes(world, monkeypatch):
+    """Broken: some parts would be gone and others there, the group's checkpoint could not be restored, and nothing would say
+    so."""
+    vms = [world.vm(name, running=False) for name in ("web1", "db1")]
+    for vm in vms:
+        vm.clean = True
+    world.group("web1", "db1")
+    transaction, left, outcomes = Database.transaction, 0, set()
+
+    @contextmanager
+    def interrupted(self: Database) -> Iterator[sa.Connection]:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        with transaction(self) as connection:
+            yield connection
+
+    for step in range(1, 200, 2):
+        if not world.names(vms[0]):
+            group_checkpoint(world.context, "shop", name="now", required=Consistency.CRASH, window_s=WINDOW_S)
+        left = step
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(Database, "transaction", interrupted)
+            group.delete_checkpoint(world.context, "shop@now")
+            break
+        names = [world.names(vm) for vm in vms]
+        assert names in ([[]] * 2, [["now"]] * 2), f"step {step}"
+        outcomes.add(len(names[0]))
+        doctor(world.context, None, repair=True)
+        assert [item for item in doctor(world.context, None, repair=False) if item.found] == []
+    assert step > 15
+    assert outcomes == {0, 1}
+    assert [world.tree(vm).nodes for vm in vms] == [()] * 2
+
+
+def test_one_vm_that_cannot_delete_keeps_all_parts(world):
+    """Broken: the parts of the VMs that come before it would be gone."""
+    vms = [world.vm(name) for name in ("web1", "db1")]
+    world.group("web1", "db1")
+    group_checkpoint(world.context, "shop", name="now", window_s=WINDOW_S)
+    vms[1].job = "a backup"
+    with pytest.raises(BusyError):
+        group.delete_checkpoint(world.context, "shop@now")
+    assert [world.names(vm) for vm in vms] == [["now"]] * 2

@@ -3,6 +3,7 @@ side is left out."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
@@ -18,8 +19,10 @@ from quiesce.model.grades import Consistency, Level
 from quiesce.model.groups import Group, Tier
 from quiesce.model.names import CheckpointReference
 from quiesce.model.settings import Settings
+from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
-from quiesce.operations.group import forget
+from quiesce.operations.doctor import doctor, exit_code
+from quiesce.operations.group import delete_checkpoint, forget
 from quiesce.operations.group_checkpoint import Taken, group_checkpoint
 from quiesce.operations.group_restore import GroupRestored, group_restore
 from quiesce.operations.restore import restore
@@ -335,3 +338,63 @@ def test_automatic_checkpoints_of_two_vms_do_not_lengthen_each_other(world):
         thread.join()
     assert len(story) == 12
     assert len(list(itertools.groupby(story))) == 2
+
+
+# -- deletions
+
+
+def test_an_interrupted_deletion_takes_all_parts_or_none_and_doctor_names_the_rest(world, shop):
+    """Broken: after Ctrl-C one part is gone and two are there, and `doctor` is silent."""
+    for stop_at in itertools.count():
+        take(world)
+        left = stop_at
+
+        def stop() -> None:
+            nonlocal left
+            left -= 1
+            if left == -1:
+                raise KeyboardInterrupt
+
+        world.host.on_step = stop
+        finished = False
+        with contextlib.suppress(KeyboardInterrupt):
+            delete_checkpoint(world.context, "shop@g")
+            finished = True
+        world.host.on_step = lambda: None
+        parts = [world.names(vm) for vm in shop.values()]
+        assert parts in ([["g"]] * 3, [[]] * 3)
+        found = {item.vm: item for item in doctor(world.context, None, repair=False)}
+        if not finished and not parts[0]:
+            assert any(item.found for item in found.values()) or not any(world.tree(vm).nodes for vm in shop.values())
+        doctor(world.context, None, repair=True)
+        assert exit_code(doctor(world.context, None, repair=True)) == 0
+        if parts[0]:
+            delete_checkpoint(world.context, "shop@g")
+        for vm in shop.values():
+            world.nothing_left(vm)
+        if finished:
+            break
+    assert stop_at > 5
+
+
+def test_doctor_names_a_group_checkpoint_that_lacks_a_part(world, shop):
+    """Broken: nobody learns that the group cannot be restored; or the VMs count as broken for ever."""
+    take(world)
+    delete(world.context, [CheckpointReference("web", "g")], break_group=True)
+    (found,) = doctor(world.context, "db", repair=False)
+    assert [(item.fault.kind, item.fault.subject, item.remedy.wrong) for item in found.items] == [
+        ("incomplete-group", "shop@g", False)
+    ]
+    assert exit_code([found]) == 0
+
+
+def test_checkpoints_without_names_in_one_second(world, monkeypatch):
+    """Broken: the second `quiesce checkpoint web` of a second would be refused, because of a name that nobody gave."""
+    vm = world.vm()
+    for module in ("checkpoint", "group_checkpoint"):
+        monkeypatch.setattr(f"quiesce.operations.{module}.default_checkpoint_name", lambda _: "now")
+    for _ in range(3):
+        checkpoint(world.context, vm.name, window_s=WINDOW_S)
+    world.group(vm.name)
+    group_checkpoint(world.context, "shop", window_s=WINDOW_S)
+    assert [node.name for node in world.tree(vm).nodes] == ["now", "now-2", "now-3", "now-4"]

@@ -191,8 +191,8 @@ def test_a_repair_of_all_vms_defines_none(world, vm):
     vm.power_off()
     world.host.vms.remove(vm)
     (found,) = doctor(world.context, None, repair=True)
-    assert "`quiesce doctor web1 --repair` defines it again" in found.found
-    assert (found.mended, world.host.vms) == ((), [])
+    assert "`quiesce doctor web1 --repair` defines it again" in (found.items[0].remedy.advice or "")
+    assert (found.mended, found.left, world.host.vms) == ((), True, [])
     assert doctor(world.context, "web1", repair=True)[0].mended == (
         "web1 was defined again, with the images that it wrote last",
     )
@@ -201,14 +201,14 @@ def test_a_repair_of_all_vms_defines_none(world, vm):
 def test_one_vm_that_breaks_quiesce_does_not_hide_the_others(world, vm, monkeypatch):
     """Broken: one VM's fault would leave all others unexamined."""
     world.take(world.vm("db1"))
-    real = doctoring.survey
+    real = doctoring.survey_with_neighbours
 
-    def broken(context: Any, asked: FakeVm, **others: Any) -> Any:
+    def broken(context: Any, rounds: Any, asked: FakeVm) -> Any:
         if asked.name == "db1":
             raise KeyError("/i/gone.qcow2")
-        return real(context, asked, **others)
+        return real(context, rounds, asked)
 
-    monkeypatch.setattr(doctoring, "survey", broken)
+    monkeypatch.setattr(doctoring, "survey_with_neighbours", broken)
     rows = {row.vm: row.found for row in doctor(world.context, None, repair=True)}
     assert rows["web1"] == ()
     assert "KeyError('/i/gone.qcow2')" in rows["db1"][0]

@@ -126,7 +126,7 @@ def test_a_vm_that_is_started_during_its_restore_stays_where_it_was(world):
     vm.redefine = start_first  # type: ignore[method-assign]
     with pytest.raises(RefusedError, match="somebody started web1 during the restore"):
         world.restore(vm)
-    assert (vm.sources(), vm.file_disks(next_start=True)) == (left, left)
+    assert (vm.sources(), vm.heads(next_start=True)) == (left, left)
     assert world.names(vm) == ["a"]
     assert world.tree(vm).head_parent == world.tree(vm).find("a").id
     assert world.content(vm) == {0: "at first", 1: "later"}

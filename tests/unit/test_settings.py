@@ -33,7 +33,15 @@ HOST = """
   </domain>
 </node>
 """
-UNSET = {"type": "production", "require": "application", "automatic": False, "exclude": [], "require_grade": "stands-still"}
+UNSET = {
+    "type": "production",
+    "require": "application",
+    "automatic": False,
+    "exclude": [],
+    "require_grade": "stands-still",
+    "quarantine_days": 30,
+    "verify": "never",
+}
 
 
 class Program:
@@ -68,7 +76,17 @@ def test_what_is_set_stays_and_nothing_else_changes(program):
     assert program("--automatic") == {**UNSET, "require": "crash", "automatic": True}
     assert program("--exclude", "vdb", "--type", "standard")["exclude"] == ["vdb"]
     assert program("--require-grade", "nil-redo")["require_grade"] == "nil-redo"
-    expected = {"type": "standard", "require": "crash", "automatic": True, "exclude": ["vdb"], "require_grade": "nil-redo"}
+    assert program("--quarantine-days", "7")["quarantine_days"] == 7
+    assert program("--verify", "daily")["verify"] == "daily"
+    expected = {
+        "type": "standard",
+        "require": "crash",
+        "automatic": True,
+        "exclude": ["vdb"],
+        "require_grade": "nil-redo",
+        "quarantine_days": 7,
+        "verify": "daily",
+    }
     assert program() == expected
     assert program("--no-automatic", "--no-exclude") == {**expected, "automatic": False, "exclude": []}
 
@@ -123,6 +141,9 @@ def test_what_is_shown(program):
         "automatic  yes",
         "exclude    vdb",
         "grade      stands-still",
+        "quarantine 30 days",
+        "overlays   -",
+        "verify     never",
     ]
 
 

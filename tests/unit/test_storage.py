@@ -7,7 +7,8 @@ import copy
 import pytest
 
 from quiesce.storage.memory import MemoryStorage
-from tests.storage_contract import CAPACITY, Scene, StorageContract
+from tests.storage_contract import StorageContract
+from tests.storage_scene import CAPACITY, Scene
 
 
 class MemoryScene:
@@ -36,6 +37,9 @@ class MemoryScene:
 
     def put_back(self, image: str) -> None:
         self.storage.files[image] = copy.deepcopy(self.storage.files[image])
+        written = self.storage.files[image].written
+        self.storage.touch(image)
+        self.storage.files[image].written = written
 
     def open_elsewhere(self, image: str) -> None:
         self.storage.open_by_others = lambda: [image]

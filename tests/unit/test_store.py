@@ -193,9 +193,9 @@ def test_where_a_merge_put_an_image_and_what_it_left_are_recorded_at_once(catalo
     catalog.checkpoints.add(node("b", hidden=True, disks=node("a").disks), "<b/>", head_parent="a")
     catalog.checkpoints.add(node("c", vm_uuid="uuid-2", disks=node("a").disks), "<c/>", head_parent="c")
     assert catalog.images.merged(KEY) == set()
-    disks = (DiskImage("vda", "/i/base", "qcow2"),)
+    disks = (DiskImage("vda", "/i/base", "raw"),)
     moved = [node("a", disks=disks), node("b", hidden=True, disks=disks)]
-    assert catalog.checkpoints.moved(KEY, old, "/i/base", {}) == moved
+    assert catalog.checkpoints.moved(KEY, old, "/i/base", "raw", {}) == moved
     assert catalog.checkpoints.tree(KEY).nodes == tuple(moved)
     assert catalog.checkpoints.tree(OTHER).nodes[0].disks == node("a").disks
     assert catalog.images.merged(KEY) == {old}
@@ -203,7 +203,7 @@ def test_where_a_merge_put_an_image_and_what_it_left_are_recorded_at_once(catalo
     catalog.images.forget("host1", old)
     assert catalog.images.merged(KEY) == set()
     # Not ours: it is never removed, so nothing need be known of it.
-    catalog.checkpoints.moved(KEY, "/i/vms-own-first-disk", "/i/base", {})
+    catalog.checkpoints.moved(KEY, "/i/vms-own-first-disk", "/i/base", "qcow2", {})
     assert catalog.images.merged(KEY) == set()
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from quiesce.catalog import database
 from quiesce.catalog.database import REVISION, default_url
+from quiesce.catalog.journal import Journal
 from quiesce.catalog.secret_url import SecretUrl
 from quiesce.catalog.store import Catalog
 from quiesce.model.errors import QuiesceError
@@ -100,13 +101,12 @@ def damage(catalog: Catalog, table: str, column: str, value: str) -> None:
     ("table", "column", "read"),
     [
         ("checkpoints", "body", lambda catalog: catalog.checkpoints.tree(KEY)),
-        ("checkpoints", "body", lambda catalog: catalog.checkpoints.with_file("host1", "/i/a")),
         ("heads", "untouched", lambda catalog: catalog.checkpoints.untouched(KEY)),
         ("groups", "body", lambda catalog: catalog.groups.get("shop")),
         ("groups", "body", lambda catalog: catalog.groups.all()),
         ("settings", "body", lambda catalog: catalog.settings.get(KEY)),
     ],
-    ids=["tree", "files", "untouched", "group", "groups", "settings"],
+    ids=["tree", "untouched", "group", "groups", "settings"],
 )
 def test_what_a_newer_quiesce_wrote_is_refused_with_what_to_do(table, column, read, body, catalog):
     """Broken: what this quiesce does not know would be left out, and lost when it is written again; or a traceback be shown."""
@@ -237,6 +237,15 @@ def test_processes_open_a_new_catalog_at_once(attempt, url, tmp_path):
     with sqlite3.connect(tmp_path / "state" / "catalog.db") as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(REVISION,)]
     connection.close()
+
+
+def test_an_error_does_not_show_the_room_that_a_journal_reserves(catalog):
+    """Broken: the message would have a thousand dashes, and what matters stand behind them."""
+    with catalog.database.transaction() as connection:
+        connection.exec_driver_sql("PRAGMA query_only = ON")
+    with pytest.raises(QuiesceError, match="readonly") as refused:
+        Journal(catalog, KEY, "delete")
+    assert "----" not in refused.value.message
 
 
 def test_two_processes_write_at_once(url, catalog, tmp_path):

@@ -249,13 +249,14 @@ def test_all_directories_are_looked_through_that_an_image_lies_in(fake: Fake):
     host = fake.host
     host.storage.make("/k/lowest")
     host.storage.make("/j/base", "/k/lowest")
-    host.storage.make("/j/clone", "/j/base")
+    host.storage.make("/j/template's clone", "/j/base")
+    host.storage.make("/i/clone", "/i/vda.qcow2")
     host.storage.files["/i/vda.qcow2"].below = "/j/base"
     fake.own("/l/left")
     host.storage.make("/elsewhere/other")
     found = fake.survey()
-    assert found.images.keys() == {"/i/vda.qcow2", "/j/base", "/j/clone", "/k/lowest", "/l/left"}
-    assert found.chains.readers("/k/lowest") == {"/j/base", "/j/clone", "/i/vda.qcow2"}
+    assert found.images.keys() == {"/i/vda.qcow2", "/i/clone", "/j/base", "/k/lowest", "/l/left"}
+    assert found.chains.readers("/k/lowest") == {"/j/base", "/i/clone", "/i/vda.qcow2"}
     assert (found.head, found.named, found.made) == ({"vda": "/i/vda.qcow2"}, {"/i/vda.qcow2"}, {"/l/left"})
     assert found.orphans() == ["/l/left"]
 

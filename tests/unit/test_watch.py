@@ -29,7 +29,8 @@ from quiesce.model.settings import Settings, Type
 from quiesce.model.tree import Kind
 from quiesce.operations.delete import Deleted
 from quiesce.server import watch as module
-from quiesce.server.watch import Decision, Said, Severity, next_step, outlived, watch
+from quiesce.server.said import Said, Severity
+from quiesce.server.watch import Decision, next_step, outlived, watch
 from quiesce.wire.messages import PORT_NAME
 from tests.samples import node
 

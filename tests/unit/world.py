@@ -20,7 +20,8 @@ from quiesce.model.tree import Checkpoint, Tree
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.restore import Restored, restore
 from quiesce.wire.messages import PORT_NAME
-from tests.unit.fake_host import FakeContext, FakeHost, FakeVm
+from tests.unit.fake_context import FakeContext
+from tests.unit.fake_host import FakeHost, FakeVm
 
 WINDOW_S = 10.0
 """Nobody waits for its end; a busy machine needs the room."""

@@ -21,7 +21,7 @@ def manifests(machine: Machine) -> set[str]:
     return {path.name for path in machine.directory.glob("quiesce-*.json")}
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_the_main_job(machine: Machine, tmp_path: Path) -> None:
     """Given a database under load, when everything is ruined, then a restore brings back exactly what was acknowledged."""
     result = run_demo(machine, tmp_path / "catalog.db", Narrator(silent=True))

@@ -27,6 +27,7 @@ from quiesce.guests import linux
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import AgentError
 from quiesce.model.grades import Level
+from quiesce.operations.doctor import MENDED
 from quiesce.wire.messages import Prepare
 from tests.host import Quiesce
 
@@ -152,7 +153,7 @@ def test_host_process_killed(machine: Machine, quiesce: Quiesce, frozen: Callabl
     assert_released_in_time(machine, standstill, at_least_ms=500)
     assert standstill.longest_ms(machine, ticker.waits(machine)) < 2000
     assert unfinished(quiesce) == 1
-    assert quiesce("doctor", machine.name, "--repair")[0]["mended"]
+    assert quiesce("doctor", machine.name, "--repair", expect=MENDED)[0]["state"] == "mended"
     assert_nothing_left(machine, quiesce)
 
 

@@ -8,8 +8,8 @@ import pytest
 from lab import Machine, loads
 from lab.ledger import Ledger
 from lab.proof import recovery
-from lab.recovery_log import same_end
 from lab.standstill import wait_for
+from quiesce.applications.postgresql import same_end
 from tests.host import Quiesce
 
 CONFIGURATION = """

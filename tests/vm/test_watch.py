@@ -215,6 +215,36 @@ def test_a_vm_that_cannot_be_checkpointed_does_not_end_the_service(
     watch.wait_for("was taken")
 
 
+def copies(vm: Bare) -> list[libvirt.virDomain]:
+    return [domain for domain in vm.connection.listAllDomains() if domain.name().startswith("quiesce-trial-")]
+
+
+def test_the_newest_checkpoint_is_booted_aside(tiny: Tiny, quiesce: Quiesce, watching: Callable[..., Watch]) -> None:
+    """Broken: the setting would do nothing; or a service that was stopped would leave copies that run.
+
+    The guest has no agent, so its copy comes to nothing; here it is powered off before the service gives up."""
+    quiesce("settings", tiny.name, "--verify", "always")
+    tiny.domain.create()
+    quiesce("checkpoint", tiny.name, "--name", "one", "--require", "crash")
+    watch = watching()
+
+    def off() -> bool:
+        for copy in copies(tiny):
+            with contextlib.suppress(libvirt.libvirtError):
+                copy.shutdown()
+        return any("the copy ended before its guest was up" in line for line in watch.lines)
+
+    wait_for(off)
+    wait_for(lambda: quiesce("show", f"{tiny.name}@one").get("proof", {}).get("state") == "failed")
+    quiesce("checkpoint", tiny.name, "--name", "two", "--require", "crash")
+    wait_for(lambda: len(copies(tiny)) == 1)
+    assert watch.end() == 0
+    assert copies(tiny) == []
+    assert list(tiny.directory.glob("quiesce-trial-*")) == []
+    assert "proof" not in quiesce("show", f"{tiny.name}@two")
+    assert quiesce("doctor", tiny.name)[0]["state"] == "clean"
+
+
 class Proxy:
     """libvirt's socket under another path, to be cut as if the daemon went away, and to come back."""
 

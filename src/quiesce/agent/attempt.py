@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Optional
 
-from quiesce.agent import filesystems, leftovers, limits
+from quiesce.agent import filesystems, leftovers, limits, linux
 from quiesce.agent.bounds import bounded_filesystems, bounded_writers, cut
 from quiesce.agent.deadman import DeadMan, DeadManError
 from quiesce.agent.holds import HoldRecord
 from quiesce.agent.undos import UNDO_TIMEOUT_S, Undo
 from quiesce.agent.writers import registry
-from quiesce.agent.writers.base import IDENTIFY_TIMEOUT_S, ApplicationWriter, WriterError, deadline_in_ns
+from quiesce.agent.writers.base import IDENTIFY_TIMEOUT_S, ApplicationWriter, WriterError, deadline_in_ns, share_of
 from quiesce.model.grades import LEVELS, Level
 from quiesce.model.reports import WriterReport
 from quiesce.wire.messages import (
@@ -107,7 +107,7 @@ class Attempt:
             raise AttemptError(ErrorCode.FAILED, f"no dead-man: {error}") from None
         for index, writer in enumerate(self._writers):
             waiting = sum(self._waits(each) for each in self._writers[index:])
-            writer.prepare(_share(deadline_ns, waiting), self._window_ns // 1_000_000)
+            writer.prepare(share_of(deadline_ns, waiting), self._window_ns // 1_000_000)
             loose = self._loose(writer)
             if loose:
                 writer.forgo(loose)
@@ -129,7 +129,7 @@ class Attempt:
             self._announce(writer)
             writer.window_ends_ns = self._deadline_ns
             try:
-                writer.hold(_share(deadline_ns, waiting))
+                writer.hold(share_of(deadline_ns, waiting))
             except WriterError:
                 self._taken_back(writer)
                 if self._insist and writer.required and not writer.grade.vouched:
@@ -145,12 +145,6 @@ class Attempt:
             freezer.freeze(deadline_ns, deadman)
         except filesystems.FreezeError as error:
             raise AttemptError(ErrorCode.FAILED, str(error)) from None
-        for writer in self._writers:
-            loose = self._loose(writer)
-            if loose:
-                writer.pass_over(loose)
-                if self._insist and writer.required and not writer.grade.vouched:
-                    raise AttemptError(ErrorCode.REFUSED, _explain([writer]), (writer.report(),))
         self._freeze_token = secrets.token_hex(16)
         self.state = State.FROZEN
         return Frozen(self._freeze_token, bounded_filesystems(freezer.report()))
@@ -164,7 +158,8 @@ class Attempt:
         return Thawed(self._freeze_token, unbroken, bounded_filesystems(freezer.report()), self._window_us())
 
     def release(self, level: Level) -> Released:
-        """Lets the writers of this level go, each after it checked that its hold lasted to the end."""
+        """Lets the writers of this level go, each after it checked that its hold lasted to the end. Only then looks whether the
+        freeze held all their files: that takes as long as the freeze itself."""
         if self._freezer and self._freezer.frozen:
             raise AttemptError(ErrorCode.WRONG_STATE, "release comes after thaw")
         at_level = [writer for writer in self._at(level) if writer in self._held]
@@ -176,6 +171,9 @@ class Attempt:
         window_us = self._window_us()
         if not self._held:
             self._end_window()
+        for writer in at_level:
+            if loose := self._loose(writer):
+                writer.pass_over(loose)
         return Released(bounded_writers([writer.report() for writer in at_level]), before, window_us)
 
     def post_checkpoint(self, kept: bool) -> None:
@@ -196,6 +194,7 @@ class Attempt:
     def abort(self) -> None:
         """Thaws and releases whatever is frozen or held. Idempotent; never raises."""
         late = self._foreign and self.state is not State.RELEASED
+        linux.run_among_others()
         if self._freezer and self._deadman:
             self._freezer.thaw(self._deadman)
             if late:
@@ -225,7 +224,8 @@ class Attempt:
 
     def _loose(self, writer: ApplicationWriter) -> str:
         """Why a freeze does not hold all the writer's files, or the empty string."""
-        freezer = self._parts()[0]
+        freezer = self._freezer
+        assert freezer is not None  # made by prepare
         try:
             paths = writer.where()
             writer.filesystems = freezer.mount_points(paths) or None
@@ -240,6 +240,7 @@ class Attempt:
             self._started_ns = now
             self._deadline_ns = now + self._window_ns
             self._parts()[1].arm(self._deadline_ns + DEADMAN_GRACE_NS)
+            linux.run_first()
         deadline_ns = min(step_deadline_ns, self._deadline_ns)
         if now >= deadline_ns:
             raise AttemptError(ErrorCode.DEADLINE, "the deadline passed before this step")
@@ -247,6 +248,7 @@ class Attempt:
 
     def _end_window(self) -> None:
         """Called when nothing is frozen or held any more; only `post_checkpoint` can follow."""
+        linux.run_among_others()
         if self._deadman:
             self._deadman.disarm()
             self._deadman = None
@@ -297,13 +299,6 @@ class Attempt:
         assert self._freezer is not None  # made by prepare, which every other step follows
         assert self._deadman is not None
         return self._freezer, self._deadman
-
-
-def _share(deadline_ns: int, writers: int) -> int:
-    """The deadline of the next of so many writers: half of the time. So one that does not answer leaves some to the
-    others, and they do not stand still for nothing until the end of the window."""
-    now = time.monotonic_ns()
-    return deadline_ns if writers < 2 else now + max(0, deadline_ns - now) // 2
 
 
 def _undo_of(writer: ApplicationWriter, deadline_ns: int) -> Optional[Undo]:

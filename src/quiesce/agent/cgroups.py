@@ -31,6 +31,8 @@ class Cgroup:
         self._events: Optional[int] = None
         self.ours = False
         """Whether this object froze it and has not thawed it yet."""
+        self._populated = False
+        """Whether it had processes when it was frozen."""
 
     def open(self) -> None:
         """Opens the group's files, so that none has to be opened while filesystems are frozen. Raises OSError."""
@@ -48,12 +50,10 @@ class Cgroup:
         return os.pread(self._freeze, 10, 0).strip() == b"1"
 
     def frozen(self) -> bool:
-        """Whether every process in it stands still. False for a group that is gone."""
-        assert self._events is not None
-        try:
-            return b"frozen 1" in os.pread(self._events, 200, 0)
-        except OSError:
-            return False
+        """Whether every process in it stands still. False for a group that is gone, and for one whose processes were all
+        killed since it was frozen: the kernel calls it frozen until systemd removes it."""
+        events = self._read_events()
+        return b"frozen 1" in events and (b"populated 1" in events or not self._populated)
 
     def freeze(self, deadline_ns: int) -> None:
         """Returns when every process in it stands still. Raises CgroupError if somebody else froze it, and
@@ -68,6 +68,7 @@ class Cgroup:
                 self.thaw()
                 raise TimeoutError(f"processes of {self.path} did not come to a standstill in time")
             time.sleep(POLL_S)
+        self._populated = b"populated 1" in self._read_events()
 
     def thaw(self) -> None:
         """Idempotent; does nothing unless this object froze it. Raises OSError."""
@@ -78,10 +79,18 @@ class Cgroup:
                 # If it is gone, all its processes ended. There may be a new one of its name: a service that started again.
                 if error.errno != errno.ENODEV and os.path.exists(self._directory):
                     raise
-        self.ours = False
+        self.ours = self._populated = False
 
     def close(self) -> None:
         for descriptor in (self._freeze, self._events):
             if descriptor is not None:
                 os.close(descriptor)
         self._freeze = self._events = None
+
+    def _read_events(self) -> bytes:
+        """Empty if the group is gone."""
+        assert self._events is not None
+        try:
+            return os.pread(self._events, 200, 0)
+        except OSError:
+            return b""

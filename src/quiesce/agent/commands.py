@@ -19,6 +19,17 @@ MAX_WORDS = 300
 POLL_S = 0.002
 
 
+class CommandError(WriterError):
+    """A command ended with an exit status other than 0."""
+
+    def __init__(self, command: Sequence[str], status: int, words: str) -> None:
+        ended = f"ended with {status}" if status > 0 else f"was killed by signal {-status}"
+        super().__init__(f"{' '.join(command)} {ended}" + (f": {words}" if words else ""))
+        self.status = status
+        """A negative one is the signal that killed the command."""
+        self.words = words or ended
+
+
 def require_runnable(path: str) -> None:
     """Raises WriterError unless the file is executable and only root can change it."""
     if not os.path.isabs(path):
@@ -45,18 +56,15 @@ def run_command(
 ) -> str:
     """Runs a command to its end and returns the first `limit` characters of its standard output.
 
-    Raises WriterError for a time-out (the command and its children are killed then), and for an exit status other than 0, with
-    the last words of its output. The command dies with the conversation. Processes that it leaves in the background are left
-    alone: a script may hold by one, as QEMU's own mysql-flush.sh.sample does.
-    """
+    Raises WriterError for a time-out (the command and its children are killed then), and CommandError for an exit status other
+    than 0, with the last words of its output. The command dies with the conversation. Processes that it leaves in the
+    background are left alone: a script may hold by one, as QEMU's own mysql-flush.sh.sample does."""
     # Files in memory, not pipes: a pipe would end only with the last background process, and break for it if closed before.
     said, complained = os.memfd_create("said"), os.memfd_create("complained")
     try:
         status = _run(command, timeout_s, observer, environment, said, complained)
         if status:
-            ended = f"ended with {status}" if status > 0 else f"was killed by signal {-status}"
-            words = _last_words(complained) or _last_words(said)
-            raise WriterError(f"{' '.join(command)} {ended}" + (f": {words}" if words else ""))
+            raise CommandError(command, status, _last_words(complained) or _last_words(said))
         return os.pread(said, 4 * limit, 0).decode(errors="replace").strip()[:limit]
     finally:
         os.close(said)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, Callable, Optional
 
 from quiesce import __version__
-from quiesce.agent import bounds, deadman, looks
+from quiesce.agent import bounds, deadman, looks, trial
 from quiesce.agent.attempt import Attempt, AttemptError
 from quiesce.agent.inventory import FilesystemList
 from quiesce.agent.writers.base import ApplicationWriter
@@ -22,7 +22,7 @@ from quiesce.wire.framing import ProtocolError
 from quiesce.wire.messages import ErrorCode, Op, Request, State
 from quiesce.wire.schema import to_wire
 
-CAPABILITIES = ("freeze", "dead-man", "post-checkpoint")
+CAPABILITIES = ("freeze", "dead-man", "post-checkpoint", "verify")
 ANSWER_MARGIN_NS = 5_000_000_000
 """How long before its deadline `identify` asks no more applications, in nanoseconds, so that the host gets an answer."""
 OVERTIME_S = 15
@@ -43,8 +43,11 @@ ALLOWED: dict[Op, tuple[State, ...]] = {
     Op.HELLO: tuple(State),
     Op.IDENTIFY: (State.IDLE,),
     Op.STATUS: tuple(State),
+    Op.VERIFY: (State.IDLE,),
 }
 """The states in which each request may come."""
+_SLOW = (Op.IDENTIFY, Op.PREPARE, Op.VERIFY)
+"""Requests that may take minutes, and hold nothing."""
 
 
 class _HungUpError(BaseException):
@@ -112,8 +115,8 @@ class Conversation:
             raise AttemptError(ErrorCode.WRONG_STATE, f"{request.op.value} is not possible while {state.value}")
         deadline_ns = time.monotonic_ns() + request.deadline_ms * 1_000_000
         # If the step hangs all the same, SIGALRM ends this process, and the dead-man lets everything go.
-        signal.alarm(request.deadline_ms // 1000 + (OVERTIME_S if request.op in (Op.IDENTIFY, Op.PREPARE) else LET_GO_S))
-        self._slow = request.op in (Op.IDENTIFY, Op.PREPARE)
+        signal.alarm(request.deadline_ms // 1000 + (OVERTIME_S if request.op in _SLOW else LET_GO_S))
+        self._slow = request.op in _SLOW
         looks.renew_patience()
         try:
             return self._handlers()[request.op](request, deadline_ns)
@@ -144,6 +147,7 @@ class Conversation:
             Op.POST_CHECKPOINT: self._post_checkpoint,
             Op.ABORT: self._abort,
             Op.STATUS: lambda request, deadline: self._status(),
+            Op.VERIFY: self._verify,
         }
 
     @property
@@ -174,6 +178,13 @@ class Conversation:
         finally:
             for writer in found:
                 writer.abort()
+
+    def _verify(self, request: Request, deadline_ns: int) -> messages.Verified:
+        from quiesce.agent import verification  # a checkpoint needs none of it
+
+        if not request.args.trial or request.args.trial != trial.trial_id():
+            raise AttemptError(ErrorCode.REFUSED, "this machine is not the copy that is to be verified")
+        return verification.ask_all(self._discover, deadline_ns - ANSWER_MARGIN_NS)
 
     def _prepare(self, request: Request, deadline_ns: int) -> messages.Inventory:
         if not request.token:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 
+from quiesce.agent import trial
 from quiesce.agent.precompile import precompile
 from quiesce.wire.messages import DEVICE, PORT_NAME, QEMU_AGENT_RESTART
 
@@ -62,7 +63,7 @@ exec /usr/bin/python3 -I -S {AGENT} --hook "$1"{{more}}
 
 def install() -> list[str]:
     """Returns notes for the administrator. Raises OSError, subprocess.CalledProcessError."""
-    for directory in (DIRECTORY, WRITERS, os.path.dirname(RULE)):
+    for directory in (DIRECTORY, WRITERS, trial.CHECKS, os.path.dirname(RULE), os.path.dirname(trial.GENERATOR)):
         os.makedirs(directory, mode=0o755, exist_ok=True)
     source = os.path.abspath(sys.argv[0])
     if source != AGENT:
@@ -74,6 +75,7 @@ def install() -> list[str]:
     _write(UNIT, UNIT_TEXT)
     _write(RULE, RULE_TEXT)
     _write(HOOK, HOOK_TEXT.format(more=""), 0o755)
+    _write(trial.GENERATOR, trial.GENERATOR_TEXT, 0o755)
     if os.path.isdir(os.path.dirname(VMWARE_SCRIPTS)):
         os.makedirs(VMWARE_SCRIPTS, mode=0o755, exist_ok=True)
         _write(f"{VMWARE_SCRIPTS}/50-quiesce", HOOK_TEXT.format(more=" --without vmware"), 0o755)

@@ -14,7 +14,7 @@ BOOTED = "/run/systemd/system"
 TIMEOUT_S = 20.0
 _PROPERTIES = (
     *("LoadState", "ActiveState", "Result", "ExecMainStartTimestamp"),
-    *("WatchdogUSec", "FreezerState", "ControlGroup", "MainPID"),
+    *("WatchdogUSec", "FreezerState", "ControlGroup", "MainPID", "ActiveEnterTimestampMonotonic"),
 )
 NEVER_FROZEN = (
     "dbus",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from quiesce.model.divergence import Agreement
+from quiesce.model.grades import Grade
+from quiesce.model.proof import ProofState
 from quiesce.model.reports import WriterReport
+from quiesce.model.starts import Did, Start
 
 
 class Comparison(NamedTuple):
@@ -27,6 +31,16 @@ class Ahead(NamedTuple):
     """In the singular: `transaction`, `byte`."""
     where: str
     """Both positions, the primary's first, as `LSN 0/100 -> 0/1100`."""
+
+
+class StartVerdict(NamedTuple):
+    """How an application started, compared with its claims."""
+
+    state: ProofState
+    text: str
+    """The end of a sentence that begins with the application's name."""
+    differs: bool = False
+    """Whether the checkpoint claims more."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,81 @@ class Application:
         """Bytes of the application's log between two positions, by the key that both have; less than 0 if the first is the
         later one. Of points of one and the same log only; empty where the positions do not prove that. So it is here."""
         return {}
+
+    def judge_start(self, claimed: WriterReport, start: Start, *, held: bool) -> StartVerdict:
+        """How the application started when the checkpoint was booted aside. `held`: its position at the checkpoint is that of
+        its files, as it was held when the disks were taken.
+
+        Here: a position that both have must be the same.
+        """
+        if held:
+            for key, value in claimed.position.items():
+                if (found := start.position.get(key, value)) != value:
+                    text = f"did not stand at the checkpoint's position: {key} was {value} there, and it found {found}"
+                    return StartVerdict(ProofState.RECOVERED, text, differs=claimed.grade.vouched)
+        if start.did is Did.NOTHING:
+            return StartVerdict(ProofState.PROVEN, "started with nothing to recover")
+        if start.did is Did.REDO:
+            clean = claimed.grade in (Grade.CLEAN, Grade.NIL_REDO)
+            return StartVerdict(ProofState.RECOVERED, f"recovered when it started{amount(start)}", differs=clean)
+        if start.checks:
+            return StartVerdict(ProofState.PROVEN, f"runs, and is right ({start.checks[0]}); how it started, nothing tells")
+        if claimed.stateless:
+            return StartVerdict(ProofState.PROVEN, "runs; it keeps no data")
+        return StartVerdict(ProofState.UNTRIED, "runs; nothing tells how it started, and it has no check of its own (Verify=)")
+
+
+def amount(start: Start) -> str:
+    """How much of its log a recovery replayed, with a colon before it; empty if that is not known."""
+    if start.redo_bytes is None or not start.redo_from:
+        return ""
+    return f": {counted(start.redo_bytes, 'byte')} of its log, from {start.redo_from} to {start.redo_to}"
+
+
+def judge_log(
+    claimed: WriterReport,
+    start: Start,
+    begins: tuple[int | None, int | None],
+    ends: tuple[int | None, int | None],
+    *,
+    held: bool,
+) -> StartVerdict:
+    """Of an application that goes through a log when it starts. `begins`, `ends`: where the log to replay began and ended, by
+    the checkpoint's claim and by the start; as numbers of bytes, None where it is not known."""
+    grade = claimed.grade
+    if held and ends[0] is not None and ends[1] is not None and ends[1] < ends[0]:
+        lost = counted(ends[0] - ends[1], "byte")
+        text = f"lacks the last {lost} of its log, which it had at the checkpoint: what was committed there is lost"
+        return StartVerdict(ProofState.FAILED, text + _words(start), differs=grade.vouched)
+    if start.did is Did.NOTHING:
+        return StartVerdict(ProofState.PROVEN, "started with nothing to recover")
+    if start.did is Did.UNKNOWN:
+        return StartVerdict(ProofState.UNTRIED, f"runs; nothing tells how it started{_words(start)}")
+    if not grade.vouched or grade is Grade.HELD:
+        return StartVerdict(ProofState.RECOVERED, f"recovered when it started{amount(start)}")
+    if None in (*begins, *ends):
+        return StartVerdict(
+            ProofState.RECOVERED, f"recovered when it started, and nothing tells how much{_words(start)}", differs=True
+        )
+    if grade is Grade.CLEAN or begins[0] != begins[1] or ends[0] != ends[1]:
+        claim = f"; the checkpoint claims {counted(max(0, (ends[0] or 0) - (begins[0] or 0)), 'byte')}"
+        return StartVerdict(ProofState.RECOVERED, f"recovered when it started{amount(start)}{claim}", differs=True)
+    return StartVerdict(ProofState.PROVEN, f"replayed what its grade claims and not a byte more{amount(start)}")
+
+
+def _words(start: Start) -> str:
+    said = [*start.notes, *start.evidence][:2]
+    return f" ({'; '.join(said)})" if said else ""
+
+
+def went_back(claimed: WriterReport, start: Start, pattern: re.Pattern[str]) -> str:
+    """The first key of a position whose number in the copy is less than at the checkpoint, as the end of a sentence; empty if
+    there is none. `pattern`: finds the number in a value."""
+    for key, value in claimed.position.items():
+        then, now = pattern.search(value), pattern.search(start.position.get(key, ""))
+        if then and now and int(now[1]) < int(then[1]):
+            return f"is at an earlier commit than the checkpoint: {key} was {value} there and is {start.position[key]}"
+    return ""
 
 
 NOT_MOVED = Comparison(Agreement.AGREES, "has not moved since the checkpoint")

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 
-from quiesce.applications.application import Ahead, Application, Comparison, from_to, moved_by
+from quiesce.applications.application import Ahead, Application, Comparison, StartVerdict, from_to, judge_log, moved_by
 from quiesce.model.divergence import Agreement
+from quiesce.model.grades import Grade
 from quiesce.model.reports import WriterReport
+from quiesce.model.starts import Start
 
 _GTID = re.compile(r"(\d+)-(\d+)-(\d+)")
 """Domain, server, sequence: `0-1-5501`."""
@@ -45,6 +47,24 @@ class MariadbApplication(Application):
                 where = f"GTID {own[0] if own else 'none'} -> {match[0]}"
                 found.append(Ahead(int(match[3]) - (int(own[3]) if own else 0), "transaction", where))
         return max(found, default=None)
+
+    def judge_start(self, claimed: WriterReport, start: Start, *, held: bool) -> StartVerdict:
+        """By InnoDB's log. If the writer could not read the log's end, the log may go on a little."""
+        begins = _number(claimed.position.get("lsn_checkpoint")), _number(start.redo_from)
+        then, now = _number(claimed.position.get("lsn_current")), _number(start.redo_to)
+        if LOG_NOT_READ in (claimed.reason or "") and then is not None and now is not None and now > then:
+            then = now
+        if claimed.grade in (Grade.CLEAN, Grade.NIL_REDO):  # its last checkpoint is the end of the log, but for its own record
+            then = begins[0]
+        return judge_log(claimed, start, begins, (then, now), held=held)
+
+
+LOG_NOT_READ = "the log may end somewhat later"
+"""In the reason of the writer's grade (agent/writers/mariadb_still.py)."""
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() else None
 
 
 APPLICATIONS = {"mariadb": MariadbApplication("MariaDB"), "mysql": Application("MySQL")}

@@ -10,9 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from quiesce.applications.application import Ahead, Application, Comparison, from_to, moved_by, not_comparable
+from quiesce.applications.application import (
+    Ahead,
+    Application,
+    Comparison,
+    StartVerdict,
+    from_to,
+    judge_log,
+    moved_by,
+    not_comparable,
+)
 from quiesce.model.divergence import Agreement
 from quiesce.model.reports import WriterReport
+from quiesce.model.starts import Did, Start
 
 _LSN = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
 _SAME_LOG = ("system_identifier", "timeline")
@@ -62,6 +72,27 @@ class PostgresqlApplication(Application):
             if key.endswith("_lsn") and first is not None and second is not None:
                 found[key] = second - first
         return found
+
+    def judge_start(self, claimed: WriterReport, start: Start, *, held: bool) -> StartVerdict:
+        """By the log that it replayed. Nothing to replay is right only if the checkpoint has no log to replay."""
+        position = claimed.position
+        begins = _lsn(position.get("redo_lsn", "")), _lsn(start.redo_from or "")
+        claimed_end, found_end = position.get("insert_lsn"), start.redo_to
+        if start.did is Did.NOTHING and claimed_end:
+            found_end = position.get("redo_lsn")
+        ends = (_lsn(claimed_end or ""), _lsn(found_end or ""))
+        if same_end(claimed_end, found_end):
+            ends = ends[0], ends[0]
+        return judge_log(claimed, start, begins, ends, held=held)
+
+
+def same_end(one: str | None, other: str | None) -> bool:
+    """Whether two positions are the same end of a log. One at the end of a page may be written with the next page's header (24
+    or 40 bytes) or without."""
+    first, second = (_lsn(each or "") for each in (one, other))
+    if first is None or second is None:
+        return first == second
+    return len({each - each % 8192 * (each % 8192 in (24, 40)) for each in (first, second)}) == 1
 
 
 APPLICATIONS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quiesce.applications import mariadb, postgresql, redis, sqlite
+from quiesce.applications import mariadb, openldap, postgresql, redis, sqlite
 from quiesce.applications.application import Application
 from quiesce.model.reports import WriterReport
 
@@ -11,6 +11,7 @@ APPLICATIONS: dict[str, Application] = {
     **mariadb.APPLICATIONS,
     **redis.APPLICATIONS,
     **sqlite.APPLICATIONS,
+    **openldap.APPLICATIONS,
 }
 """By the field `application` of a WriterReport."""
 _OTHER = Application()

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from typing import Any
 
 import sqlalchemy as sa
 
 from quiesce.catalog import fingerprints, images
 from quiesce.catalog.database import Database, from_column, to_column
-from quiesce.catalog.schema import checkpoints, heads
+from quiesce.catalog.schema import checkpoints, files, heads
 from quiesce.catalog.schema import images as images_table
 from quiesce.model.errors import NameTakenError, QuiesceError
 from quiesce.model.fingerprints import Fingerprint
 from quiesce.model.keys import VmKey
 from quiesce.model.soundness import UnsoundError, require_xml
 from quiesce.model.standing import Untouched
-from quiesce.model.tree import Checkpoint, GroupPart, Tree
+from quiesce.model.tree import Checkpoint, DiskImage, GroupPart, Tree
+
+AT_ONCE = 500
+"""Values in one query; databases have limits."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,14 @@ class Checkpoints:
         with self._database.transaction() as connection:
             return connection.scalar(sa.select(checkpoints.c.id).where(checkpoints.c.id == checkpoint_id)) is not None
 
+    def free_name(self, wanted: str, keys: Iterable[VmKey]) -> str:
+        """The name itself, or the first of `NAME-2`, `NAME-3`, ... that no checkpoint of these VMs has."""
+        of_these = sa.or_(*(sa.and_(checkpoints.c.host == key.host, checkpoints.c.vm_uuid == key.uuid) for key in keys))
+        query = sa.select(checkpoints.c.id).where(of_these).limit(1)
+        names = chain([wanted], (f"{wanted}-{number}" for number in count(2)))
+        with self._database.transaction() as connection:
+            return next(name for name in names if connection.scalar(query.where(checkpoints.c.name == name)) is None)
+
     def update(self, *changed: Checkpoint) -> None:
         """Replaces the records of these checkpoints, of all or of none. Raises NameTakenError."""
         try:
@@ -122,28 +134,63 @@ class Checkpoints:
                 f"cannot record {names}: the VM has another checkpoint of that name", hint="choose another name"
             ) from None
 
-    def moved(self, key: VmKey, old: str, new: str, renewed: Mapping[str, Fingerprint]) -> list[Checkpoint]:
-        """Records that the content of the image `old` was committed into `new`, its backing file; `old` keeps its content while
-        the file is there. `renewed`: the fingerprints of images that the commit changed, by path. Returns the checkpoints,
-        hidden ones too, that had `old` and now have `new`."""
+    def moved(self, key: VmKey, old: str, new: str, format: str, renewed: Mapping[str, Fingerprint]) -> list[Checkpoint]:
+        """Records that the content of the image `old` was committed into `new`, its backing file, which has this format. `old`
+        keeps its content while the file is there. `renewed`: the fingerprints of images that the commit changed, by path.
+        Returns the checkpoints, hidden ones too, that had `old` and now have `new`."""
         with self._database.transaction() as connection:
-            moved = [
-                replace(node, disks=tuple(replace(disk, path=new) if disk.path == old else disk for disk in node.disks))
-                for node in nodes_of(connection, key)
-                if any(disk.path == old for disk in node.disks)
-            ]
-            for node in moved:
-                update(connection, node)
+            moved = _move(connection, key, old, new, format)
             merged = sa.update(images_table).where(images_table.c.host == key.host, images_table.c.path == old)
             connection.execute(merged.values(merged=True))
             fingerprints.put(connection, key, renewed)
         return moved
 
-    def with_file(self, host: str, path: str) -> list[str]:
-        """Names of all checkpoints of the host that have this file among theirs."""
+    def copied(self, old: str, new: str, earlier: New, left: Iterable[str]) -> list[Checkpoint]:
+        """Records that the image `new` has the content of `old`: all checkpoints that had `old`, which are returned, now have
+        `new`. The new checkpoint `earlier` has `old`. `left`: images that the VM no longer writes."""
+        key = earlier.checkpoint.key
         with self._database.transaction() as connection:
-            rows = connection.execute(sa.select(checkpoints).where(checkpoints.c.host == host)).all()
-        return [node.name for node in map(_node, rows) if path in node.paths()]
+            moved = _move(connection, key, old, new, "qcow2")
+            _insert(connection, earlier)
+            images.set_live(connection, key.host, left, False)
+        return moved
+
+    def with_file(self, host: str, path: str) -> list[str]:
+        """Names of all checkpoints of the host that have this file among theirs; its id for one whose record is damaged."""
+        query = sa.select(checkpoints).join(files, files.c.checkpoint == checkpoints.c.id)
+        with self._database.transaction() as connection:
+            rows = connection.execute(query.where(files.c.host == host, files.c.path == path).order_by(checkpoints.c.id)).all()
+        named = {node.id: node.name for node in _readable(rows)[0]}
+        return [named.get(row.id, row.id) for row in rows]
+
+    def of_others(self, key: VmKey, paths: Sequence[str]) -> list[Checkpoint]:
+        """The checkpoints, without hidden ones, of another VM of the host that consists of one of these images, or for which
+        quiesce made one of them; of one such VM, if there are several."""
+        made = sa.select(images_table.c.vm_uuid).where(images_table.c.host == key.host, images_table.c.path.in_(paths))
+        have = sa.select(checkpoints.c.vm_uuid).join(files, files.c.checkpoint == checkpoints.c.id)
+        have = have.where(files.c.host == key.host, files.c.path.in_(paths))
+        with self._database.transaction() as connection:
+            owners = {*connection.scalars(made), *connection.scalars(have)} - {key.uuid}
+            for uuid in sorted(owners):
+                if found := [node for node in nodes_of(connection, VmKey(key.host, uuid)) if not node.hidden]:
+                    return sorted(found, key=lambda node: node.created)
+        return []
+
+    def known(self, ids: Iterable[str]) -> set[str]:
+        """Those of these ids that checkpoints have."""
+        wanted, found = list(ids), set[str]()
+        with self._database.transaction() as connection:
+            for begin in range(0, len(wanted), AT_ONCE):
+                some = wanted[begin : begin + AT_ONCE]
+                found.update(connection.scalars(sa.select(checkpoints.c.id).where(checkpoints.c.id.in_(some))))
+        return found
+
+    def domain_xmls(self, key: VmKey) -> dict[str, str]:
+        """The VM's definition at each of its checkpoints, by the checkpoint's id, unchecked."""
+        query = sa.select(checkpoints.c.id, checkpoints.c.domain_xml)
+        with self._database.transaction() as connection:
+            rows = connection.execute(query.where(checkpoints.c.host == key.host, checkpoints.c.vm_uuid == key.uuid)).all()
+        return {id: xml for id, xml in rows}  # noqa: C416 - a row is no pair to dict()
 
     def remove(self, checkpoint: Checkpoint, head_parent: str | None) -> list[Checkpoint]:
         """Removes the record of a checkpoint. Its parent becomes the parent of its children, which are returned. `head_parent`:
@@ -151,6 +198,7 @@ class Checkpoints:
         key = checkpoint.key
         with self._database.transaction() as connection:
             connection.execute(sa.delete(checkpoints).where(checkpoints.c.id == checkpoint.id))
+            connection.execute(sa.delete(files).where(files.c.checkpoint == checkpoint.id))
             nodes = nodes_of(connection, key)
             children = [replace(node, parent=checkpoint.parent) for node in nodes if node.parent == checkpoint.id]
             for node in children:
@@ -181,10 +229,14 @@ class Checkpoints:
     def of_group(self, group: str) -> list[GroupPart]:
         """The checkpoints of the group of which at least one part exists and can be read, oldest first."""
         with self._database.transaction() as connection:
-            rows = connection.execute(sa.select(checkpoints).where(checkpoints.c.group_checkpoint.is_not(None))).all()
+            rows = connection.execute(sa.select(checkpoints).where(checkpoints.c.group_name == group)).all()
         nodes = sorted(_readable(rows)[0], key=lambda node: node.created)
         parts = [node.group for node in nodes if node.group and node.group.group == group and not node.hidden]
         return list({part.id: part for part in parts}.values())
+
+
+def _at(disk: DiskImage, old: str, new: str, format: str) -> DiskImage:
+    return replace(disk, path=new, format=format) if disk.path == old else disk
 
 
 def nodes_of(connection: sa.Connection, key: VmKey) -> list[Checkpoint]:
@@ -197,6 +249,20 @@ def update(connection: sa.Connection, checkpoint: Checkpoint) -> None:
         .where(checkpoints.c.id == checkpoint.id)
         .values(vm_uuid=checkpoint.vm_uuid, name=_column(checkpoint), body=to_column(checkpoint))
     )
+    connection.execute(sa.delete(files).where(files.c.checkpoint == checkpoint.id))
+    _insert_files(connection, checkpoint)
+
+
+def _move(connection: sa.Connection, key: VmKey, old: str, new: str, format: str) -> list[Checkpoint]:
+    """The checkpoints that had the image `old`, and now have `new`, which has this format."""
+    moved = [
+        replace(node, disks=tuple(_at(disk, old, new, format) for disk in node.disks))
+        for node in nodes_of(connection, key)
+        if any(disk.path == old for disk in node.disks)
+    ]
+    for node in moved:
+        update(connection, node)
+    return moved
 
 
 def _insert(connection: sa.Connection, new: New) -> None:
@@ -210,12 +276,20 @@ def _insert(connection: sa.Connection, new: New) -> None:
             group_checkpoint=checkpoint.group.id if checkpoint.group else None,
             body=to_column(checkpoint),
             domain_xml=new.domain_xml,
+            group_name=checkpoint.group.group if checkpoint.group else None,
         )
     )
+    _insert_files(connection, checkpoint)
     _set_head(connection, checkpoint.key, new.head_parent, new.untouched)
     images.set_live(connection, checkpoint.host, [disk.path for disk in checkpoint.disks], False)
     images.set_live(connection, checkpoint.host, new.live, True)
     fingerprints.put(connection, checkpoint.key, new.fingerprints)
+
+
+def _insert_files(connection: sa.Connection, checkpoint: Checkpoint) -> None:
+    rows = [{"host": checkpoint.host, "path": path, "checkpoint": checkpoint.id} for path in sorted(checkpoint.paths())]
+    if rows:
+        connection.execute(sa.insert(files), rows)
 
 
 def _of(key: VmKey) -> sa.Select[Any]:

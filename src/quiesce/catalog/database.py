@@ -12,16 +12,16 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from quiesce.catalog import lock
+from quiesce.catalog import lock, unusable
 from quiesce.catalog.schema import metadata
 from quiesce.catalog.secret_url import SecretUrl
-from quiesce.catalog.sqlite import begin_immediate, prepare_sqlite
+from quiesce.catalog.sqlite import begin_immediate, is_full, no_room, prepare_sqlite, reuse_log
 from quiesce.codec import CodecError, decode, encode
 from quiesce.model.errors import QuiesceError
 from quiesce.model.soundness import require_sound
 from quiesce.model.tree import Checkpoint
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest migration. Alembic is imported only if a catalog has another revision."""
 
 _version = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
@@ -49,14 +49,23 @@ class Database:
 
     def __init__(self, url: str | None = None) -> None:
         self._url = SecretUrl(url or default_url())
+        self.file: Path | None = None
+        """The file of an SQLite catalog."""
         try:
-            self._engine = sa.create_engine(self._url.whole)
+            self._engine = sa.create_engine(self._url.whole, hide_parameters=True)  # a journal's reserve has a megabyte
             if self._engine.dialect.name == "sqlite":
+                if database := self._engine.url.database:
+                    self.file = Path(database)
+                    unusable.require_usable(self.file)
                 prepare_sqlite(self._engine)
             with lock.wait(self.lock_directory(), "schema"):
                 self._bring_up_to_date()
         # A driver that is not installed is an ImportError; a port that is no number a ValueError.
         except (sa.exc.SQLAlchemyError, OSError, ImportError, ValueError, TypeError) as error:
+            if (file := self.file) and is_full(error, file):
+                raise no_room(file) from error
+            if (file := self.file) and unusable.is_damaged(error, file):
+                raise unusable.damaged_catalog(file, str(getattr(error, "orig", error))) from None
             raise QuiesceError(
                 f"cannot open the catalog {self._url}: {self._url.without_secrets(error)}",
                 hint="--catalog or $QUIESCE_CATALOG names another one; may you read and write this one?",
@@ -67,29 +76,33 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
-        """Turns every error of the database into a QuiesceError, except IntegrityError, which passes through."""
+        """Turns every error of the database into a QuiesceError, except IntegrityError, which passes through: NoSpaceError if
+        its disk is full."""
         try:
             with self._engine.begin() as connection:
                 yield connection
         except sa.exc.IntegrityError:
             raise
         except sa.exc.SQLAlchemyError as error:
+            if (file := self.file) and is_full(error, file):
+                raise no_room(file) from error
+            if (file := self.file) and unusable.is_damaged(error, file):
+                raise unusable.damaged_catalog(file, str(getattr(error, "orig", error))) from None
             said = self._url.without_secrets(error)
             raise QuiesceError(f"reading or writing the catalog {self._url} failed: {said}") from None
 
     def lock_directory(self) -> Path:
         """The directory of the lock files of this catalog's VMs: beside the file of an SQLite catalog."""
-        file = self._file()
-        return file.parent / "locks" if file else lock.directory_for_this_user()
+        return self.file.parent / "locks" if self.file else lock.directory_for_this_user()
 
     def state_directory(self) -> Path:
         """Where the catalog's key lies: beside the file of an SQLite catalog."""
-        file = self._file()
-        return file.parent if file else _state_directory()
+        return self.file.parent if self.file else _state_directory()
 
-    def _file(self) -> Path | None:
-        database = self._engine.url.database
-        return Path(database) if self._engine.dialect.name == "sqlite" and database else None
+    def reuse_log(self) -> None:
+        """Lets the rows that are written next take the room of rows that were removed."""
+        if self.file:
+            reuse_log(self._engine)
 
     def _bring_up_to_date(self) -> None:
         with self._engine.begin() as connection:

@@ -50,6 +50,13 @@ class Images:
         with self._database.transaction() as connection:
             return set(connection.scalars(query).all())
 
+    def merged_by_vm(self, host: str, top: str, base: str) -> None:
+        """Records that `top`, which a VM wrote, was committed into `base`, which the VM writes from now on."""
+        with self._database.transaction() as connection:
+            set_live(connection, host, [base], True)
+            same = images.c.host == host, images.c.path == top
+            connection.execute(sa.update(images).where(*same).values(merged=True, live=False))
+
     def set_live(self, host: str, paths: Iterable[str], live: bool) -> None:
         """Records whether a VM writes these images from now on. Paths that quiesce did not make are ignored."""
         with self._database.transaction() as connection:

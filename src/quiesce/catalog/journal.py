@@ -4,16 +4,17 @@ or complete the steps of a killed one."""
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import sqlalchemy as sa
 
 from quiesce.catalog.database import from_column, to_column
 from quiesce.catalog.schema import operations, steps
+from quiesce.catalog.sqlite import RESERVE
 from quiesce.catalog.steps import BY_NAME, Step
 from quiesce.catalog.store import Catalog
 from quiesce.model.errors import QuiesceError
@@ -44,14 +45,20 @@ class Interrupted:
 
 def interrupted(catalog: Catalog, key: VmKey) -> list[Interrupted]:
     """The unfinished operations on a VM, oldest first."""
+    return [operation for _, operation in _unfinished(catalog, key.host, operations.c.vm_uuid == key.uuid)]
+
+
+def all_interrupted(catalog: Catalog, host: str) -> list[tuple[VmKey, Interrupted]]:
+    """The unfinished operations on all VMs of a host, oldest first."""
+    return _unfinished(catalog, host, sa.true())
+
+
+def _unfinished(catalog: Catalog, host: str, which: sa.ColumnElement[bool]) -> list[tuple[VmKey, Interrupted]]:
+    query = sa.select(operations.c.vm_uuid, operations.c.id, operations.c.verb, operations.c.started)
+    query = query.where(operations.c.host == host, operations.c.finished.is_(None), which).order_by(operations.c.started)
     with catalog.database.transaction() as connection:
-        found = connection.execute(
-            sa.select(operations.c.id, operations.c.verb, operations.c.started)
-            .where(operations.c.host == key.host, operations.c.vm_uuid == key.uuid)
-            .where(operations.c.finished.is_(None))
-            .order_by(operations.c.started)
-        ).all()
-        return [_read(connection, *row) for row in found]
+        found = connection.execute(query).all()
+        return [(VmKey(host, uuid), _read(connection, *row)) for uuid, *row in found]
 
 
 def _read(connection: sa.Connection, id: str, verb: str, started: str) -> Interrupted:
@@ -66,6 +73,23 @@ def _read(connection: sa.Connection, id: str, verb: str, started: str) -> Interr
     return Interrupted(id, verb, started, tuple(known), tuple(unknown))
 
 
+def steps_of(catalog: Catalog, key: VmKey, *kinds: type[Step]) -> list[tuple[Step, bool]]:
+    """The steps of these kinds of all operations on a VM, finished ones too, and whether each was done. Leaves out steps that
+    cannot be read."""
+    query = (
+        sa.select(steps.c.what, steps.c.details, steps.c.done, steps.c.operation)
+        .join(operations, operations.c.id == steps.c.operation)
+        .where(operations.c.host == key.host, operations.c.vm_uuid == key.uuid)
+        .where(steps.c.what.in_([kind.__name__ for kind in kinds]))
+    )
+    found = []
+    with catalog.database.transaction() as connection:
+        for what, details, done, id in connection.execute(query.order_by(operations.c.started, steps.c.number)):
+            with suppress(QuiesceError):
+                found.append((from_column(BY_NAME[what], details, f"operation {id}"), bool(done)))
+    return found
+
+
 def finish(catalog: Catalog, operation_id: str, outcome: str) -> None:
     """Closes an operation: nothing is left that a recovery would have to do. `outcome`: a text for people."""
     with catalog.database.transaction() as connection:
@@ -76,20 +100,42 @@ def finish(catalog: Catalog, operation_id: str, outcome: str) -> None:
         )
 
 
+_RESERVE = "reserve"
+"""The verb of a row that keeps room for an operation, until that begins."""
+_ABANDONED_AFTER = timedelta(hours=1)
+
+
 class Journal:
-    """One operation on one VM."""
+    """One operation on one VM. Raises NoSpaceError, before anything is changed, if the catalog has no room for its steps."""
 
     def __init__(self, catalog: Catalog, key: VmKey, verb: str) -> None:
         self._catalog = catalog
         self.key = key
         self.id = uuid.uuid4().hex
         self._next = 0
+        row = {"id": self.id, "host": key.host, "vm_uuid": key.uuid, "verb": verb, "started": datetime.now(UTC).isoformat()}
+        if catalog.database.file:
+            self._reserve(row)
         with catalog.database.transaction() as connection:
+            connection.execute(sa.delete(operations).where(operations.c.id == self.id))
+            connection.execute(sa.insert(operations).values(**row))
+        catalog.database.reuse_log()
+
+    def _reserve(self, row: Mapping[str, str]) -> None:
+        """Has the catalog's file and its log grow by a row of RESERVE bytes. They keep that room for the rows that follow when
+        the row is removed. If that fails, or is killed, the row is nobody's, and a later operation on the VM removes it."""
+        long_ago = (datetime.now(UTC) - _ABANDONED_AFTER).isoformat()
+        reserve = {"verb": _RESERVE, "finished": row["started"], "outcome": "-" * RESERVE}
+        with self._catalog.database.transaction() as connection:
             connection.execute(
-                sa.insert(operations).values(
-                    id=self.id, host=key.host, vm_uuid=key.uuid, verb=verb, started=datetime.now(UTC).isoformat()
+                sa.delete(operations).where(
+                    operations.c.host == self.key.host,
+                    operations.c.vm_uuid == self.key.uuid,
+                    operations.c.verb == _RESERVE,
+                    operations.c.started < long_ago,
                 )
             )
+            connection.execute(sa.insert(operations).values({**row, **reserve}))
 
     @contextmanager
     def step(self, step: Step) -> Iterator[None]:

@@ -5,6 +5,7 @@ other user can hold one, or put a link in its place."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from quiesce.model.errors import BusyError, RefusedError
+from quiesce.model.errors import BusyError, NoSpaceError, QuiesceError, RefusedError
 
 PATIENCE_S = 600.0
 """Longest wait for a lock, in seconds. A checksum of a large image may hold one that others wait for."""
@@ -36,18 +37,18 @@ def directory_for_this_user() -> Path:
 @contextmanager
 def hold(directory: Path, name: str, what: str) -> Iterator[None]:
     """Holds the lock `name` during the block; the kernel frees it when the holder dies. `what` describes the holder to others.
-    Raises BusyError, naming the holder, if another process holds the lock."""
+    Raises BusyError, naming the holder, if another process holds the lock; RefusedError or NoSpaceError if there can be no lock
+    file."""
     with lock_file(directory, name) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BusyError(f"another operation is under way: {_holder(file)}", hint="wait until it has ended") from None
-        file.seek(0)
-        file.truncate()
-        json.dump({"process": os.getpid(), "what": what}, file)
-        file.flush()
+        os.ftruncate(file.fileno(), 0)
+        with suppress(OSError):  # the disk is full: the lock is held all the same
+            os.pwrite(file.fileno(), json.dumps({"process": os.getpid(), "what": what}).encode(), 0)
         yield
-        file.truncate(0)
+        os.ftruncate(file.fileno(), 0)
 
 
 @contextmanager
@@ -79,8 +80,11 @@ def acquire(file: IO[str], mode: int = fcntl.LOCK_EX) -> None:
 def lock_file(directory: Path, name: str) -> Iterator[IO[str]]:
     """The lock file `name` of the directory, which is made if it does not exist. Raises RefusedError if another user could have
     made, or could replace, the file."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    inside = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        inside = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _no_lock(directory, error) from error
     try:
         _require_ours(directory, os.fstat(inside))
         path = directory / f"{name}.lock"
@@ -88,7 +92,7 @@ def lock_file(directory: Path, name: str) -> Iterator[IO[str]]:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(path.name, flags, 0o600, dir_fd=inside)
         except OSError as error:
-            raise RefusedError(f"the lock file {path} cannot be opened: {error.strerror}") from error
+            raise _no_lock(path, error) from error
     finally:
         os.close(inside)
     found = os.fstat(descriptor)
@@ -98,6 +102,11 @@ def lock_file(directory: Path, name: str) -> Iterator[IO[str]]:
     with open(path, "r+", opener=lambda _path, _flags: descriptor) as file:
         _require_ours(path, found)
         yield file
+
+
+def _no_lock(path: Path, error: OSError) -> QuiesceError:
+    kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else RefusedError
+    return kind(f"the lock file {path} cannot be opened: {error.strerror}")
 
 
 def _require_ours(path: Path, found: os.stat_result) -> None:

@@ -88,6 +88,10 @@ def _canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
+ENDS = "quiesce-", ".json"
+"""How the name of every manifest begins and ends."""
+
+
 def checkpoint_id(name: str) -> str | None:
     """The id of the checkpoint that a file of this name describes, if any."""
     match = re.fullmatch(r"quiesce-([0-9a-f]{32})\.json", name)

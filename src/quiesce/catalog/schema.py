@@ -35,9 +35,19 @@ checkpoints = sa.Table(
     sa.Column("group_checkpoint", sa.String, nullable=True, index=True),
     sa.Column("body", sa.Text, nullable=False),
     sa.Column("domain_xml", sa.Text, nullable=False),
+    sa.Column("group_name", sa.String, nullable=True, index=True),
     sa.UniqueConstraint("host", "vm_uuid", "name"),
 )
 """`body`: a model.tree.Checkpoint. A hidden checkpoint has no name here, so that another checkpoint can take the name."""
+
+files = sa.Table(
+    "files",
+    metadata,
+    sa.Column("host", sa.String, primary_key=True),
+    sa.Column("path", sa.String, primary_key=True),
+    sa.Column("checkpoint", sa.String, primary_key=True, index=True),
+)
+"""Every file that a checkpoint consists of, as its body lists them, so that the checkpoints of a file are found by index."""
 
 images = sa.Table(
     "images",
@@ -47,6 +57,7 @@ images = sa.Table(
     sa.Column("vm_uuid", sa.String, nullable=False),
     sa.Column("merged", sa.Boolean, nullable=False, default=False),
     sa.Column("live", sa.Boolean, nullable=False, default=False),
+    sa.Index("ix_images_vm", "host", "vm_uuid"),
 )
 """Files that quiesce made; quiesce removes no other file. A row is written before its file is made. `merged`: the image was
 committed into its backing file. `live`: a VM writes the image, or wrote it when the disk was detached from the VM."""
@@ -87,6 +98,8 @@ operations = sa.Table(
     sa.Column("started", sa.String, nullable=False),
     sa.Column("finished", sa.String, nullable=True),
     sa.Column("outcome", sa.String, nullable=True),
+    sa.Index("ix_operations_unfinished", "host", "finished", "vm_uuid"),
+    sa.Index("ix_operations_vm", "host", "vm_uuid"),
 )
 """Operations, unfinished (`finished` is NULL) and finished: see catalog/journal.py."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import sqlalchemy as sa
 
 from quiesce.catalog.database import Database, from_column, to_column
 from quiesce.catalog.schema import settings
+from quiesce.model.errors import QuiesceError
 from quiesce.model.keys import VmKey
 from quiesce.model.settings import Settings
 
@@ -20,6 +23,17 @@ class VmSettings:
         with self._database.transaction() as connection:
             body = connection.scalar(query)
         return from_column(Settings, body, f"VM {key.uuid}") if body else Settings()
+
+    def of_host(self, host: str) -> dict[VmKey, Settings]:
+        """Of the VMs of the host whose settings somebody changed; without those whose record cannot be read."""
+        query = sa.select(settings.c.vm_uuid, settings.c.body).where(settings.c.host == host)
+        with self._database.transaction() as connection:
+            rows = connection.execute(query).all()
+        found = {}
+        for uuid, body in rows:
+            with suppress(QuiesceError):  # every command on that VM says so
+                found[VmKey(host, uuid)] = from_column(Settings, body, f"VM {uuid}")
+        return found
 
     def put(self, key: VmKey, value: Settings) -> None:
         with self._database.transaction() as connection:

@@ -19,6 +19,7 @@ class MakeOverlay:
     target: str
     path: str
     backing: str
+    backing_format: str = "qcow2"
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Hide:
     """Deleted checkpoints are hidden from users."""
 
     checkpoints: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    """Their files besides images, which nobody needs any more."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,29 @@ class MoveBranch:
 
 
 @dataclass(frozen=True)
+class Shorten:
+    """The checkpoint `owner` gets the image `copy` in place of `image`, which the hidden checkpoint `hidden` gets."""
+
+    target: str
+    image: str
+    copy: str
+    owner: str
+    hidden: str
+    head: str | None = None
+    """The image that the VM writes, if it is an overlay of `image`."""
+    overlay: str | None = None
+    """The overlay of `copy` that the VM gets in place of `head`."""
+
+
+@dataclass(frozen=True)
 class Forget:
-    """A hidden checkpoint that nothing needs leaves the catalog. The checkpoints `children` get its parent as theirs."""
+    """A checkpoint that was deleted or given up, and that nothing needs, leaves the catalog. The checkpoints `children` get
+    its parent as theirs."""
 
     checkpoint: str
     children: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    """Its files, of which quiesce removes those that nothing else needs."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +176,28 @@ class MakePlace:
 
 
 @dataclass(frozen=True)
+class MakeFile:
+    """The file `path` is made, which goes when the operation ends."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class BootCopy:
+    """A copy of a checkpoint of the VM `vm`, a UUID, is booted aside. The journal's own UUID is the copy's."""
+
+    vm: str
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class Prove:
+    """The proof of a checkpoint is recorded."""
+
+    checkpoint: str
+
+
+@dataclass(frozen=True)
 class Define:
     """A VM is defined."""
 
@@ -178,6 +221,7 @@ Step = (
     | Rename
     | Merge
     | MoveBranch
+    | Shorten
     | Forget
     | Relabel
     | WriteExport
@@ -185,6 +229,9 @@ Step = (
     | CopyIn
     | MakePlace
     | Define
+    | MakeFile
+    | BootCopy
+    | Prove
     | RestoreGroup
 )
 BY_NAME: dict[str, type[Step]] = {step.__name__: step for step in Step.__args__}

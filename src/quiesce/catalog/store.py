@@ -16,6 +16,7 @@ from quiesce.catalog.hosts import Hosts
 from quiesce.catalog.images import Images
 from quiesce.catalog.seal import Seal
 from quiesce.catalog.settings import VmSettings
+from quiesce.catalog.unusable import KEY
 from quiesce.model.errors import NameTakenError
 from quiesce.model.keys import VmKey
 
@@ -31,7 +32,7 @@ class Catalog:
         self.fingerprints = Fingerprints(self.database)
         self.groups = Groups(self.database)
         self.settings = VmSettings(self.database)
-        self.seal = Seal(self.database.state_directory() / "seal.key", self.lock_directory())
+        self.seal = Seal(self.database.state_directory() / KEY, self.lock_directory())
         """Of the manifests."""
 
     def close(self) -> None:
@@ -44,7 +45,7 @@ class Catalog:
     def vms(self, host: str) -> list[VmKey]:
         """Every VM of the host that has a checkpoint, an image, or an unfinished operation in the catalog."""
         tables = schema.checkpoints, schema.images, schema.operations
-        queries = [sa.select(table.c.vm_uuid).where(table.c.host == host) for table in tables]
+        queries = [sa.select(table.c.vm_uuid).distinct().where(table.c.host == host) for table in tables]
         queries[-1] = queries[-1].where(schema.operations.c.finished.is_(None))
         with self.database.transaction() as connection:
             found = {uuid for query in queries for uuid in connection.scalars(query)}

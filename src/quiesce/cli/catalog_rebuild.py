@@ -19,7 +19,7 @@ def _show(result: Rebuilt) -> None:
     terminal.out.print(f"{result.manifests} manifests read, {len(result.checkpoints)} checkpoints recorded")
 
 
-@verb(_show)
+@verb(_show, renews=True)
 def command(
     context: Context,
     directory: Annotated[
@@ -37,8 +37,9 @@ def command(
 ) -> Rebuilt:
     """Rebuild a lost catalog from the manifests that are stored beside the images.
 
-    The command reads the manifests in every storage pool and in every directory that has a disk of a VM. Checkpoints that the
-    catalog has already stay as they are. It defines no VM and removes nothing.
+    A damaged catalog is moved away first; nothing of it is removed. The command reads the manifests in every storage pool and
+    in every directory that has a disk of a VM. Checkpoints that the catalog has already stay as they are. It defines no VM and
+    removes nothing.
 
     A manifest counts only if it has the seal of this catalog, which is made with the key beside it (seal.key). If the key is
     lost, too, see --accept-unsigned.

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from quiesce.cli import render, terminal
-from quiesce.cli.options import CheckpointName, RequireGrade, Vm, Window
+from quiesce.cli.options import CheckpointName, Overlays, RequireGrade, Vm, Window
 from quiesce.cli.verb import verb
 from quiesce.context import Context
 from quiesce.model.grades import Consistency
@@ -49,7 +49,16 @@ def command(
         list[str] | None,
         typer.Option(metavar="DISK", help="Leave this disk out, for example vdb. Can be given several times."),
     ] = None,
+    overlays: Overlays = None,
     window: Window = DEFAULT_WINDOW_S,
+    digest: Annotated[
+        bool,
+        typer.Option(
+            "--digest",
+            help="Afterwards, while the guest runs, read all images of the checkpoint and record digests of their bytes, as"
+            " `quiesce verify` does.",
+        ),
+    ] = False,
 ) -> Checkpoint:
     """Take a checkpoint of a VM that is running or off.
 
@@ -70,5 +79,7 @@ def command(
         required=require,
         required_grade=require_grade,
         exclude=tuple(exclude or ()),
+        overlays=overlays,
         window_s=window,
+        digest=digest,
     )

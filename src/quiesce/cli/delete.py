@@ -10,7 +10,6 @@ from quiesce.cli import terminal
 from quiesce.cli.options import DryRun, References
 from quiesce.cli.verb import verb
 from quiesce.context import Context
-from quiesce.model.names import parse_reference
 from quiesce.operations.delete import Deleted, delete
 
 
@@ -47,7 +46,7 @@ def command(
     """
     return delete(
         context,
-        [parse_reference(text) for text in checkpoints],
+        [context.reference(text) for text in checkpoints],
         subtree=subtree,
         dry_run=dry_run,
         break_group=break_group,

@@ -14,7 +14,7 @@ from quiesce.cli.options import Reference
 from quiesce.cli.verb import verb
 from quiesce.context import Context
 from quiesce.model.errors import UsageError
-from quiesce.model.names import CheckpointReference, parse_reference
+from quiesce.model.names import CheckpointReference
 from quiesce.operations.diff import Difference, DiskDifference, DiskSide, diff
 
 
@@ -56,7 +56,7 @@ def _note(disk: DiskDifference) -> str:
     if not (disk.first and disk.second):
         return ""
     if disk.common_image is None:
-        return "another disk, with nothing in common"
+        return "no image in common: another disk, or a copy that made the chain shorter"
     if disk.first.size != disk.second.size and disk.first.size and disk.second.size:
         return f"size {decimal(disk.first.size)}, then {decimal(disk.second.size)}"
     return ""
@@ -78,7 +78,7 @@ def _writers_table(writers: tuple[WriterChange, ...], first: str, second: str) -
     return table
 
 
-@verb(_show)
+@verb(_show, only_reads=True)
 def command(
     context: Context,
     checkpoint: Reference,
@@ -99,15 +99,15 @@ def command(
 
     Example: quiesce diff db1@monday db1@tuesday
     """
-    reference = parse_reference(checkpoint)
-    return diff(context, reference, _second(reference, other))
+    reference = context.reference(checkpoint)
+    return diff(context, reference, _second(context, reference, other))
 
 
-def _second(first: CheckpointReference, other: str | None) -> str | None:
+def _second(context: Context, first: CheckpointReference, other: str | None) -> str | None:
     """The name of the second checkpoint; None for the VM as it is now. Raises UsageError."""
     if other is None or other == first.vm:
         return None
-    second = parse_reference(other)
+    second = context.reference(other)
     if second.vm != first.vm:
         raise UsageError(f"{first.vm} and {second.vm} are two VMs; only checkpoints of one VM can be compared")
     return second.checkpoint

@@ -9,7 +9,6 @@ from quiesce.cli.options import Reference
 from quiesce.cli.verb import verb
 from quiesce.context import Context
 from quiesce.model.divergence import NOTHING_KNOWN, Agreement
-from quiesce.model.names import parse_reference
 from quiesce.operations.divergence import Divergence, divergence
 
 COLOURS = {Agreement.AGREES: "green", Agreement.SILENT: "dim", Agreement.UNKNOWN: "yellow", Agreement.MOVED: "red"}
@@ -32,7 +31,7 @@ def show_divergence(found: Divergence) -> None:
     terminal.out.print(table)
 
 
-@verb(show_divergence)
+@verb(show_divergence, only_reads=True)
 def command(context: Context, checkpoint: Reference) -> Divergence:
     """Show which other servers would disagree with a VM if only this VM were restored. Changes nothing.
 
@@ -40,4 +39,4 @@ def command(context: Context, checkpoint: Reference) -> Divergence:
     that are in a group with this VM now. Each is asked where its applications stand. For example, db1 disagrees with a restored
     web1 if it has committed transactions since the checkpoint was taken.
     """
-    return divergence(context, parse_reference(checkpoint))
+    return divergence(context, context.reference(checkpoint))

@@ -7,10 +7,9 @@ from typing import Annotated
 import typer
 
 from quiesce.cli import terminal
-from quiesce.cli.options import Reference
+from quiesce.cli.options import AcceptChanged, Reference
 from quiesce.cli.verb import verb
 from quiesce.context import Context
-from quiesce.model.names import parse_reference
 from quiesce.operations.export import Exported, export
 
 
@@ -29,6 +28,7 @@ def command(
         str,
         typer.Argument(metavar="DIRECTORY", help="An absolute path on the VM's host. The directory is made, or must be empty."),
     ],
+    accept_changed_images: AcceptChanged = False,
 ) -> Exported:
     """Export a checkpoint into a directory from which any libvirt host can start it. The VM may run meanwhile.
 
@@ -40,4 +40,4 @@ def command(
 
     Example: quiesce export db1@before-upgrade /exports/db1
     """
-    return export(context, parse_reference(checkpoint), directory)
+    return export(context, context.reference(checkpoint), directory, accept_changed=accept_changed_images)

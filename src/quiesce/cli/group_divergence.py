@@ -9,7 +9,7 @@ from quiesce.context import Context
 from quiesce.operations.divergence import Divergence, group_divergence
 
 
-@verb(show_divergence)
+@verb(show_divergence, only_reads=True)
 def command(context: Context, reference: PartReference) -> Divergence:
     """Show which servers outside a group's checkpoint would disagree with it if it were restored. Changes nothing."""
     return group_divergence(context, reference)

@@ -18,7 +18,7 @@ def _show(found: list[Shown]) -> None:
     terminal.out.print(table)
 
 
-@verb(_show)
+@verb(_show, only_reads=True)
 def command(context: Context) -> list[Shown]:
     """List the groups, their members, and how many checkpoints they have."""
     return list_groups(context)

@@ -20,7 +20,7 @@ def _show(item: Shown) -> None:
         terminal.out.print(f"checkpoint [bold]{terminal.text(part.group)}@{terminal.text(part.name)}[/]")
 
 
-@verb(_show)
+@verb(_show, only_reads=True)
 def command(context: Context, name: GroupName) -> Shown:
     """Show the members of a group, including the members of groups in it, and the group's checkpoints."""
     return show_group(context, name)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from quiesce.cli import terminal
+from quiesce.cli import render, terminal
 from quiesce.cli.verb import verb
 from quiesce.context import Context
 from quiesce.operations.import_ import Imported, import_vm
@@ -16,6 +16,8 @@ def _show(result: Imported) -> None:
     state = "is running" if result.started else "is off"
     name, uuid, directory = map(terminal.text, (result.vm, result.uuid, result.directory))
     terminal.out.print(f"[bold]{name}[/] ({uuid}) {state}; its images are in {directory}")
+    if result.proof:
+        terminal.out.print(f"the export says that its checkpoint was booted aside: {render.proof(result.proof)}")
 
 
 @verb(_show)

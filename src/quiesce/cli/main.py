@@ -25,17 +25,23 @@ from quiesce.cli import (
     group_forget,
     group_list,
     group_remove,
+    group_report,
     group_restore,
     group_show,
+    group_verify,
     guest_agent_file,
     guest_install,
     import_,
     rename,
+    report,
     restore,
     settings,
+    settle,
     show,
     start,
+    streams,
     tree,
+    verify,
     vms,
     watch,
     writers,
@@ -45,13 +51,15 @@ app = typer.Typer(
     name="quiesce",
     help="Application-aware (production) checkpoints for virtual machines on Linux/KVM.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused, 5 guest agent, 6 label not reached,"
-    " 7 no space, 8 libvirt, 9 busy, 130 interrupted.",
+    " 7 no space, 8 libvirt, 9 busy, 10 and 11 of doctor: mended, something left, 12 not as claimed, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 guest = typer.Typer(name="guest", help="Install the agent in guests.", no_args_is_help=True)
-group = typer.Typer(name="group", help="Checkpoint and restore several VMs that are one application.", no_args_is_help=True)
+group = typer.Typer(
+    name="group", help="Checkpoint, verify and restore several VMs that are one application.", no_args_is_help=True
+)
 catalog = typer.Typer(name="catalog", help="Rebuild the catalog, which records all checkpoints.", no_args_is_help=True)
 
 
@@ -72,8 +80,11 @@ _add(app, "writers", writers.command)
 _add(app, "checkpoint", checkpoint.command)
 _add(app, "tree", tree.command)
 _add(app, "show", show.command)
+_add(app, "report", report.command)
 _add(app, "diff", diff.command)
 _add(app, "divergence", divergence.command)
+_add(app, "verify", verify.command)
+_add(app, "settle", settle.command)
 _add(app, "restore", restore.command)
 _add(app, "rename", rename.command)
 _add(app, "delete", delete.command)
@@ -89,7 +100,9 @@ _add(group, "remove", group_remove.command)
 _add(group, "forget", group_forget.command)
 _add(group, "list", group_list.command)
 _add(group, "show", group_show.command)
+_add(group, "report", group_report.command)
 _add(group, "checkpoint", group_checkpoint.command)
+_add(group, "verify", group_verify.command)
 _add(group, "restore", group_restore.command)
 _add(group, "divergence", group_divergence.command)
 _add(group, "delete", group_delete.command)
@@ -114,4 +127,5 @@ def _root(
 
 
 def main() -> None:
-    app()
+    with streams.forgiving():
+        app()

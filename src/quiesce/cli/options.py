@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from quiesce.catalog.database import default_url
 from quiesce.catalog.store import Catalog
 from quiesce.context import default_uri
 from quiesce.hypervisor.connection import Host
 from quiesce.model.errors import QuiesceError
 from quiesce.model.grades import RequiredGrade
 from quiesce.model.keys import VmKey
+from quiesce.model.names import HELPER_PREFIX, TRIAL_PREFIX
 
 
 def _complete_vm(incomplete: str) -> list[str]:
@@ -21,26 +23,30 @@ def _complete_vm(incomplete: str) -> list[str]:
     except QuiesceError:
         return []
     try:
-        return [name for domain in host.domains() if (name := str(domain.name())).startswith(incomplete)]
+        names = [str(domain.name()) for domain in host.domains()]
+        return [name for name in names if name.startswith(incomplete) and not name.startswith((HELPER_PREFIX, TRIAL_PREFIX))]
     finally:
         host.close()
 
 
 def _complete_reference(incomplete: str) -> list[str]:
-    vm, separator, _ = incomplete.partition("@")
-    if not separator:
-        return [f"{name}@" for name in _complete_vm(vm)]
+    named = [incomplete[:at] for at, sign in enumerate(incomplete) if sign == "@"]
+    found = [f"{name}@" for name in _complete_vm(incomplete)]
+    if not named:
+        return found
     try:
         host = Host(default_uri())
         try:
             catalog = Catalog()
-            key = VmKey(catalog.hosts.identify(host.identity), str(host.domain(vm).UUIDString()))
-            nodes = catalog.checkpoints.readable(key)[0].checkpoints
+            id = catalog.hosts.identify(host.identity)
+            for vm in filter(host.has, named):
+                nodes = catalog.checkpoints.readable(VmKey(id, host.uuid_of(vm)))[0].checkpoints
+                found += [reference for node in nodes if (reference := f"{vm}@{node.name}").startswith(incomplete)]
         finally:
             host.close()
     except QuiesceError:
         return []
-    return [reference for node in nodes if (reference := f"{vm}@{node.name}").startswith(incomplete)]
+    return found
 
 
 def _complete_group(incomplete: str) -> list[str]:
@@ -93,7 +99,10 @@ References = Annotated[
 CheckpointName = Annotated[
     str | None,
     typer.Option(
-        "--name", "-n", metavar="NAME", help="Name of the checkpoint, at most 100 characters. \\[default: the time, UTC]"
+        "--name",
+        "-n",
+        metavar="NAME",
+        help="Name of the checkpoint, at most 100 characters. \\[default: the time, UTC; with -2 if another one has it]",
     ),
 ]
 Window = Annotated[
@@ -110,6 +119,21 @@ RequireGrade = Annotated[
         " every load can have that. \\[default: the VM's setting, or stands-still]"
     ),
 ]
+Overlays = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIRECTORY",
+        help="The directory of the host for new overlays and the files beside them. A disk that is a block device needs one,"
+        " unless another disk of the VM is a file. \\[default: where the disk's image is]",
+    ),
+]
+CopyMemory = Annotated[
+    int | None, typer.Option("--memory", metavar="MIB", min=64, help="Most memory of a copy. Default: the VM's own.")
+]
+CopyTimeout = Annotated[
+    float,
+    typer.Option("--timeout", metavar="S", help="Longest time from the copy's start until all is checked, in seconds."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Only show what would be deleted.")]
 AcceptDivergence = Annotated[
     bool, typer.Option("--accept-divergence", help="Restore even if other servers have moved on or cannot be asked.")
@@ -118,7 +142,8 @@ AcceptChanged = Annotated[
     bool,
     typer.Option(
         "--accept-changed-images",
-        help="Restore even if another program changed an image of the checkpoint. Its label is crash from then on.",
+        help="Go on even if another program changed, or may have changed, an image of the checkpoint. What is restored or"
+        " exported is crash-consistent.",
     ),
 ]
 
@@ -146,6 +171,16 @@ CatalogUrl = Annotated[
 def open_catalog(url: str | None) -> Catalog:
     """The catalog that --catalog names: a URL, or the path of an SQLite file; without it, the default one. Raises QuiesceError
     if it cannot be opened."""
-    if url is None or "://" in url:
-        return Catalog(url)
-    return Catalog(f"sqlite:///{Path(url).absolute()}")
+    return Catalog(_catalog_url(url))
+
+
+def catalog_file(url: str | None) -> Path | None:
+    """The file of the catalog that --catalog names, if it is an SQLite file."""
+    scheme, _, path = _catalog_url(url).partition(":///")
+    return Path(path) if scheme == "sqlite" and path else None
+
+
+def _catalog_url(url: str | None) -> str:
+    if url is None:
+        return default_url()
+    return url if "://" in url else f"sqlite:///{Path(url).absolute()}"

@@ -10,7 +10,6 @@ from quiesce.cli import terminal
 from quiesce.cli.options import Reference
 from quiesce.cli.verb import verb
 from quiesce.context import Context
-from quiesce.model.names import parse_reference
 from quiesce.model.tree import Checkpoint
 from quiesce.operations.rename import rename
 
@@ -29,4 +28,4 @@ def command(
 
     Example: quiesce rename db1@2026-11-28T10.56.00Z before-upgrade
     """
-    return rename(context, parse_reference(checkpoint), name)
+    return rename(context, context.reference(checkpoint), name)

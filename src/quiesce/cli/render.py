@@ -10,10 +10,12 @@ from rich.text import Text
 from quiesce.applications.registry import application_of
 from quiesce.cli import terminal
 from quiesce.model.grades import Consistency, Grade
+from quiesce.model.proof import Proof, ProofState
 from quiesce.model.reports import Filesystem, FreezeState, Outcome, WriterReport
 from quiesce.model.tree import Checkpoint, Kind
 
 COLOURS = {Consistency.APPLICATION: "green", Consistency.FILESYSTEM: "yellow", Consistency.CRASH: "red"}
+PROOF_COLOURS = {ProofState.PROVEN: "green", ProofState.FAILED: "red"}
 
 
 def label(consistency: Consistency) -> str:
@@ -23,6 +25,33 @@ def label(consistency: Consistency) -> str:
 def grade(writer: WriterReport) -> str:
     colour = "green" if writer.grade.vouched else "red" if writer.grade is Grade.REFUSED else "yellow"
     return f"[{colour}]{writer.grade.value}[/]"
+
+
+def proof(found: Proof) -> str:
+    return proof_state(found.state)
+
+
+def proof_state(state: ProofState) -> str:
+    colour = PROOF_COLOURS.get(state, "yellow")
+    return f"[{colour}]{state.value}[/]"
+
+
+def show_proof(found: Proof) -> None:
+    """What came of a checkpoint that was booted aside."""
+    out, boot = terminal.out, f", up after {found.boot_ms / 1000:.0f} s" if found.boot_ms is not None else ""
+    out.print(f"proof     {proof(found)} {local_time(found.tried)}, took {found.seconds} s{boot}: {terminal.text(found.text)}")
+    for name in found.left_out:
+        out.print(f"          the copy had no {terminal.text(name)}")
+    for line in found.evidence:
+        out.print(f"          [dim]{terminal.text(line)}[/]")
+    if found.writers:
+        table = Table("proof of", "state", "claimed", "found", box=None, pad_edge=False, header_style="bold")
+        for each in found.writers:
+            state = proof_state(each.state) + (" [red]differs[/]" if each.differs else "")
+            table.add_row(terminal.text(each.id), state, each.claimed.value if each.claimed else "-", terminal.text(each.text))
+            for line in (*each.checks, *each.notes, *each.evidence):
+                table.add_row("", "", "", f"[dim]{terminal.text(line)}[/]")
+        out.print(table)
 
 
 def local_time(created: str) -> str:
@@ -72,7 +101,9 @@ def node_line(node: Checkpoint) -> Text:
     notes += ["off"] if node.off else []
     notes += [f"without {', '.join(node.excluded)}"] if node.excluded else []
     notes += [f"changed by another program: {', '.join(node.changed)}"] if node.changed else []
+    proven = f"  {proof(node.proof)}" if node.proof else ""
+    notes += [f"spoilt, found at {local_time(node.spoilt)}"] if node.spoilt else []
     remarks = f"  ({terminal.text('; '.join(notes))})" if notes else ""
     return Text.from_markup(
-        f"[bold]{terminal.text(node.name)}[/]  {label(node.consistency)}  {local_time(node.created)}{stall}{remarks}"
+        f"[bold]{terminal.text(node.name)}[/]  {label(node.consistency)}  {local_time(node.created)}{stall}{proven}{remarks}"
     )

@@ -10,7 +10,6 @@ from quiesce.cli import render, terminal
 from quiesce.cli.options import AcceptChanged, AcceptDivergence, Reference
 from quiesce.cli.verb import verb
 from quiesce.context import Context
-from quiesce.model.names import parse_reference
 from quiesce.operations.restore import Restored, restore
 
 
@@ -49,7 +48,7 @@ def command(
     """
     return restore(
         context,
-        parse_reference(checkpoint),
+        context.reference(checkpoint),
         start=start,
         discard_current=discard_current,
         accept_divergence=accept_divergence,

@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from quiesce.cli import render, terminal
-from quiesce.cli.options import RequireGrade, Vm
+from quiesce.cli.options import Overlays, RequireGrade, Vm
 from quiesce.cli.verb import verb
 from quiesce.context import Context
 from quiesce.model.errors import UsageError
 from quiesce.model.grades import Consistency
-from quiesce.model.settings import Settings, Type
+from quiesce.model.settings import Settings, Type, VerifyWhen
 from quiesce.operations.settings import settings
 
 
@@ -23,6 +23,9 @@ def _show(found: Settings) -> None:
     out.print(f"automatic  {'yes' if found.automatic else 'no'}")
     out.print(f"exclude    {terminal.text(' '.join(found.exclude)) or '-'}")
     out.print(f"grade      {found.require_grade.value}")
+    out.print(f"quarantine {found.quarantine_days} days")
+    out.print(f"overlays   {terminal.text(found.overlays or '') or '-'}")
+    out.print(f"verify     {found.verify.value}")
 
 
 @verb(_show)
@@ -56,7 +59,27 @@ def command(
             help="Leave this disk out, for example vdb. Replaces the disks that were set before. Can be given several times.",
         ),
     ] = None,
+    quarantine_days: Annotated[
+        int | None,
+        typer.Option(
+            metavar="DAYS",
+            min=0,
+            max=36500,
+            help="How long `quiesce doctor --repair` keeps a file in the quarantine beside the images before it removes it.",
+        ),
+    ] = None,
     no_exclude: Annotated[bool, typer.Option("--no-exclude", help="Leave no disk out any more.")] = False,
+    overlays: Overlays = None,
+    no_overlays: Annotated[
+        bool, typer.Option("--no-overlays", help="Make overlays beside the images again that they are based on.")
+    ] = False,
+    verify: Annotated[
+        VerifyWhen | None,
+        typer.Option(
+            help="When `quiesce watch` boots the VM's newest checkpoint aside, as `quiesce verify` does: always, for every new"
+            " one; daily, at most one in 24 hours; never."
+        ),
+    ] = None,
 ) -> Settings:
     """Show or change how checkpoints of a VM are taken. Options of `quiesce checkpoint` take precedence.
 
@@ -66,5 +89,18 @@ def command(
     """
     if exclude and no_exclude:
         raise UsageError("--exclude and --no-exclude contradict each other")
+    if overlays is not None and no_overlays:
+        raise UsageError("--overlays and --no-overlays contradict each other")
     chosen = () if no_exclude else tuple(exclude) if exclude else None
-    return settings(context, vm, type=type, require=require, require_grade=require_grade, automatic=automatic, exclude=chosen)
+    return settings(
+        context,
+        vm,
+        type=type,
+        require=require,
+        require_grade=require_grade,
+        automatic=automatic,
+        exclude=chosen,
+        quarantine_days=quarantine_days,
+        overlays="" if no_overlays else overlays,
+        verify=verify,
+    )

@@ -6,7 +6,6 @@ from quiesce.cli import render, terminal
 from quiesce.cli.options import Reference
 from quiesce.cli.verb import verb
 from quiesce.context import Context
-from quiesce.model.names import parse_reference
 from quiesce.model.tree import Checkpoint
 from quiesce.operations.tree import show_checkpoint
 
@@ -25,6 +24,8 @@ def _show(node: Checkpoint) -> None:
     out.print(
         "phases    " + ", ".join(f"{terminal.text(name)} {value / 1000:.1f} ms" for name, value in node.phases_us.items())
     )
+    if node.proof:
+        render.show_proof(node.proof)
     for warning in node.warnings:
         out.print(f"warning   {terminal.text(warning)}")
     if node.writers:
@@ -33,7 +34,7 @@ def _show(node: Checkpoint) -> None:
         out.print(render.filesystems_table(node.filesystems))
 
 
-@verb(_show)
+@verb(_show, only_reads=True)
 def command(context: Context, checkpoint: Reference) -> Checkpoint:
     """Show everything that is recorded of one checkpoint: its label, its files, and the evidence for the label."""
-    return show_checkpoint(context, parse_reference(checkpoint))
+    return show_checkpoint(context, context.reference(checkpoint))

@@ -24,7 +24,7 @@ def _show(found: Tree, vm: str) -> None:
     terminal.out.print(drawing)
 
 
-@verb(_show)
+@verb(_show, only_reads=True)
 def command(context: Context, vm: Vm) -> Tree:
     """Show the checkpoints of a VM as a tree, with their labels.
 

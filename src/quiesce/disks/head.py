@@ -25,7 +25,7 @@ def has_content_of(context: Context, vm: Vm, node: Checkpoint) -> bool:
     if vm.facts().power is not PowerState.OFF or head(context, vm) != node.id:
         return False
     left = context.catalog.checkpoints.untouched(vm.key)
-    heads = set(vm.file_disks().values())
+    heads = set(vm.heads().values())
     if not left or not left.written or not left.written.keys() <= heads or survey(context, vm).changed_for(heads):
         return False
     try:
@@ -40,5 +40,5 @@ def standing_of(context: Context, vm: Vm, paths: Set[str]) -> Standing:
     left, found = context.catalog.checkpoints.untouched(vm.key), survey(context, vm)
     if changed := found.changed_for(paths):
         return Standing(Consistency.CRASH, note="; ".join(changed.values()))
-    now = {path: image.written for path, image in found.images.items()}
+    now = {path: image.stamp for path, image in found.images.items()}
     return standing(left, found.tree.get(found.tree.head_parent), now, paths, shut_itself_down=vm.shut_itself_down())

@@ -22,7 +22,7 @@ journal, so that of a killed merge `conclude` does it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -31,14 +31,16 @@ from quiesce.catalog.journal import Interrupted, Journal
 from quiesce.catalog.steps import Forget, Merge, MoveBranch
 from quiesce.context import Context
 from quiesce.disks import fingerprints, images
-from quiesce.disks.survey import Survey, survey
+from quiesce.disks.merge_plan import PlannedBranch, PlannedMerge, finished, planned_branches, planned_merges
+from quiesce.disks.survey import Survey, look_around, survey
+from quiesce.disks.unneeded import discard_unneeded
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import BusyError
 from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency
 from quiesce.model.standing import Untouched
 from quiesce.model.tree import Checkpoint
-from quiesce.storage.port import Merger, ReportProgress, minding_room, require_room
+from quiesce.storage.port import Merger, Storage, minding_room, require_room
 
 
 @dataclass(frozen=True)
@@ -50,55 +52,7 @@ class Waiting:
     reason: str
 
 
-@dataclass(frozen=True)
-class _Merge:
-    """The commit of `top` into `base`."""
-
-    top: str
-    base: str
-    owner: Checkpoint | None
-    """The checkpoint that owns `top`; None: the VM writes `top`."""
-    target: str
-    branches: tuple[str, ...]
-    """The images whose backing file is `top`: the merge can be done in the chain of any of them. Empty if `top` is the topmost
-    image of its chain."""
-    hidden: Checkpoint
-    """The deleted checkpoint that owns `base`."""
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.top, self.base
-
-    def images(self, found: Survey) -> set[str]:
-        """The images whose bytes the merge changes, or copies."""
-        return _between(found, self.top, self.base) | set(self.branches)
-
-
-@dataclass(frozen=True)
-class _Branch:
-    """An image whose backing file `top` was merged into `base`, and which can get `base` as its backing file."""
-
-    image: str
-    top: str
-    base: str
-    owner: str
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.image, self.top
-
-    def images(self, found: Survey) -> set[str]:
-        """As _Merge.images."""
-        return _between(found, self.top, self.base) | {self.image}
-
-
-_Todo = TypeVar("_Todo", _Merge, _Branch)
-
-
-def _between(found: Survey, top: str, base: str) -> set[str]:
-    """Both, and the images between."""
-    chain = found.chains.chain(top)
-    return set(chain[: chain.index(base) + 1])
+_Todo = TypeVar("_Todo", PlannedMerge, PlannedBranch)
 
 
 def _first(todo: list[_Todo], waiting: Mapping[tuple[str, str], Waiting]) -> _Todo | None:
@@ -112,17 +66,17 @@ def merge_hidden(context: Context, vm: Vm, journal: Journal) -> tuple[Waiting, .
     Can be interrupted at any moment and called again: every checkpoint that is not hidden keeps its content, and the VM its
     state. Raises NoSpaceError, HypervisorError; nothing is lost after them either.
     """
-    with context.storage(vm.host).merger() as merger, _untouched(context, vm):
+    with context.storage(vm.host).merger() as merger, keeping_untouched(context, vm):
         if not vm.active():
             vm.forget_chains(set(context.catalog.images.made_for(vm.key)))
         return _merge_hidden(context, vm, journal, merger)
 
 
 @contextmanager
-def _untouched(context: Context, vm: Vm) -> Iterator[None]:
-    """Renews the VM's record of untouched images around a merge. A merge writes to the images of a VM that is off but does not
-    change their content, so what was untouched before has the same worth afterwards, whatever checkpoint the VM is based on
-    then. While the merge runs, and if it is killed, the images count as crash-consistent."""
+def keeping_untouched(context: Context, vm: Vm) -> Iterator[None]:
+    """Renews the VM's record of untouched images around a merge or a copy. It writes to the images of a VM that is off, or
+    gives the VM others, but does not change their content, so what was untouched before has the same worth afterwards, whatever
+    checkpoint the VM is based on then. Meanwhile, and if it is killed, the images count as crash-consistent."""
     checkpoints, key = context.catalog.checkpoints, vm.key
     before, tree = checkpoints.untouched(key), checkpoints.tree(key)
     if before and vm.active():
@@ -131,37 +85,44 @@ def _untouched(context: Context, vm: Vm) -> Iterator[None]:
         yield
         return
     found = survey(context, vm)
-    if not before.unchanged({path: image.written for path, image in found.images.items()}):
+    if not before.unchanged({path: image.stamp for path, image in found.images.items()}):
         checkpoints.set_untouched(key, None)  # the VM ran since
         yield
         return
     worth = before.value(tree.get(tree.head_parent)) or Consistency.CRASH
     if found.changed_for(before.written):
         worth = Consistency.CRASH
-    targets = [target for target, path in vm.file_disks().items() if path in before.written]
+    targets = [target for target, path in vm.heads().items() if path in before.written]
     checkpoints.set_untouched(key, Untouched({}, Consistency.CRASH))
     yield
     if not vm.active():
-        heads = vm.file_disks()
-        checkpoints.set_untouched(key, images.untouched(context, vm, [heads[target] for target in targets], worth))
+        heads = vm.heads()
+        left = images.untouched(context, vm, [heads[target] for target in targets], worth)
+        checkpoints.set_untouched(key, left)
 
 
 def _merge_hidden(context: Context, vm: Vm, journal: Journal, merger: Merger) -> tuple[Waiting, ...]:
     waiting: dict[tuple[str, str], Waiting] = {}
     known: set[str] = set()
+    saved = images.saved_memory(vm)
     while True:
         found = survey(context, vm)
         found.require_complete_chains()
-        if orphans := found.orphans():
-            for path in orphans:
-                images.discard_or_warn(context, vm, journal, path, found)
+        if discard_unneeded(context, vm, journal, found):
             found = survey(context, vm)
-        if node := _finished(found):
+        if node := finished(found):
             children = [child.id for child in found.tree.nodes if child.parent == node.id]
-            with journal.step(Forget(node.id, tuple(children))):
+            owners = found.owners()  # an image that was merged into belongs to another checkpoint now, or to the VM
+            files = sorted(path for path in node.paths() if owners.get(path, node) is node)
+            with journal.step(Forget(node.id, tuple(children), tuple(files))):
                 images.forget_checkpoint(context, vm, node)
-        elif todo := _first(_merges(found), waiting):
-            if _lower_changed(context, vm, journal, found, todo.images(found), known):
+        elif _first(planned_merges(found), waiting) and (
+            todo := _first(planned_merges(found := look_around(context, vm, found)), waiting)
+        ):
+            if lower_changed(context, vm, journal, found, todo.images(found), known):
+                continue
+            if saved and todo.images(found) & found.chains.needed(found.head.values()):
+                waiting[todo.key] = Waiting(todo.hidden.name, saved.message)
                 continue
             others = found.chains.strangers(todo.base, todo.top, found.made - found.live)
             if others:
@@ -173,8 +134,11 @@ def _merge_hidden(context: Context, vm: Vm, journal: Journal, merger: Merger) ->
             except BusyError as error:
                 fingerprints.renew(context, vm, todo.images(found))  # a part may have been written
                 waiting[todo.key] = Waiting(todo.hidden.name, error.message)
-        elif branch := _first(_branches(found), waiting):
-            if _lower_changed(context, vm, journal, found, branch.images(found), known):
+        elif branch := _first(planned_branches(found), waiting):
+            if saved and branch.images(found) & found.chains.needed(found.head.values()):
+                waiting[branch.key] = Waiting(branch.owner, saved.message)
+                continue
+            if lower_changed(context, vm, journal, found, branch.images(found), known):
                 continue
             try:
                 _move(context, vm, journal, merger, branch)
@@ -192,10 +156,10 @@ def _owned(found: Survey) -> list[str]:
     return [disk.path for node in found.tree.nodes for disk in node.disks]
 
 
-def _lower_changed(context: Context, vm: Vm, journal: Journal, found: Survey, changing: set[str], known: set[str]) -> bool:
-    """Before quiesce changes the images `changing`: lowers the labels of the checkpoints that read one which another program
-    changed. Returns whether there were any. `known`: images for which that was done before; they are added to. A program may go
-    on writing, and the deletion must end."""
+def lower_changed(context: Context, vm: Vm, journal: Journal, found: Survey, changing: set[str], known: set[str]) -> bool:
+    """Before quiesce changes the images `changing`, or copies what they have: lowers the labels of the checkpoints that read
+    one which another program changed. Returns whether there were any. `known`: images for which that was done before; they are
+    added to. A program may go on writing, and the deletion must end."""
     changed = {path: text for path, text in found.changed.items() if path in changing - known}
     known.update(changed)
     if changed:
@@ -207,19 +171,19 @@ def _lower_changed(context: Context, vm: Vm, journal: Journal, found: Survey, ch
 
 def anything_to_do(found: Survey) -> bool:
     """Whether a deleted checkpoint could be merged or removed now."""
-    return bool(_finished(found) or _merges(found))
+    return bool(finished(found) or planned_merges(found))
 
 
 def can_move_branches(found: Survey) -> bool:
     """Whether an image still has a backing file that was merged. The image can get another one when the VM is off."""
-    return bool(_branches(found))
+    return bool(planned_branches(found))
 
 
 def conclude(context: Context, vm: Vm, operation: Interrupted) -> None:
     """Finds out from the images' headers how the merges of an interrupted operation ended, and records those that were
     complete. Renews the fingerprints of the images that any of them may have changed. To be called after `Vm.cancel_merges`."""
     for step in operation.unfinished(Merge):
-        found = survey(context, vm)
+        found = look_around(context, vm, survey(context, vm))
         owner = found.tree.get(step.checkpoint)
         image = owner.image(step.target) if owner else None
         if image and image.path == step.top:
@@ -227,60 +191,39 @@ def conclude(context: Context, vm: Vm, operation: Interrupted) -> None:
         else:
             done = step.checkpoint is None and found.head.get(step.target) == step.base
         if done:
-            _record(context, vm, owner, step.top, step.base, step.branches)
+            _record(context, vm, found, owner, step)
         else:
             fingerprints.renew(context, vm, {step.top, step.base, *step.branches})
     for move in operation.unfinished(MoveBranch):
         fingerprints.renew(context, vm, {move.image, move.top, move.base})
 
 
-def _finished(found: Survey) -> Checkpoint | None:
-    """A hidden checkpoint whose images nothing needs any more."""
-    owners = found.owners()
-    for node in found.tree.nodes:
-        if node.hidden and not any(
-            owners.get(disk.path) is node and found.chains.dependents(disk.path, owners) for disk in node.disks
-        ):
-            return node
-    return None
-
-
-def _merges(found: Survey) -> list[_Merge]:
-    """The merges that are possible: images of hidden checkpoints that are the nearest owned backing file of exactly one owned
-    image. The merge nearest to the base of the chain comes first, so that no data are moved twice."""
-    owners, merges = found.owners(), []
-    for node in sorted(found.tree.nodes, key=lambda node: len(found.tree.ancestors(node.id))):
-        for disk in node.disks if node.hidden else ():
-            dependents = found.chains.dependents(disk.path, owners) if owners.get(disk.path) is node else []
-            if len(dependents) == 1:
-                (top,) = dependents
-                target = _target(found, owners[top], top)
-                branches = tuple(found.chains.directly_on(top))
-                merges.append(_Merge(top, disk.path, owners[top], target, branches, node))
-    return merges
-
-
-def _target(found: Survey, owner: Checkpoint | None, path: str) -> str:
-    if owner is None:
-        return next(target for target, head in found.head.items() if head == path)
-    return next(disk.target for disk in owner.disks if disk.path == path)
-
-
-def _merge(context: Context, vm: Vm, journal: Journal, merger: Merger, found: Survey, todo: _Merge) -> None:
-    storage = context.storage(vm.host)
-    place, needed = storage.place(todo.base), found.room_for_merge(todo.top, todo.base)
-    require_room(storage, place, needed, "the merge")
+def _merge(context: Context, vm: Vm, journal: Journal, merger: Merger, found: Survey, todo: PlannedMerge) -> None:
     owner = todo.owner.id if todo.owner else None
     sharing = tuple(node.id for node in found.tree.nodes if todo.top in node.paths())
-    with journal.step(Merge(todo.top, todo.base, todo.target, todo.branches, sharing, owner)):
-        with minding_room(storage, place, needed, "the merge"):
-            _commit(vm, merger, todo, context.progress("merge"))
-        _record(context, vm, todo.owner, todo.top, todo.base, todo.branches)
+    step = Merge(todo.top, todo.base, todo.target, todo.branches, sharing, owner)
+    with _room(context.storage(vm.host), found, todo), journal.step(step):
+        _commit(context, vm, merger, found, todo)
+        _record(context, vm, found, todo.owner, step)
 
 
-def _commit(vm: Vm, merger: Merger, todo: _Merge, progress: ReportProgress) -> None:
+@contextmanager
+def _room(storage: Storage, found: Survey, todo: PlannedMerge) -> Iterator[None]:
+    """Raises NoSpaceError if the base has too little space to grow, before the block or from it. A block device does not
+    grow."""
+    if not storage.knows(todo.base):
+        yield
+        return
+    place, needed = storage.place(todo.base), found.room_for_merge(todo.top, todo.base)
+    require_room(storage, place, needed, "the merge")
+    with minding_room(storage, place, needed, "the merge"):
+        yield
+
+
+def _commit(context: Context, vm: Vm, merger: Merger, found: Survey, todo: PlannedMerge) -> None:
+    progress = context.progress("merge")
     if todo.owner is None:
-        images.commit_head(vm, merger, todo.target, todo.base, progress)
+        images.commit_head(context, vm, merger, todo.target, todo.base, found.format(todo.base), progress)
     elif vm.reads_through(todo.top):
         vm.commit(todo.top, todo.base, progress)
     elif todo.branches:
@@ -289,33 +232,21 @@ def _commit(vm: Vm, merger: Merger, todo: _Merge, progress: ReportProgress) -> N
         merger.commit_active(todo.top, todo.base, progress)
 
 
-def _record(context: Context, vm: Vm, owner: Checkpoint | None, top: str, base: str, branches: Iterable[str]) -> None:
-    """Records that the owner has the image `base` from now on, instead of `top`. `owner`: a checkpoint; None: the VM.
-    `branches`: the images whose backing file `top` was before."""
+def _record(context: Context, vm: Vm, found: Survey, owner: Checkpoint | None, step: Merge) -> None:
+    """Records that the owner has the image `base` from now on, instead of `top`. `owner`: a checkpoint; None: the VM. `found`:
+    a survey in which a checkpoint has `base`."""
+    top, base = step.top, step.base
     if owner is None:
-        context.catalog.images.set_live(vm.host.id, [top], False)
-        context.catalog.images.set_live(vm.host.id, [base], True)
+        context.catalog.images.merged_by_vm(vm.host.id, top, base)
         context.catalog.fingerprints.forget(vm.key, [base])
         return
-    renewed = fingerprints.now(context, vm, {top, base, *branches})
-    for node in context.catalog.checkpoints.moved(vm.key, top, base, renewed):
+    renewed = fingerprints.now(context, vm, {top, base, *step.branches})
+    for node in context.catalog.checkpoints.moved(vm.key, top, base, found.format(base), renewed):
         images.write_manifest(context, vm, node)
     fingerprints.write_manifests(context, vm, renewed)
 
 
-def _branches(found: Survey) -> list[_Branch]:
-    owners, needed = found.owners(), found.needed()
-    branches = []
-    for top in sorted(found.merged & needed):
-        base = found.chains.base(top, owners)
-        for image in found.chains.directly_on(top):
-            if base and image in needed and image not in found.merged:
-                owner = owners.get(image)
-                branches.append(_Branch(image, top, base, owner.name if owner else "now"))
-    return branches
-
-
-def _move(context: Context, vm: Vm, journal: Journal, merger: Merger, branch: _Branch) -> None:
+def _move(context: Context, vm: Vm, journal: Journal, merger: Merger, branch: PlannedBranch) -> None:
     """Commits `top` into `base` once more, in the chain of the branch, so that the branch gets `base` as its backing file. The
     content of `base` does not change: it has the data of `top` already."""
     with journal.step(MoveBranch(branch.image, branch.top, branch.base)):

@@ -20,6 +20,7 @@ OWN = (
     "model/__init__.py",
     "model/grades.py",
     "model/reports.py",
+    "model/starts.py",
     "writer.py",
     "testing",
 )

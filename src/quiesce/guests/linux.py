@@ -13,7 +13,7 @@ from quiesce.hypervisor.vm import Facts, Vm
 from quiesce.model.errors import AgentError
 from quiesce.model.grades import Level
 from quiesce.wire.framing import ProtocolError
-from quiesce.wire.messages import PORT_NAME, Frozen, Held, Inventory, Prepare, Released, Status, Thawed
+from quiesce.wire.messages import PORT_NAME, Frozen, Held, Inventory, Prepare, Released, Status, Thawed, Verified
 from quiesce.wire.requester import AgentRefusedError, Greeting, Requester, Transport
 
 HELLO_TIMEOUT_S = 30.0
@@ -112,6 +112,15 @@ class LinuxGuest:
     def abort(self, timeout: float) -> Status:
         with self._translated():
             return self._requester.abort(timeout)
+
+    def verify(self, trial: str, timeout: float) -> Verified:
+        if self._greeting and "verify" not in self._greeting.capabilities:
+            raise AgentError(
+                f"the agent in the checkpoint (version {self._greeting.software}) is too old to tell how it started",
+                hint=f"bring the VM's agent up to date, and take another checkpoint: quiesce guest install {self._vm_name}",
+            )
+        with self._translated():
+            return self._requester.verify(trial, timeout)
 
     def status(self, timeout: float) -> Status:
         with self._translated():

@@ -11,7 +11,7 @@ from typing import Protocol
 from quiesce.model.errors import AgentError
 from quiesce.model.grades import Level
 from quiesce.model.reports import WriterReport
-from quiesce.wire.messages import Frozen, Held, Inventory, Prepare, Released, Status, Thawed
+from quiesce.wire.messages import Frozen, Held, Inventory, Prepare, Released, Status, Thawed, Verified
 
 PREPARE_TIMEOUT_S = 600.0
 """Longest preparation, in seconds. Applications run meanwhile."""
@@ -68,6 +68,10 @@ class Guest(Protocol):
 
     def post_checkpoint(self, kept: bool, timeout: float, /) -> Status:
         """Tells the writers whether the checkpoint was kept."""
+
+    def verify(self, trial: str, timeout: float, /) -> Verified:
+        """In a copy of a checkpoint that was booted aside, instead of an attempt: how everything started. `trial`: the id that
+        the copy has in its SMBIOS data. Raises AgentError if the guest's agent is older than that."""
 
     def abort(self, timeout: float, /) -> Status:
         """Thaws and releases all that is frozen or held. Can be repeated."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from quiesce.guests.port import GuestRefusedError
 from quiesce.model.grades import LEVELS, Grade, Level
 from quiesce.model.reports import Filesystem, FreezeState, WriterReport
-from quiesce.wire.messages import Frozen, Held, Inventory, Prepare, Released, State, Status, Thawed
+from quiesce.wire.messages import Frozen, Held, Inventory, Prepare, Released, State, Status, Thawed, Verified
 
 ROOT = Filesystem("/", "ext4", "/dev/vda1", FreezeState.FREEZABLE)
 
@@ -42,6 +42,8 @@ class ScriptedGuest:
         self.told: list[bool] = []
         """For each `post_checkpoint`: whether the checkpoint was kept."""
         self.closed = False
+        self.verified = Verified(())
+        """How everything started, in a copy of a checkpoint."""
         self._clock = 0
 
     def software(self) -> str:
@@ -83,6 +85,10 @@ class ScriptedGuest:
         self._step("post-checkpoint")
         self.told.append(kept)
         return Status(State.IDLE)
+
+    def verify(self, _trial: str, _timeout: float) -> Verified:
+        self._step("verify")
+        return self.verified
 
     def abort(self, _timeout: float) -> Status:
         self._step("abort")

@@ -21,6 +21,7 @@ from quiesce.hypervisor.vm import Facts, Vm
 from quiesce.model.errors import AgentError, QuiesceError
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import Filesystem, FreezeState, Outcome, WriterReport
+from quiesce.model.starts import Start
 from quiesce.wire.messages import (
     PORT_NAME,
     Frozen,
@@ -31,6 +32,7 @@ from quiesce.wire.messages import (
     State,
     Status,
     Thawed,
+    Verified,
 )
 
 VSS_PREPARE_S = 120.0
@@ -212,6 +214,15 @@ class VssGuest:
     def post_checkpoint(self, _kept: bool, _timeout: float) -> Status:
         """Does nothing: VSS told its writers during the thaw."""
         return Status(State.IDLE)
+
+    def verify(self, _trial: str, timeout: float) -> Verified:
+        """That the guest came up, and that VSS holds all volumes and lets them go: nobody tells how an application started."""
+        self.identify(timeout)
+        self.freeze(timeout)
+        unbroken = self.thaw(timeout).unbroken
+        failure = None if unbroken else self._writer.reason
+        checks = ("the guest answers, and VSS held all its volumes",) if unbroken else ()
+        return Verified((Start("vss", self._writer.application, self._writer.version, failure=failure, checks=checks),))
 
     def abort(self, _timeout: float) -> Status:
         """Takes up to LET_GO_S: a freeze that had no answer in time may still take effect. Raises AgentError if the guest does

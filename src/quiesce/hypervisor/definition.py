@@ -128,6 +128,33 @@ def findings(root: ET.Element, disks: Collection[str], boot: Boot | None) -> Ite
         yield from _not_here(root, boot)
 
 
+def remove_refused(root: ET.Element) -> list[str]:
+    """Takes out of a definition everything that `findings` would refuse for what it is, in whatever element it stands. Returns
+    the names of what was taken out, as `findings` has them."""
+    found: list[str] = []
+    _remove_refused(root, (), found)
+    return list(dict.fromkeys(found))
+
+
+def _remove_refused(element: ET.Element, path: tuple[str, ...], removed: list[str]) -> None:
+    rule = _rule(path)
+    if rule is None or rule.anything:
+        return
+    for name, value in list(element.attrib.items()):
+        pattern = rule.attributes.get(name, _NOTHING)
+        if pattern is not None and not pattern.fullmatch(value):
+            removed.append(_refused(path, "").name)
+            del element.attrib[name]
+    for child in list(element):
+        below = (*path, child.tag)
+        known = _rule(below)
+        if known is None or (known.text and not known.text.fullmatch((child.text or "").strip())):
+            removed.append(_refused(below, "").name)
+            element.remove(child)
+        else:
+            _remove_refused(child, below, removed)
+
+
 def _not_here(root: ET.Element, boot: Boot) -> Iterator[Refused]:
     for name in ("kernel", "initrd"):
         for element in root.iterfind(f"./os/{name}"):

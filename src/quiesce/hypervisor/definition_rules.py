@@ -248,7 +248,7 @@ devices/iommu                           model
 devices/iommu/driver                    intremap caching_mode eim iotlb aw_bits dma_translation
 devices/tpm                             model
 devices/tpm/backend                     type=emulator version persistent_state
-devices/tpm/backend/source              type=dir path
+devices/tpm/backend/source              type=dir|file path
 devices/tpm/backend/active_pcr_banks
 devices/tpm/backend/active_pcr_banks/sha1
 devices/tpm/backend/active_pcr_banks/sha256

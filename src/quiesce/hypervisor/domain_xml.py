@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 
 QEMU_AGENT_PORT = "org.qemu.guest_agent.0"
@@ -32,6 +32,19 @@ class Disk:
     """Whether `mirror` has all data of the disk."""
     serial: str = ""
     """What the guest sees as its serial number; empty: none of ours."""
+    volume: tuple[str, str] | None = None
+    """(pool, volume) of a disk of type volume."""
+    transient: bool = False
+    """Whether the disk forgets at each shutdown what was written."""
+    encrypted: bool = False
+    """Whether the disk, or an image in its chain that the XML names, has an <encryption>."""
+    sliced: bool = False
+    """Whether the disk, or an image in its chain that the XML names, is only a part of its file (<slices>)."""
+
+    @property
+    def removable(self) -> bool:
+        """Whether it is a drive with, or without, a medium."""
+        return self.device in ("cdrom", "floppy")
 
     def spelled(self, spell: Callable[[str], str]) -> Disk:
         """The disk with every path as `spell` writes it."""
@@ -41,6 +54,18 @@ class Disk:
             chain=tuple(map(spell, self.chain)),
             mirror=spell(self.mirror) if self.mirror else self.mirror,
         )
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a definition is to name as the image of a disk."""
+
+    path: str
+    format: str = "qcow2"
+    device: bool = False
+    """Whether it is a block device."""
+    size: int = 0
+    """How much of it is the disk, in bytes from its beginning; 0: all."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +98,6 @@ def nvram(xml: str) -> str | None:
         return None
     source = element.find("source")
     return source.get("file") if source is not None else (element.text or "").strip() or None
-
-
-def tpm_state(xml: str) -> str | None:
-    """The file with the state of an emulated TPM; None if the VM has none. If the definition does not name the directory, this
-    is the default of libvirt's system daemon."""
-    root = ET.fromstring(xml)
-    backend = root.find("./devices/tpm/backend[@type='emulator']")
-    if backend is None:
-        return None
-    source = backend.find("source[@type='dir']")
-    directory = f"/var/lib/libvirt/swtpm/{root.findtext('./uuid')}/tpm2" if source is None else source.get("path")
-    return f"{directory}/tpm2-00.permall"
 
 
 def passthrough_devices(xml: str) -> tuple[str, ...]:
@@ -177,6 +190,11 @@ def emulator_and_loaders(capabilities: str) -> tuple[str, frozenset[str]]:
     return root.findtext("./path", ""), frozenset(value.text or "" for value in root.iterfind("./os/loader/value"))
 
 
+def cpu_model(xml: str) -> str | None:
+    """The model of the VM's processor, if the definition names one."""
+    return ET.fromstring(xml).findtext("./cpu[@mode='custom']/model")
+
+
 def networks(xml: str) -> set[str]:
     """Names of the libvirt networks that the VM's network cards use."""
     sources = ET.fromstring(xml).iterfind("./devices/interface/source")
@@ -190,8 +208,9 @@ def machine(xml: str) -> tuple[str, str, str]:
     return root.get("type", ""), *((kind.get("arch", ""), kind.get("machine", "")) if kind is not None else ("", ""))
 
 
-def with_sources(xml: str, sources: Mapping[str, str]) -> str:
-    """The definition `xml` with other images for the disks in `sources`; nothing else changes."""
+def with_sources(xml: str, sources: Mapping[str, str | Source]) -> str:
+    """The definition `xml` with other images for the disks in `sources`: a path is that of a qcow2 file. Nothing else
+    changes."""
     root = ET.fromstring(xml)
     _point(root, sources)
     return ET.tostring(root, encoding="unicode")
@@ -200,26 +219,69 @@ def with_sources(xml: str, sources: Mapping[str, str]) -> str:
 def without_chains(xml: str, images: Set[str]) -> str | None:
     """The definition `xml` without the <backingStore> elements of each disk that names one of `images` as a backing file; None
     if no disk does."""
-    stale = {disk.target: disk.path for disk in disks(xml) if disk.path and not images.isdisjoint(disk.chain)}
-    return with_sources(xml, stale) if stale else None
+    root = ET.fromstring(xml)
+    stale = [disk for disk in root.iterfind("./devices/disk") if not images.isdisjoint(_chain(disk))]
+    for disk in stale:
+        for child in disk.findall("backingStore"):
+            disk.remove(child)
+    return ET.tostring(root, encoding="unicode") if stale else None
 
 
-def _point(root: ET.Element, sources: Mapping[str, str]) -> None:
-    """Changes the images of these disks. Removes what libvirt wrote about the old chain (backingStore, mirror, index): libvirt
-    would believe it instead of the images' headers."""
+def raw_images(xml: str) -> set[str]:
+    """The paths of the images, backing files included, that the definition declares raw."""
+    return {path for disk in ET.fromstring(xml).iterfind("./devices/disk") for path in _raw(disk)}
+
+
+def _raw(element: ET.Element) -> Iterator[str]:
+    kind = element.find("driver" if element.tag == "disk" else "format")
+    path, below = _path(element), element.find("backingStore")
+    if path and kind is not None and kind.get("type") == "raw":
+        yield path
+    if below is not None:
+        yield from _raw(below)
+
+
+def _point(root: ET.Element, sources: Mapping[str, str | Source]) -> None:
+    """Changes the images of these disks, and nothing else that the definition says of them. Removes what libvirt wrote about
+    the old chain (backingStore, mirror, index): libvirt would believe it instead of the images' headers."""
     for disk in root.iterfind("./devices/disk"):
         target = _required(disk, "target").get("dev", "")
         if target not in sources:
             continue
-        for stale in ("backingStore", "mirror", "source"):
+        for stale in ("backingStore", "mirror"):
             for child in disk.findall(stale):
                 disk.remove(child)
-        disk.set("type", "file")
-        disk.insert(0, ET.Element("source", {"file": sources[target]}))
+        given = sources[target]
+        source = Source(given) if isinstance(given, str) else given
+        _name(disk, source)
         driver = disk.find("driver")
         if driver is None:
             driver = ET.SubElement(disk, "driver", {"name": "qemu"})
-        driver.set("type", "qcow2")
+        driver.set("type", source.format)
+
+
+_OF_ANY_IMAGE = ("seclabel", "encryption")
+"""What a <source> says that holds for an overlay, too. The rest tells where the old image is, and how to reach it;
+libvirt takes it for network disks and LUNs only, which are never the image of a disk before or after."""
+
+
+def _name(disk: ET.Element, image: Source) -> None:
+    """Names the image of a disk."""
+    disk.set("type", "block" if image.device else "file")
+    source = disk.find("source")
+    if source is None:
+        source = ET.Element("source")
+        disk.insert(0, source)
+    policy = source.get("startupPolicy")
+    source.attrib.clear()
+    source.set("dev" if image.device else "file", image.path)
+    if policy:
+        source.set("startupPolicy", policy)
+    for child in [child for child in source if child.tag not in _OF_ANY_IMAGE]:
+        source.remove(child)
+    if image.size:
+        part = {"type": "storage", "offset": "0", "size": str(image.size)}
+        ET.SubElement(ET.SubElement(source, "slices"), "slice", part)
 
 
 def helper(name: str, kind: str) -> str:
@@ -235,11 +297,11 @@ def helper(name: str, kind: str) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
-def helper_disk(target: str, path: str, *, read_only: bool) -> str:
+def helper_disk(target: str, source: Source, *, read_only: bool) -> str:
     """A SCSI disk for a helper domain. A SCSI disk can be detached although no guest runs."""
-    disk = ET.Element("disk", {"type": "file", "device": "disk"})
-    ET.SubElement(disk, "driver", {"name": "qemu", "type": "qcow2"})
-    ET.SubElement(disk, "source", {"file": path})
+    disk = ET.Element("disk", {"device": "disk"})
+    ET.SubElement(disk, "driver", {"name": "qemu", "type": source.format})
+    _name(disk, source)
     ET.SubElement(disk, "target", {"dev": target, "bus": "scsi"})
     if read_only:
         ET.SubElement(disk, "readonly")
@@ -275,7 +337,8 @@ def channel(name: str) -> str:
 
 
 def _disk(element: ET.Element) -> Disk:
-    driver = element.find("driver")
+    driver, source = element.find("driver"), element.find("source")
+    pool, volume = (source.get("pool"), source.get("volume")) if source is not None else (None, None)
     return Disk(
         target=_required(element, "target").get("dev", ""),
         device=element.get("device", "disk"),
@@ -289,6 +352,10 @@ def _disk(element: ET.Element) -> Disk:
         mirror_ready=element.find("mirror[@ready='yes']") is not None,
         chain=tuple(_chain(element)),
         serial=element.findtext("serial", ""),
+        volume=(pool, volume) if pool and volume else None,
+        transient=element.find("transient") is not None,
+        encrypted=next(element.iter("encryption"), None) is not None,
+        sliced=next(element.iter("slices"), None) is not None,
     )
 
 

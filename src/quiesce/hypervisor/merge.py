@@ -34,6 +34,7 @@ def commit_active(host: Host, domain: libvirt.virDomain, target: str, base: str,
     open, HypervisorError.
     """
     with _merging(domain, target):
+        _require_large_enough(host, domain, _disk(host, domain, target).path, base)
         domain.blockCommit(target, base, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
         _pivot_when_ready(domain, target, progress)
     if _disk(host, domain, target).path != base:
@@ -49,12 +50,63 @@ def commit(host: Host, domain: libvirt.virDomain, target: str, top: str, base: s
     Guarantees and errors as `commit_active`.
     """
     with _merging(domain, target):
+        _require_large_enough(host, domain, top, base)
         domain.blockCommit(target, base, top, 0, 0)
         while info := domain.blockJobInfo(target, 0):
             progress(info["cur"], info["end"])
             time.sleep(POLL_S)
     if top in _disk(host, domain, target).chain:
         raise HypervisorError(f"the merge of disk {target} ended before it was complete: {top} is still in its chain")
+
+
+def pull(host: Host, domain: libvirt.virDomain, target: str, base: str | None, progress: ReportProgress) -> None:
+    """Copies what the images between a disk's image and `base` have into the disk's image, which then has `base` as its backing
+    file; None: no backing file.
+
+    Only for an image that nobody needs yet. QEMU writes the new name of the backing file into the header before it writes the
+    tables that say where the copied data are: if QEMU is killed a moment after the job (tried with QEMU 10.0), the image has
+    neither its old backing file nor the data. They are safe when QEMU has closed the image. An error, or the end of QEMU before
+    the job has ended, leaves an image with the old content."""
+    with _merging(domain, target):
+        domain.blockRebase(target, base, 0, 0)
+        while info := domain.blockJobInfo(target, 0):
+            progress(info["cur"], info["end"])
+            time.sleep(POLL_S)
+    if _disk(host, domain, target).chain[:1] != ((base,) if base else ()):
+        raise HypervisorError(f"the copy on disk {target} ended before it was complete")
+
+
+def replace_head(host: Host, domain: libvirt.virDomain, target: str, overlay: str, progress: ReportProgress) -> None:
+    """Copies the image that `domain` writes on a disk, without its backing files, into `overlay`, which exists and whose
+    backing file has the same content as that of the image. The domain then writes `overlay`.
+
+    After an error the domain still writes the image that it had. QEMU flushes `overlay` before it is switched to
+    (mirror_flush in block/mirror.c)."""
+    with _merging(domain, target):
+        _mirror(host, domain, target, overlay, progress, libvirt.VIR_DOMAIN_BLOCK_COPY_SHALLOW)
+        domain.blockJobAbort(target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+    if _disk(host, domain, target).path != overlay:
+        raise HypervisorError(
+            f"the copy of disk {target} ended, but the disk's image is not {overlay}", hint="`quiesce doctor` shows what it is"
+        )
+
+
+def _require_large_enough(host: Host, domain: libvirt.virDomain, top: str | None, base: str) -> None:
+    """Raises BusyError if `base` is a block device that is smaller than `top`. QEMU makes a file larger, but no device."""
+    if not host.is_device(base):
+        return
+    kind, flags = libvirt.VIR_DOMAIN_STATS_BLOCK, libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING
+    ((_, found),) = host.connection.domainListGetStats([domain], kind, flags)
+    sizes = {}
+    for number in range(int(found["block.count"])):
+        path, name = host.spell(str(found.get(f"block.{number}.path", ""))), f"block.{number}"
+        # The capacity is what QEMU saw when it opened the device; the physical size is what the device has now.
+        sizes[path] = int(found.get(f"{name}.physical" if path == base else f"{name}.capacity", 0))
+    if sizes.get(base, 0) < sizes.get(str(top), 0):
+        raise BusyError(
+            f"the block device {base} has {sizes.get(base, 0)} bytes, and the disk has {sizes[str(top)]} by now; enlarge the"
+            " device, for example with lvextend"
+        )
 
 
 @contextmanager
@@ -105,25 +157,45 @@ class Helper:
         with self.disk(image) as (domain, target):
             commit(self._host, domain, target, top, base, progress)
 
-    def copy(self, image: str, destination: str, progress: ReportProgress) -> None:
-        """Copies the content of `image`, backing files included, into the existing image `destination`. Raises BusyError as
-        `commit_active`."""
-        with self.disk(image, read_only=True) as (domain, target), _merging(domain, target):
-            flags = libvirt.VIR_DOMAIN_BLOCK_COPY_REUSE_EXT
-            domain.blockCopy(target, domain_xml.copy_target(destination), None, flags)
-            while not _disk(self._host, domain, target).mirror_ready:
-                info = domain.blockJobInfo(target, 0)
-                if not info:
-                    raise HypervisorError(f"the copy to {destination} ended before it was complete")
-                progress(info["cur"], info["end"])
-                time.sleep(POLL_S)
-            domain.blockJobAbort(target, 0)  # without PIVOT: the ready copy is complete, and the domain keeps its image
+    def copy(self, image: str, format: str, size: int, destination: str, progress: ReportProgress) -> None:
+        """Copies the content of `image`, which has this format, backing files included, into the existing image `destination`.
+        `size`: its virtual size, in bytes; a block device may be larger. Raises BusyError as `commit_active`."""
+        with self._copying(image, destination, progress, 0, format, size):
+            pass
+
+    def copy_top(self, image: str, destination: str, progress: ReportProgress, then: Callable[[], None] | None = None) -> None:
+        """Copies `image`, without its backing files, into the existing overlay `destination`, whose backing file has the same
+        content as that of `image`. Calls `then` as `commit_active`. Raises BusyError as `commit_active`."""
+        with self._copying(image, destination, progress, libvirt.VIR_DOMAIN_BLOCK_COPY_SHALLOW):
+            if then:
+                then()
+
+    def pull(self, image: str, base: str | None, progress: ReportProgress) -> None:
+        """Copies what the images between `image` and `base` have into `image`, which then has `base` as its backing file. When
+        this returns, QEMU has closed the image. Errors as merge.pull; BusyError as `commit_active`."""
+        with self.disk(image) as (domain, target):
+            pull(self._host, domain, target, base, progress)
 
     @contextmanager
-    def disk(self, image: str, *, read_only: bool = False) -> Iterator[tuple[libvirt.virDomain, str]]:
-        """Opens the image as a disk of the helper during the block. Returns the domain and the disk's target."""
+    def _copying(
+        self, image: str, destination: str, progress: ReportProgress, flags: int, format: str = "qcow2", size: int = 0
+    ) -> Iterator[None]:
+        """Copies the image; during the block it is complete, and the image still open."""
+        with self.disk(image, format, size, read_only=True) as (domain, target), _merging(domain, target):
+            _mirror(self._host, domain, target, destination, progress, flags)
+            domain.blockJobAbort(target, 0)  # without PIVOT: the ready copy is complete, and the domain keeps its image
+            yield
+
+    @contextmanager
+    def disk(
+        self, image: str, format: str = "qcow2", size: int = 0, *, read_only: bool = False
+    ) -> Iterator[tuple[libvirt.virDomain, str]]:
+        """Opens the image as a disk of the helper during the block. Returns the domain and the disk's target. `size`: so many
+        bytes of a block device are opened; 0: all."""
         domain = self._domain = self._domain or self._start()
-        xml = domain_xml.helper_disk(TARGET, image, read_only=read_only)
+        device = self._host.is_device(image)
+        source = domain_xml.Source(image, format, device, size if device else 0)
+        xml = domain_xml.helper_disk(TARGET, source, read_only=read_only)
         with translated(f"opening {image}"):
             try:
                 domain.attachDevice(xml)
@@ -135,8 +207,9 @@ class Helper:
             yield domain, TARGET
         finally:
             try:
-                present = next(disk.path for disk in domain_xml.disks(domain.XMLDesc(0)) if disk.target == TARGET)
-                domain.detachDevice(domain_xml.helper_disk(TARGET, str(present), read_only=read_only))
+                present = next(disk for disk in domain_xml.disks(domain.XMLDesc(0)) if disk.target == TARGET)
+                left = domain_xml.Source(str(present.path), present.format, present.source_type == "block")
+                domain.detachDevice(domain_xml.helper_disk(TARGET, left, read_only=read_only))
             except (libvirt.libvirtError, StopIteration):
                 self.close()  # so that nothing stays open
 
@@ -147,11 +220,28 @@ class Helper:
             return self._host.connection.createXML(xml, flags)
 
 
+def _mirror(host: Host, domain: libvirt.virDomain, target: str, destination: str, progress: ReportProgress, flags: int) -> None:
+    """Starts the copy of a disk into the existing image `destination`, and waits until the copy is complete. From then on QEMU
+    writes whatever it writes to both, until the job is aborted. `flags`: of virDomainBlockCopy."""
+    flags |= libvirt.VIR_DOMAIN_BLOCK_COPY_REUSE_EXT | libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB
+    domain.blockCopy(target, domain_xml.copy_target(destination), None, flags)
+    while not _disk(host, domain, target).mirror_ready:
+        info = domain.blockJobInfo(target, 0)
+        if not info:
+            raise HypervisorError(f"the copy to {destination} ended before it was complete")
+        progress(info["cur"], info["end"])
+        time.sleep(POLL_S)
+
+
 def end_job(domain: libvirt.virDomain, target: str) -> None:
-    """Aborts a merge that a killed process left running on this disk, and waits until the job has ended. The domain keeps an
-    intact chain. Raises RefusedError if the job does not end within 60 s."""
-    commits = (libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT, libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT)
-    if domain.blockJobInfo(target, 0).get("type") not in commits:
+    """Aborts a merge or copy that a killed process left running on this disk, and waits until the job has ended. The domain
+    keeps an intact chain. Raises RefusedError if the job does not end within 60 s."""
+    ours = (
+        libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT,
+        libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT,
+        libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_COPY,
+    )
+    if domain.blockJobInfo(target, 0).get("type") not in ours:
         return
     with suppress(libvirt.libvirtError):  # the job may have ended by itself
         domain.blockJobAbort(target, 0)

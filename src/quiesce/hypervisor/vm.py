@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import libvirt
 
 from quiesce.hypervisor import domain_xml, merge
 from quiesce.hypervisor.connection import Host, by_uuid, translated
+from quiesce.hypervisor.needs import NOTHING, Own, emptied, own
+from quiesce.hypervisor.outside import outside
 from quiesce.model.errors import BusyError, HypervisorError
 from quiesce.model.keys import HostIdentity, VmKey
 
@@ -20,6 +23,8 @@ class PowerState(enum.Enum):
     RUNNING = "running"
     PAUSED = "paused"
     OFF = "off"
+    PANICKED = "panicked"
+    """Its guest panicked, and libvirt keeps it as it is (`on_crash` is `preserve`)."""
     OTHER = "other"
 
 
@@ -27,12 +32,18 @@ _STATES = {
     libvirt.VIR_DOMAIN_RUNNING: PowerState.RUNNING,
     libvirt.VIR_DOMAIN_PAUSED: PowerState.PAUSED,
     libvirt.VIR_DOMAIN_SHUTOFF: PowerState.OFF,
-    libvirt.VIR_DOMAIN_CRASHED: PowerState.OFF,
+    libvirt.VIR_DOMAIN_CRASHED: PowerState.PANICKED,
 }
 
 
+T = TypeVar("T")
+
 TRIES = 3
 """How often the state of a VM is read anew that is started or stopped meanwhile."""
+SETTLE_S = 0.05
+"""The pause between two of these tries, in seconds."""
+LOW_SHARES = 10
+"""Of the processors, beside the 100 (control groups v2) or 1024 (v1) that other VMs have."""
 END_TIMEOUT_S = 60.0
 """Longest wait for a snapshot that libvirt still takes for a killed process, in seconds."""
 
@@ -55,35 +66,65 @@ class Facts:
     job: str | None
     """A job of libvirt on the VM, as words for a message: a block job, a backup, a migration. None: no job."""
     managed_save: bool
+    outside: tuple[str, ...] = ()
+    """What of the VM is in no disk image: a sentence for each."""
+    checkpoints: tuple[str, ...] = ()
+    """Names of libvirt's own checkpoints of the VM, which incremental backups are based on: bitmaps in its images."""
+    own: Own = NOTHING
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What a list of VMs shows of each."""
+
+    power: PowerState
+    channels: Mapping[str, domain_xml.Channel]
 
 
 class Vm:
-    """A domain on its own connection, which `close` ends."""
+    """A domain on its own connection, which `close` ends, or on one that others use as well."""
 
-    def __init__(self, uri: str, name: str, register: Callable[[HostIdentity], str] = by_uuid) -> None:
-        self.host = Host(uri, register)
+    def __init__(
+        self, uri: str, name: str, register: Callable[[HostIdentity], str] = by_uuid, *, shared: Host | None = None
+    ) -> None:
+        self.host = shared or Host(uri, register)
+        self._shared = shared is not None
+        self.host.forget_spellings()  # of several names of an image, those of this VM come first
         try:
             self.domain = self.host.domain(name)
             self.name: str = self.domain.name()
             self.uuid: str = self.domain.UUIDString()
             self.key = VmKey(self.host.id, self.uuid)
         except BaseException:
-            self.host.close()
+            self.close()
             raise
 
     def close(self) -> None:
-        self.host.close()
+        if not self._shared:
+            self.host.close()
 
     def facts(self) -> Facts:
         """Raises HypervisorError, NotFoundError."""
+        return self._settled(self._facts)
+
+    def glance(self) -> Glance:
+        """Without the VM's disks, so that no storage is asked. Raises HypervisorError, NotFoundError."""
+        return self._settled(lambda: Glance(self._power(), domain_xml.channels(self.domain.XMLDesc(0))))
+
+    def _settled(self, ask: Callable[[], T]) -> T:
         with translated(f"reading the state of {self.name}"):
             for _ in range(TRIES):
                 with suppress(libvirt.libvirtError):  # it was started or stopped between two questions; or it is gone
-                    return self._facts()
-            return self._facts()
+                    return ask()
+                time.sleep(SETTLE_S)
+            return ask()
+
+    def _power(self) -> PowerState:
+        power = _STATES.get(self.domain.state()[0], PowerState.OTHER)
+        return PowerState.OFF if power is PowerState.PANICKED and not self.domain.isActive() else power
 
     def _facts(self) -> Facts:
-        power = _STATES.get(self.domain.state()[0], PowerState.OTHER)
+        power = self._power()
         xml = self.domain.XMLDesc(0)
         found = self.host.disks(xml)
         return Facts(
@@ -98,9 +139,17 @@ class Vm:
                 disk.target: disk.path for disk in self.host.disks(self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
             },
             snapshots=self.domain.snapshotNum(),
-            job=self._job(found) if power in (PowerState.RUNNING, PowerState.PAUSED) else None,
+            job=self._job(found) if self.domain.isActive() else None,
             managed_save=bool(self.domain.hasManagedSaveImage()),
+            outside=outside(xml),
+            checkpoints=self._checkpoints(),
+            own=own(xml) if power is not PowerState.OFF else NOTHING,
         )
+
+    def _checkpoints(self) -> tuple[str, ...]:
+        with suppress(libvirt.libvirtError):  # drivers that have none
+            return tuple(sorted(str(checkpoint.getName()) for checkpoint in self.domain.listAllCheckpoints()))
+        return ()
 
     def _job(self, disks: tuple[domain_xml.Disk, ...]) -> str | None:
         for disk in disks:
@@ -123,30 +172,40 @@ class Vm:
         """Like `sources`, without removable media, and with disks whose sources are not files (None)."""
         with translated(f"reading the disks of {self.name}"):
             found = self.host.disks(self.domain.XMLDesc(0))
-            return {disk.target: disk.path for disk in found if disk.device not in ("cdrom", "floppy")}
+            return {disk.target: disk.path for disk in found if not disk.removable}
 
-    def file_disks(self, *, next_start: bool = False) -> dict[str, str]:
-        """The image file of each disk, by target: now, or with `next_start` after the next start. Leaves out read-only disks,
-        removable media, and disks whose sources are not files."""
+    def heads(self, *, next_start: bool = False) -> dict[str, str]:
+        """The image, a file or a block device, that the VM writes on each disk, by target: now, or with `next_start` after the
+        next start. Leaves out read-only disks, removable media, and disks with other sources."""
         with translated(f"reading the disks of {self.name}"):
             return {
                 disk.target: disk.path
                 for disk in self.host.disks(self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if next_start else 0))
-                if disk.path and disk.source_type == "file" and disk.device == "disk" and not disk.read_only
+                if disk.path and disk.source_type in ("file", "block") and disk.device == "disk" and not disk.read_only
             }
+
+    def raw_images(self) -> set[str]:
+        """The images, backing files included, that the VM's present definition, or that of its next start, declares raw."""
+        with translated(f"reading the disks of {self.name}"):
+            xmls = self.domain.XMLDesc(0), self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+        return {path for xml in xmls for path in self.host.raw_images(xml)}
 
     def chain(self) -> set[str]:
         """Every file that the VM's present definition, or that of its next start, names for disks and firmware, backing files
         included."""
         with translated(f"reading the disks of {self.name}"):
             xmls = self.domain.XMLDesc(0), self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-        found = [disk for xml in xmls for disk in self.host.disks(xml) if disk.device not in ("cdrom", "floppy")]
+        found = [disk for xml in xmls for disk in self.host.disks(xml) if not disk.removable]
         firmware = {self.host.spell(path) for xml in xmls if (path := domain_xml.nvram(xml))}
         return {path for disk in found for path in (disk.path, *disk.chain) if path} | firmware
 
     def capacity(self, target: str) -> int:
-        """Virtual size of a disk of the running VM, in bytes."""
+        """Virtual size of a disk, in bytes."""
         with translated(f"reading the size of disk {target}"):
+            if not self.domain.isActive():
+                disk = next(disk for disk in self.host.disks(self.domain.XMLDesc(0)) if disk.target == target)
+                if disk.volume:  # blockInfo: "missing storage backend for 'volume' storage"
+                    return self.host.volume_size(str(disk.path), disk.format)
             return int(self.domain.blockInfo(target, 0)[0])
 
     def switch(self, overlays: Mapping[str, str]) -> None:
@@ -165,13 +224,17 @@ class Vm:
             self._snapshot(overlays, memory, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE)
 
     def _snapshot(self, overlays: Mapping[str, str], memory: str | None, kind: int) -> None:
-        others = tuple(disk for disk in self.sources() if disk not in overlays)
+        others = tuple(disk for disk in self._targets() if disk not in overlays)
         flags = (
             libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
             | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
             | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
         )
         self.domain.snapshotCreateXML(domain_xml.snapshot(overlays, others, memory), flags | kind)
+
+    def _targets(self) -> list[str]:
+        """Every disk, also one that has no file: libvirt would switch a disk that the request does not list."""
+        return [disk.target for disk in domain_xml.disks(self.domain.XMLDesc(0))]
 
     def end_saving(self) -> None:
         """Aborts a snapshot that a killed process requested, and waits until libvirt has ended it: until then the VM may still
@@ -220,12 +283,19 @@ class Vm:
         with translated(f"reading {memory}"):
             return domain_xml.identity(str(self.host.connection.saveImageGetXMLDesc(memory, 0)))
 
-    def resume_from(self, memory: str, sources: Mapping[str, str], nvram: str | None) -> None:
-        """Resumes the VM, which must be off, with saved memory and devices, and with other images of the same content."""
+    def resume_from(self, memory: str, sources: Mapping[str, str], nvram: str | None, empty: Collection[str] = ()) -> None:
+        """Resumes the VM, which must be off, with saved memory and devices, and with other images of the same content. `empty`:
+        the drives without their media."""
         with translated(f"resuming {self.name} from {memory}"):
             xml = str(self.host.connection.saveImageGetXMLDesc(memory, libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE))
             xml = domain_xml.moved(xml, identity=domain_xml.Identity(self.name, self.uuid), sources=sources, nvram=nvram)
-            self.host.connection.restoreFlags(memory, xml, 0)  # running or paused, as it was
+            self.host.connection.restoreFlags(memory, emptied(xml, empty), 0)  # running or paused, as it was
+
+    def set_time(self, seconds: float) -> None:
+        """Sets the guest's clock (since 1970, in seconds), through qemu-guest-agent. Raises HypervisorError."""
+        with translated(f"setting the clock of {self.name}"):
+            whole = int(seconds)
+            self.domain.setTime({"seconds": whole, "nseconds": int((seconds - whole) * 1e9)}, 0)
 
     def shut_itself_down(self) -> bool:
         """Whether libvirt remembers that the VM is off because its guest powered it off. libvirt forgets that when its daemon
@@ -240,6 +310,11 @@ class Vm:
         Guarantees and errors as merge.commit_active.
         """
         merge.commit_active(self.host, self.domain, target, base, progress)
+
+    def replace_head(self, target: str, overlay: str, progress: merge.ReportProgress) -> None:
+        """Copies the image that the running VM writes on a disk into `overlay`, which the VM writes then. Guarantees and errors
+        as merge.replace_head."""
+        merge.replace_head(self.host, self.domain, target, overlay, progress)
 
     def commit(self, top: str, base: str, progress: merge.ReportProgress) -> None:
         """Commits `top` into `base`, both in the middle of the running VM's chain. Guarantees and errors as merge.commit."""
@@ -266,8 +341,8 @@ class Vm:
             self.redefine(xml)
 
     def cancel_merges(self, bases: set[str], targets: set[str]) -> None:
-        """Aborts merges that a killed process left running: active commits into one of `bases`, and other commits on one of the
-        disks `targets`. The VM keeps an intact chain."""
+        """Aborts merges and copies that a killed process left running: active commits or copies into one of `bases`, and other
+        commits on one of the disks `targets`. The VM keeps an intact chain."""
         with translated(f"cancelling merges of {self.name}"):
             if not self.domain.isActive():
                 return
@@ -293,6 +368,19 @@ class Vm:
     def redefine(self, xml: str) -> None:
         with translated(f"defining {self.name}"):
             self.domain = self.host.connection.defineXML(xml)
+
+    def shut_down(self) -> None:
+        """Asks the guest to power itself off, through qemu-guest-agent or by the power button. Does not wait for it. If the
+        guest cannot be asked now, or is off, does nothing."""
+        with suppress(libvirt.libvirtError):
+            self.domain.shutdown()
+
+    def go_on(self) -> None:
+        """Lets a paused VM run, at low priority where the host has priorities for VMs."""
+        with translated(f"starting {self.name}"):
+            with suppress(libvirt.libvirtError):
+                self.domain.setSchedulerParameters({"cpu_shares": LOW_SHARES})
+            self.domain.resume()
 
     def start(self) -> None:
         with translated(f"starting {self.name}"):

@@ -13,7 +13,7 @@ overlay of `a` would read.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,47 @@ class Image:
     """When the file was last written: seconds since 1970, with nanoseconds, as text."""
     size: int = 0
     """Length of the file, in bytes; 0 if the storage does not tell."""
+    changed: str = ""
+    """When the file's inode was last changed (ctime), written as `written`; empty if the storage does not tell. No program can
+    set it: it follows every write, and every change of the times, the owner, the rights, the name and the links."""
+    access: str = ""
+    """The owner, the rights and the label of the file. libvirt changes them when a VM is started."""
+    tables: str = ""
+    """As quiesce.storage.tables; empty if they were not read."""
+    backing_format: str | None = None
+    """The format of the backing file: the one that the image's header records or else, on a libvirt host, what libvirt guesses
+    from the backing file's first bytes."""
+    encrypted: bool = False
+
+    @property
+    def stamp(self) -> str:
+        """Another one after every write, whoever set the time back."""
+        return f"{self.written} {self.changed}".rstrip()
+
+    def as_raw(self) -> Image:
+        """The image as it is if it is raw, whatever its first bytes look like."""
+        return replace(self, format="raw", backing=None, backing_format=None, capacity=self.size, encrypted=False)
+
+
+def as_declared(images: Mapping[str, Image], wanted: Iterable[str], raw: Iterable[str]) -> dict[str, Image]:
+    """The images with the formats that are declared, for those in the backing chains of `wanted`.
+
+    A storage finds out the format from a file's first bytes, and the guest writes these in a raw image: it could write the
+    header of a qcow2 image there, which names any file of the host as its backing file. So raw is what somebody declares raw:
+    a definition or a record of ours (`raw`), or the header of an overlay in such a chain, which no guest can write."""
+    found, declared = dict(images), set(raw)
+    for name in wanted:
+        seen: set[str] = set()
+        following: str | None = name
+        while following in found and following not in seen:
+            seen.add(following)
+            if following in declared:
+                found[following] = found[following].as_raw()
+            image = found[following]
+            if image.backing and image.backing_format == "raw":
+                declared.add(image.backing)
+            following = image.backing
+    return found
 
 
 @dataclass(frozen=True)
@@ -47,6 +88,12 @@ class Chains:
             found.append(path)
             path = self.below.get(path)
         return tuple(found)
+
+    def circle(self, path: str) -> tuple[str, ...]:
+        """The images in the chain of this one whose backing files lead back to themselves; nearly always none."""
+        found = self.chain(path)
+        again = self.below.get(found[-1])
+        return found[found.index(again) :] if again in found else ()
 
     def needed(self, paths: Iterable[str]) -> set[str]:
         """These images and all their backing files."""
@@ -78,3 +125,26 @@ class Chains:
         between = self.chain(top)[1:]
         past = {image for image in self.readers(base) if image not in between and top not in self.chain(image)}
         return past | {image for image in between[: between.index(base)] if image not in passed}
+
+
+class Readers:
+    """The overlays of each image, found by index: among those of a whole host, say."""
+
+    def __init__(self, below: Mapping[str, str] | None = None) -> None:
+        """`below`: the backing file of each image that has one."""
+        self._above: dict[str, set[str]] = {}
+        self.add(below or {})
+
+    def add(self, below: Mapping[str, str]) -> None:
+        for image, backing in below.items():
+            self._above.setdefault(backing, set()).add(image)
+
+    def of(self, images: Iterable[str]) -> set[str]:
+        """The images that have one of these as a backing file, directly or through others."""
+        found: set[str] = set()
+        ahead = list(images)
+        while ahead:
+            new = self._above.get(ahead.pop(), set()) - found
+            found |= new
+            ahead += new
+        return found

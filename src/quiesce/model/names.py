@@ -18,6 +18,8 @@ MAX_STEM = 100
 """Most characters of a VM's name in the name of a file."""
 HELPER_PREFIX = "quiesce-merge-"
 """Prefix of the names of helper domains, in which images are merged and copied."""
+TRIAL_PREFIX = "quiesce-trial-"
+"""Prefix of the names of copies of checkpoints that are booted aside."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TARGET = re.compile(r"[a-z][a-z0-9]{1,15}")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -29,12 +31,13 @@ class CheckpointReference:
     checkpoint: str
 
 
-def parse_reference(text: str) -> CheckpointReference:
-    """`VM@CHECKPOINT`, divided at the first @. Raises UsageError."""
-    vm, separator, checkpoint = text.partition("@")
-    if not (separator and vm and checkpoint):
+def parse_reference(text: str) -> tuple[CheckpointReference, ...]:
+    """`VM@CHECKPOINT`, divided at each @, the shortest name of a VM first: VMs and checkpoints may have an @ in their names.
+    Example: `a@b@c` is checkpoint `b@c` of VM `a`, or checkpoint `c` of VM `a@b`. Raises UsageError if there is no division."""
+    found = [CheckpointReference(text[:at], text[at + 1 :]) for at in range(1, len(text) - 1) if text[at] == "@"]
+    if not found:
         raise UsageError(f"{text!r} does not name a checkpoint", hint="write VM@CHECKPOINT, as in web1@before-upgrade")
-    return CheckpointReference(vm, checkpoint)
+    return tuple(found)
 
 
 def check_checkpoint_name(name: str) -> str:
@@ -63,8 +66,10 @@ def check_vm_name(name: str) -> str:
         raise UsageError(f"a VM's name must not be {_shown(name)}: it must be usable as the name of a file")
     if len(name.encode()) > MAX_VM_NAME:
         raise UsageError(f"a VM's name has at most {MAX_VM_NAME} bytes, this one {len(name.encode())}")
-    if name.startswith(HELPER_PREFIX):
-        raise UsageError(f"a VM's name must not begin with {HELPER_PREFIX}: quiesce names its helper domains so")
+    if name.startswith((HELPER_PREFIX, TRIAL_PREFIX)):
+        raise UsageError(
+            f"a VM's name must not begin with {HELPER_PREFIX} or {TRIAL_PREFIX}: quiesce names domains of its own so"
+        )
     return name
 
 

@@ -16,6 +16,15 @@ class Type(str, Enum):
     DISABLED = "disabled"
 
 
+class VerifyWhen(str, Enum):
+    """When `quiesce watch` boots the VM's newest checkpoint aside, unless it was tried already."""
+
+    ALWAYS = "always"
+    DAILY = "daily"
+    """At most one checkpoint in 24 hours."""
+    NEVER = "never"
+
+
 @dataclass(frozen=True)
 class Settings:
     type: Type = Type.PRODUCTION
@@ -27,6 +36,12 @@ class Settings:
     """Targets of the disks that checkpoints leave out."""
     require_grade: RequiredGrade = RequiredGrade.STANDS_STILL
     """The lowest grade of an application in an application-consistent checkpoint."""
+    overlays: str | None = None
+    """The directory for new overlays. None: beside the image that an overlay has as its backing file."""
+
+    quarantine_days: int = 30
+    """How long `doctor` keeps a file in the quarantine before it removes it for good."""
+    verify: VerifyWhen = VerifyWhen.NEVER
 
     @property
     def wants_automatic(self) -> bool:

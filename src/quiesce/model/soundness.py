@@ -15,6 +15,7 @@ from quiesce.model.tree import Checkpoint
 MAX_TEXT = 255
 MAX_PATH = 4096
 MAX_ITEMS = 4096
+MAX_SIZE = 2**63
 MAX_DEPTH = 64
 """Of elements in a domain XML. The chain of a VM's images takes one for each image, and libvirt itself ends at 25."""
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
@@ -33,7 +34,11 @@ def require_sound(node: Checkpoint) -> None:
     _keys("vm_uuid", node.vm_uuid)
     _text("name", node.name)
     _text("vm_name", node.vm_name)
-    _time(node.created)
+    _time("created", node.created)
+    if node.proof:
+        _time("proof", node.proof.tried)
+    if node.spoilt is not None:
+        _time("spoilt", node.spoilt)
     if node.parent is not None:
         _keys("parent", node.parent)
     if node.parent == node.id:
@@ -41,13 +46,15 @@ def require_sound(node: Checkpoint) -> None:
     _disks(node)
     if len({file.role for file in node.files}) < len(node.files):
         raise UnsoundError("files: two of one role")
-    for path in (*node.paths(), *node.changed):
+    for path in (*node.paths(), *node.changed, *([node.place] if node.place else [])):
         _path(path)
     if node.group:
         _keys("group", node.group.id, *node.group.members)
         _text("group", node.group.group)
         _text("group", node.group.name)
-    for name, items in (("writers", node.writers), ("filesystems", node.filesystems), ("warnings", node.warnings)):
+    proofs = node.proof.writers if node.proof else ()
+    lists = (("writers", node.writers), ("filesystems", node.filesystems), ("warnings", node.warnings), ("proof", proofs))
+    for name, items in lists:
         if len(items) > MAX_ITEMS:
             raise UnsoundError(f"{name}: more than {MAX_ITEMS}")
 
@@ -78,6 +85,8 @@ def _disks(node: Checkpoint) -> None:
         raise UnsoundError("disks: none, or two of one target")
     if not all(_FORMAT.fullmatch(disk.format) for disk in node.disks):
         raise UnsoundError("disks: not a format")
+    if not all(0 <= disk.size < MAX_SIZE for disk in node.disks):
+        raise UnsoundError("disks: not a size")
 
 
 def _keys(field: str, *values: str) -> None:
@@ -98,11 +107,11 @@ def _path(path: str) -> None:
         raise UnsoundError("the path of a file: not text")
 
 
-def _time(created: str) -> None:
+def _time(field: str, created: str) -> None:
     try:
         time = datetime.fromisoformat(created)
         fits = time.tzinfo is not None and 1970 <= time.astimezone(UTC).year <= 9000
     except (ValueError, OverflowError):
         fits = False
     if not fits:
-        raise UnsoundError("created: not a time of ISO 8601 with its offset from UTC")
+        raise UnsoundError(f"{field}: not a time of ISO 8601 with its offset from UTC")

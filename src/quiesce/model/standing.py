@@ -20,14 +20,14 @@ class Untouched:
     """The images of a VM as quiesce left them while the VM was off, and what their content is worth until somebody writes."""
 
     written: dict[str, str]
-    """When each image was last written, by path (seconds since 1970, from the storage). The record says nothing of an image
-    that is not listed."""
+    """The stamp of each image, by path (model.chains.Image): another one after every write. The record says nothing of an
+    image that is not listed."""
     worth: Consistency | None = None
     """The label of the content. None: the label of the checkpoint that the VM is based on."""
 
     def unchanged(self, now: Mapping[str, str]) -> bool:
-        """Whether nobody has written to the images since. `now`: when each image was last written; an image that is not in
-        `now` counts as changed."""
+        """Whether nobody has written to the images since. `now`: the stamp of each image; an image that is not in `now`
+        counts as changed."""
         return all(now.get(path) == written for path, written in self.written.items())
 
     def value(self, parent: Checkpoint | None) -> Consistency | None:
@@ -57,7 +57,7 @@ def standing(
     """What these images of a VM that is off are worth.
 
     `untouched`: the record that quiesce left, None if there is none. `parent`: the checkpoint that the VM is based on. `now`:
-    when each image was last written. `shut_itself_down`: libvirt reports that the guest shut itself down
+    the stamp of each image. `shut_itself_down`: libvirt reports that the guest shut itself down
     (VIR_DOMAIN_SHUTOFF_SHUTDOWN).
     """
     if untouched is not None:

@@ -8,9 +8,10 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from functools import cached_property
 
-from quiesce.model.errors import NotFoundError
+from quiesce.model.errors import NameTakenError, NotFoundError
 from quiesce.model.grades import Consistency
 from quiesce.model.keys import VmKey
+from quiesce.model.proof import Proof
 from quiesce.model.reports import Filesystem, WriterReport
 
 
@@ -22,6 +23,8 @@ class Kind(str, Enum):
     """The state before a restore; the restore made it."""
     AUTOMATIC = "automatic"
     """Taken when the VM started and had no checkpoint; removed when the VM has shut down cleanly."""
+    SETTLED = "settled"
+    """Another checkpoint, after a copy of it was booted aside, had recovered what there was to recover, and shut down."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class DiskImage:
     target: str
     path: str
     format: str
+    size: int = 0
+    """Virtual size when the checkpoint was taken, in bytes; 0 in records of an older quiesce."""
 
 
 class Role(str, Enum):
@@ -108,6 +113,8 @@ class Checkpoint:
     content of the hidden checkpoint itself may be gone."""
     excluded: tuple[str, ...] = ()
     """Targets of the disks that the checkpoint leaves out."""
+    place: str = ""
+    """The directory of its manifest, and of the overlays that were made with it; empty in records of an older quiesce."""
     files: tuple[MachineFile, ...] = ()
     stall_us: int = 0
     """Longest time that a write in the guest can have waited, by the guest's clock, in microseconds."""
@@ -119,7 +126,12 @@ class Checkpoint:
     warnings: tuple[str, ...] = ()
     group: GroupPart | None = None
     changed: tuple[str, ...] = ()
-    """Images in its backing chains that another program changed after the checkpoint was taken. The label is then crash."""
+    """Images in its backing chains that another program changed, or may have. The label is then crash."""
+    spoilt: str | None = None
+    """When it was found that the content is not, or not known to be, what was checkpointed; UTC, ISO 8601. It stays so."""
+
+    proof: Proof | None = None
+    """What came of it when it was booted aside; None: nobody tried, or an image changed since."""
 
     @property
     def key(self) -> VmKey:
@@ -179,6 +191,11 @@ class Tree:
 
     def has_name(self, name: str) -> bool:
         return any(node.name == name for node in self.checkpoints)
+
+    def require_free_name(self, name: str, vm: str, hint: str) -> None:
+        """Raises NameTakenError if a checkpoint of the VM, which is called `vm`, has the name."""
+        if self.has_name(name):
+            raise NameTakenError(f"{vm} has a checkpoint named {name!r} already", hint=hint)
 
     def children(self, parent: str | None) -> tuple[Checkpoint, ...]:
         """The checkpoints based on this one, directly or through hidden checkpoints."""

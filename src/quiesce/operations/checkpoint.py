@@ -10,14 +10,16 @@ from datetime import UTC, datetime
 from quiesce.catalog.journal import Interrupted
 from quiesce.catalog.steps import MakeOverlay, Switch
 from quiesce.context import Context
-from quiesce.disks import images
+from quiesce.disks import images, places
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import QuiesceError, RefusedError, UsageError
 from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency, RequiredGrade
-from quiesce.model.names import check_checkpoint_name, default_checkpoint_name
+from quiesce.model.names import CheckpointReference, check_checkpoint_name, default_checkpoint_name
 from quiesce.model.settings import Settings, Type
 from quiesce.model.tree import Checkpoint, Kind
+from quiesce.operations.content import verify_content
+from quiesce.operations.shorten import keep_short, make_room
 from quiesce.recovery import journalled, operating
 from quiesce.taking.evidence import Evidence
 from quiesce.taking.offline import take_offline
@@ -39,30 +41,47 @@ def checkpoint(
     required: Consistency | None = None,
     required_grade: RequiredGrade | None = None,
     exclude: tuple[str, ...] = (),
+    overlays: str | None = None,
     window_s: float = DEFAULT_WINDOW_S,
     automatic: bool = False,
+    digest: bool = False,
 ) -> Checkpoint:
     """Takes a checkpoint of the VM, which runs or is off, and returns it. An argument that is None has the value of the VM's
-    settings.
+    settings. Afterwards makes a long backing chain shorter, which may take long and can be interrupted.
 
     The checkpoint's label is at least `required`, and of an *application* label each required application has at least
     `required_grade`; otherwise a QuiesceError is raised, the guest runs, and nothing is left
     behind. If this process is killed at any moment, the guest releases itself within `window_s` seconds.
+
+    `digest`: afterwards, reads all images of the checkpoint and records the digests of their bytes, as `verify_content`. A
+    failure of that is a warning.
     """
-    name = check_checkpoint_name(name) if name is not None else default_checkpoint_name(datetime.now(UTC))
-    with operating(context, vm_name, "checkpoint") as vm, ExitStack() as stack:
+    if name is not None:
+        check_checkpoint_name(name)
+    with operating(context, vm_name, "checkpoint") as vm:
+        name = name or context.catalog.checkpoints.free_name(default_checkpoint_name(datetime.now(UTC)), [vm.key])
         settings = settings_of(context, vm, type, required, required_grade)
-        with context.phase("plan"):
-            planned = plan(context, vm, name, settings, exclude)
-            part, running = begin_part(context, vm, planned, stack)
-        part.make_overlays()
-        evidence = take_production(context, [running], window_s)[0] if running else take_alone(context, vm, part)
-        if automatic:
-            evidence = replace(evidence, kind=Kind.AUTOMATIC)
-        with context.phase("record"):
-            (node,) = record(context, [(part, evidence)])
-    for warning in node.warnings:
-        context.emit(Warned(warning))
+        if overlays is not None:
+            settings = replace(settings, overlays=places.chosen(context.storage(vm.host), overlays))
+        make_room(context, vm)
+        with ExitStack() as stack:
+            with context.phase("plan"):
+                planned = plan(context, vm, name, settings, exclude)
+                part, running = begin_part(context, vm, planned, stack)
+            part.make_overlays()
+            evidence = take_production(context, [running], window_s)[0] if running else take_alone(context, vm, part)
+            if automatic:
+                evidence = replace(evidence, kind=Kind.AUTOMATIC)
+            with context.phase("record"):
+                (node,) = record(context, [(part, evidence)])
+        for warning in node.warnings:
+            context.emit(Warned(warning))
+        keep_short(context, vm)
+    if digest:
+        try:
+            verify_content(context, CheckpointReference(vm_name, node.id)).require()
+        except QuiesceError as error:
+            context.emit(Warned(f"the digests of {node.name!r} were not recorded: {error.message}"))
     return node
 
 
@@ -139,5 +158,5 @@ def recover(context: Context, vm: Vm, operation: Interrupted) -> str:
         return "was complete"
     if not operation.of(Switch):
         return "had not begun to switch"  # the VM never wrote to the overlays; they are removed with the orphans
-    images.undo_switch(context, vm, {step.target: (step.path, step.backing) for step in operation.of(MakeOverlay)})
+    images.undo_switch(context, vm, operation.of(MakeOverlay))
     return "was undone"

@@ -22,7 +22,8 @@ class DiskSide:
     """Virtual size, in bytes; None if the image cannot be read."""
     written: int | None
     """Bytes that the images between `common_image` and this point take: the guest's writes, rounded up to the images' clusters,
-    and the images' own tables (a few hundred KB even if nothing was written). None if an image cannot be read."""
+    and the images' own tables (a few hundred KB even if nothing was written). A copy that made the chain shorter counts with
+    all that it has. None if an image cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class DiskDifference:
     left_out: tuple[str, ...]
     """Which of the two checkpoints left the disk out on request: `first`, `second`."""
     common_image: str | None
-    """The nearest image that both backing chains contain. None: the VM has another disk of this name now."""
+    """The nearest image that both backing chains contain. None: the VM has another disk of this name now, or the chain was made
+    shorter between the two points by a copy without a backing file."""
 
 
 @dataclass(frozen=True)

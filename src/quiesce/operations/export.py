@@ -9,7 +9,7 @@ from quiesce.catalog.exported import Export, ExportedDisk, ExportedFile
 from quiesce.catalog.journal import Interrupted, Journal
 from quiesce.catalog.steps import CopyDisk, WriteExport
 from quiesce.context import Context
-from quiesce.disks import machine_files
+from quiesce.disks import fingerprints, machine_files
 from quiesce.disks.survey import Survey, survey
 from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.vm import Vm
@@ -28,13 +28,14 @@ class Exported:
     export: Export
 
 
-def export(context: Context, reference: CheckpointReference, directory: str) -> Exported:
+def export(context: Context, reference: CheckpointReference, directory: str, *, accept_changed: bool = False) -> Exported:
     """Exports a checkpoint into `directory`, on the VM's host: each disk as one image without a backing file, the definition,
     UEFI variables and TPM state, and a manifest with checksums. Makes the directory if it does not exist; if it exists, it must
     be empty. The VM may run meanwhile; other operations on it are locked out.
 
     Leaves out the memory of a standard checkpoint. After an error, nothing is left in the directory. Raises UsageError,
-    RefusedError, NotFoundError, NoSpaceError.
+    RefusedError, NotFoundError, NoSpaceError. Unless `accept_changed`, raises RefusedError as `restore` does, if the content is
+    not known to be what was checkpointed; the export of such a checkpoint is crash-consistent.
     """
     directory = check_directory(directory)
     with (
@@ -50,6 +51,8 @@ def export(context: Context, reference: CheckpointReference, directory: str) -> 
                     hint=f"quiesce doctor {vm.name}",
                 )
             changed = found.changed_for(disk.path for disk in node.disks)
+            if not accept_changed:
+                fingerprints.require_content(node, changed, "exported")
             node = lowered(node, changed)
             needed = _bytes(found, node)
             _require_empty(context.storage(vm.host), directory, needed)
@@ -96,7 +99,7 @@ def _write(context: Context, vm: Vm, found: Survey, node: Checkpoint, directory:
             path, phase = plain(storage, directory, name), f"export {disk.target}"
             with context.phase(phase), journal.step(CopyDisk(disk.target)):
                 storage.make_flat(path, capacity)
-                merger.copy(disk.path, path, context.progress(phase))
+                merger.copy(disk.path, disk.format, capacity, path, context.progress(phase))
             disks.append(ExportedDisk(disk.target, name, capacity))
     for role, name in _NAMES.items():
         if file := node.file(role):

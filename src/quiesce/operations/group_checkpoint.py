@@ -20,6 +20,7 @@ from quiesce.model.tree import Checkpoint, GroupPart, Witness
 from quiesce.operations.checkpoint import DEFAULT_WINDOW_S, begin_part, require_still_off, settings_of, take_alone
 from quiesce.operations.divergence import witnesses
 from quiesce.operations.group import members_of
+from quiesce.operations.shorten import keep_short, make_room
 from quiesce.recovery import recover_all
 from quiesce.taking.evidence import Evidence
 from quiesce.taking.part import Part, record
@@ -60,12 +61,36 @@ def group_checkpoint(
     run, and nothing is left behind. If this process is killed at any moment, either all parts are recorded, or the next
     operation on a member (or `quiesce doctor --repair`) undoes its part. The part of a member that is off has the disks as its
     guest left them."""
-    name = check_checkpoint_name(name) if name is not None else default_checkpoint_name(datetime.now(UTC))
+    if name is not None:
+        check_checkpoint_name(name)
     everybody = members_of(context, group)
     members = [member for member in everybody if member.tier is not Tier.EXTERNAL]
     external = [member for member in everybody if member.tier is Tier.EXTERNAL]
+    with ExitStack() as locks:
+        vms = _locked(context, group, members, locks)
+        for vm in vms:
+            recover_all(context, vm)
+            make_room(context, vm)
+        if name is None:
+            keys = [vm.key for vm in vms]
+            name = context.catalog.checkpoints.free_name(default_checkpoint_name(datetime.now(UTC)), keys)
+        taken = _take_together(context, group, vms, external, name, required, required_grade, window_s)
+        for vm in vms:
+            keep_short(context, vm)
+    return taken
+
+
+def _take_together(
+    context: Context,
+    group: str,
+    vms: Sequence[Vm],
+    external: Sequence[Member],
+    name: str,
+    required: Consistency | None,
+    required_grade: RequiredGrade | None,
+    window_s: float,
+) -> Taken:
     with ExitStack() as stack:
-        vms = _locked(context, group, members, stack)
         with context.phase("plan"):
             opened = [_open(context, vm, name, required, required_grade, stack) for vm in vms]
         for each in opened:
@@ -110,7 +135,6 @@ def _open(
     stack: ExitStack,
 ) -> _Opened:
     settings = replace(settings_of(context, vm, None, required, required_grade), type=Type.PRODUCTION)
-    recover_all(context, vm)
     part, running = begin_part(context, vm, plan(context, vm, name, settings), stack)
     return _Opened(vm, part, running)
 

@@ -13,13 +13,15 @@ from quiesce.context import Context
 from quiesce.disks.head import has_content_of, head
 from quiesce.guests.port import IDENTIFY_TIMEOUT_S
 from quiesce.hypervisor.vm import Vm
-from quiesce.model.errors import QuiesceError, RefusedError
+from quiesce.model.errors import HypervisorError, QuiesceError
 from quiesce.model.events import Warned
 from quiesce.model.groups import START_ORDER, Tier
 from quiesce.model.tree import Checkpoint, GroupPart
 from quiesce.operations.divergence import require_agreement
-from quiesce.operations.group import members_of, parts_of
-from quiesce.operations.restore import Restored, plan_restore, restore_planned
+from quiesce.operations.group import all_parts_of, tiers_of
+from quiesce.operations.restore import Restored, restore_planned
+from quiesce.operations.restore_plan import plan_restore
+from quiesce.operations.shorten import keep_short, make_room_on
 from quiesce.recovery import recover_all
 from quiesce.wire.messages import PORT_NAME
 
@@ -56,13 +58,7 @@ def group_restore(
     DivergenceError, unless `accept_divergence`, if servers outside the group's checkpoint would disagree with it; RefusedError,
     unless `accept_changed`, if another program changed an image of a part.
     """
-    part, nodes = parts_of(context, reference)
-    if len(nodes) < len(part.members):
-        raise RefusedError(
-            f"{reference} cannot be restored as a whole: {len(part.members) - len(nodes)} of its {len(part.members)} parts were"
-            " deleted",
-            hint=f"restore the part of one server alone: quiesce restore {nodes[0].vm_name}@{nodes[0].name}",
-        )
+    part, nodes = all_parts_of(context, reference, "restored", hint="restore the part of one server alone: quiesce restore")
     with contextlib.ExitStack() as stack:
         vms = {node.id: stack.enter_context(context.vm(node.vm_uuid)) for node in nodes}
         for vm in vms.values():
@@ -70,13 +66,16 @@ def group_restore(
         with context.phase("plan"):
             for vm in vms.values():
                 recover_all(context, vm)
+        for id, vm in vms.items():
+            make_room_on(context, vm, id)
+        with context.phase("plan"):
             plans = {
-                id: plan_restore(context, vm, id, discard_current=discard_current, accept_changed=accept_changed)
+                id: plan_restore(context, vm, id, start=start, discard_current=discard_current, accept_changed=accept_changed)
                 for id, vm in vms.items()
             }
         if not accept_divergence:
             require_agreement(context, nodes)
-        tiers = _tiers(context, part)
+        tiers = tiers_of(context, part)
         left = _left(context, [(vms[node.id], node) for node in nodes], starting=start)
         pending = [(node, _begun(context, vms[node.id], reference)) for node in left]  # for all, before any changes
         restored = []
@@ -89,6 +88,8 @@ def group_restore(
             for tier in START_ORDER:
                 members = [node for node in nodes if tiers.get(node.vm_uuid, Tier.MIDDLE) is tier]
                 _start(context, tier, [(vms[node.id], node) for node in members])
+        for vm in vms.values():
+            keep_short(context, vm)
     return GroupRestored(part, tuple(nodes), tuple(replace(item, started=start) for item in restored), start)
 
 
@@ -107,13 +108,6 @@ def recover(_context: Context, _vm: Vm, operation: Interrupted) -> str:
     return "had not begun"
 
 
-def _tiers(context: Context, part: GroupPart) -> dict[str, Tier]:
-    """The tier of each member in the group as it is now, by VM UUID. Empty if the group was removed."""
-    with contextlib.suppress(QuiesceError):
-        return {member.vm_uuid: member.tier for member in members_of(context, part.group) if member.tier is not Tier.EXTERNAL}
-    return {}
-
-
 def _left(context: Context, members: Sequence[tuple[Vm, Checkpoint]], *, starting: bool) -> list[Checkpoint]:
     """The parts whose VMs have to be restored. VMs that an interrupted earlier call restored are not among them. If that call
     was already starting the VMs, none is: a VM that runs on its part must not be restored again."""
@@ -130,10 +124,22 @@ def _start(context: Context, tier: Tier, members: Sequence[tuple[Vm, Checkpoint]
     with context.phase(f"start tier {tier.value}"):
         for vm, _ in members:
             if not vm.active():
-                vm.start()
+                _start_one(vm)
         deadline = time.monotonic() + READY_TIMEOUT_S
         for vm, node in members:
             _wait_until_ready(context, vm, node, deadline)
+
+
+def _start_one(vm: Vm) -> None:
+    try:
+        vm.start()
+    except HypervisorError as error:
+        raise type(error)(
+            f"all members were restored, and {vm.name} did not start: {error.message}",
+            hint="when the cause is gone, the same command starts the members that are off. What each was before is its"
+            " checkpoint 'before restore ...', unless it was discarded (quiesce tree VM)",
+            details=error.details,
+        ) from error
 
 
 def _wait_until_ready(context: Context, vm: Vm, node: Checkpoint, deadline: float) -> None:

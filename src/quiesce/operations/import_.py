@@ -11,7 +11,6 @@ from functools import partial
 from quiesce.catalog.journal import Interrupted, Journal
 from quiesce.catalog.steps import CopyIn, Define, MakePlace
 from quiesce.context import Context
-from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.definition_of_import import Files, imported
 from quiesce.hypervisor.domain_xml import Identity
@@ -19,6 +18,7 @@ from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import HypervisorError, NameTakenError, RefusedError, UsageError
 from quiesce.model.keys import VmKey
 from quiesce.model.names import check_directory, check_vm_name, file_stem
+from quiesce.model.proof import Proof
 from quiesce.operations import import_checks
 from quiesce.operations.import_checks import Checked
 from quiesce.recovery import journalled_with
@@ -32,6 +32,8 @@ class Imported:
     uuid: str
     directory: str
     started: bool
+    proof: Proof | None = None
+    """What came of the checkpoint when it was booted aside, by the word of the export."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def import_vm(
         if start:
             with context.phase("start"):
                 vm.start()
-    return Imported(identity.name, identity.uuid, to, start)
+    return Imported(identity.name, identity.uuid, to, start, checked.export.checkpoint.proof)
 
 
 def _require_free(host: Host, identity: Identity) -> None:
@@ -121,7 +123,7 @@ def _plan(
         same=same,
         accepted=accept,
     )
-    tpm = domain_xml.tpm_state(xml) if checked.tpm is not None else None
+    tpm = host.tpm_state(xml) if checked.tpm is not None else None
     new = _missing(storage, to)
     if not new:
         present = storage.contents(to).keys()

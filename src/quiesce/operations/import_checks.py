@@ -58,7 +58,7 @@ def check_export(context: Context, host: Host, source: str, accepted: Collection
     nvram, tpm = (_state(storage, source, export, name) for name in (export.nvram, export.tpm))
     if nvram is not None:
         _check_nvram(export, root, nvram)
-    if tpm is not None and domain_xml.tpm_state(text) is None:
+    if tpm is not None and host.tpm_state(text) is None:
         raise UsageError("the manifest has the state of a TPM, the definition has no emulated TPM")
     return Checked(source, export, root, identity, boot, emulator, nvram, tpm)
 

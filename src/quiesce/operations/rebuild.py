@@ -5,16 +5,15 @@ names, times and labels: the definition is the one that libvirt has, and images 
 
 from __future__ import annotations
 
-import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from quiesce.catalog import manifest
 from quiesce.catalog.manifest import Manifest
 from quiesce.context import Context
 from quiesce.disks import images
-from quiesce.disks.survey import survey
+from quiesce.disks.places import manifests
+from quiesce.disks.survey import look_around, survey
 from quiesce.hypervisor import domain_xml
 from quiesce.hypervisor.connection import Host
 from quiesce.model.errors import NotFoundError, QuiesceError, RefusedError
@@ -71,7 +70,7 @@ def _manifests(context: Context, host: Host, directories: set[str]) -> dict[str,
     found = {}
     for place in sorted(directories):
         try:
-            paths = [path for path in storage.contents(place) if manifest.checkpoint_id(posixpath.basename(path))]
+            paths = manifests(storage, place).values()
         except QuiesceError as error:
             context.emit(Warned(f"{place} was not searched: {error.message}"))
             continue
@@ -105,13 +104,16 @@ def _believed(
             if not (sealed or accept_unsigned):
                 raise RefusedError("it has no seal of this catalog; --accept-unsigned reads it")
             allowed = places.get(item.checkpoint.vm_uuid, set()) | {storage.place(path)}
-            read[item.checkpoint.id] = item if sealed else _without_its_word(storage, item, defined, allowed)
+            if not sealed:
+                item = replace(item, checkpoint=replace(item.checkpoint, place=storage.place(path)))
+                item = _without_its_word(storage, host, item, defined, allowed)
+            read[item.checkpoint.id] = item
         except QuiesceError as error:
             context.emit(Warned(f"{path} was not read: {error.message}"))
     return list(read.values())
 
 
-def _without_its_word(storage: Storage, item: Manifest, defined: Defined, allowed: set[str]) -> Manifest:
+def _without_its_word(storage: Storage, host: Host, item: Manifest, defined: Defined, allowed: set[str]) -> Manifest:
     """What is taken of a manifest without a seal. The definition is the one that libvirt has. The memory is left out: libvirt
     would resume the VM with the definition that is in its file. Raises RefusedError."""
     node = item.checkpoint
@@ -121,15 +123,25 @@ def _without_its_word(storage: Storage, item: Manifest, defined: Defined, allowe
             f"it has no seal of this catalog, and libvirt has no VM {node.vm_uuid}. Look at the definition in it (domain_xml),"
             " define the VM with virsh, and try again"
         )
-    if outside := sorted(path for path in node.paths() if storage.place(path) not in allowed):
-        raise RefusedError(f"it has no seal of this catalog, and {outside[0]} is neither beside it nor beside a disk of the VM")
     xml = defined[node.vm_uuid]
+    read = storage.look(path for disk in host.disks(xml) if (path := disk.path)).chains
+    devices = read.needed(path for disk in host.disks(xml) if (path := disk.path))
+    outside = sorted(path for path in node.paths() if not _is_near(storage, path, allowed, devices))
+    if outside:
+        raise RefusedError(f"it has no seal of this catalog, and {outside[0]} is neither beside it nor beside a disk of the VM")
     targets = {disk.target for disk in domain_xml.disks(xml)}
     if missing := sorted({disk.target for disk in node.disks} - targets):
         raise RefusedError(f"it has no seal of this catalog, and the VM that libvirt has lacks the disk {missing[0]}")
-    return replace(
-        item, checkpoint=node, domain_xml=domain_xml.with_sources(xml, {disk.target: disk.path for disk in node.disks})
-    )
+    sources = {
+        disk.target: domain_xml.Source(disk.path, disk.format, device=not storage.knows(disk.path)) for disk in node.disks
+    }
+    return replace(item, checkpoint=node, domain_xml=domain_xml.with_sources(xml, sources))
+
+
+def _is_near(storage: Storage, path: str, allowed: set[str], chains: set[str]) -> bool:
+    """Whether a manifest that anybody may have written can name this image: it is in one of the `allowed` places. A block
+    device has none, and may be another VM's: it must be in `chains`, those of the VM."""
+    return storage.place(path) in allowed if storage.knows(path) else path in chains
 
 
 def _claimed_twice(read: list[Manifest]) -> set[str]:
@@ -169,7 +181,8 @@ def _record(
 def _parent(context: Context, host: Host, node: Checkpoint, others: tuple[Checkpoint, ...]) -> str | None:
     """The checkpoint that this one is based on, by the images' headers."""
     owned = {disk.path: other.id for other in others if other.id != node.id for disk in other.disks}
-    chains = context.storage(host).look(node.paths()).chains
+    raw = {disk.path for each in (node, *others) for disk in each.disks if disk.format == "raw"}
+    chains = context.storage(host).look(node.paths(), raw).chains
     bases = [base for disk in node.disks if (base := chains.base(disk.path, owned))]
     return owned[bases[0]] if bases else None
 
@@ -178,7 +191,7 @@ def _find_head(context: Context, uuid: str) -> None:
     """Records the checkpoint that the VM is based on, and which images beside its checkpoints quiesce made."""
     try:
         with context.vm(uuid) as vm, context.locked(vm, "catalog rebuild"):
-            found = survey(context, vm)
+            found = look_around(context, vm, survey(context, vm))
             owners = found.owners()
             owned = {path for node in found.tree.nodes for path in node.paths()}
             for path in sorted(found.images.keys() - found.made - owned):

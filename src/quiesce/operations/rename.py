@@ -9,7 +9,6 @@ from quiesce.catalog.steps import Rename
 from quiesce.context import Context
 from quiesce.disks import images
 from quiesce.hypervisor.vm import Vm
-from quiesce.model.errors import NameTakenError
 from quiesce.model.names import CheckpointReference, check_checkpoint_name
 from quiesce.model.tree import Checkpoint
 from quiesce.recovery import journalled, operating
@@ -23,8 +22,7 @@ def rename(context: Context, reference: CheckpointReference, name: str) -> Check
         node = tree.find(reference.checkpoint)
         if node.name == name:
             return node
-        if tree.has_name(name):
-            raise NameTakenError(f"{vm.name} has a checkpoint named {name!r} already", hint="choose another name")
+        tree.require_free_name(name, vm.name, hint="choose another name")
         renamed = replace(node, name=name)
         with journalled(context, vm, "rename") as journal, journal.step(Rename(node.id)):
             context.catalog.checkpoints.update(renamed)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from quiesce.context import Context
+from quiesce.disks.survey import survey
 from quiesce.hypervisor.vm import PowerState, Vm
 from quiesce.model.errors import ConsistencyError, RefusedError
 from quiesce.model.events import Warned
@@ -29,13 +30,16 @@ def start(context: Context, vm_name: str) -> Started:
 
     If the checkpoint fails, the VM stays off, and the error says why. There is one exception: if the label of the disks would
     be less than the settings require, as after a power failure, starts the VM with a warning. When the guest runs, a checkpoint
-    may get that label, and `quiesce watch` takes it then. Raises RefusedError if the VM is not off.
+    may get that label, and `quiesce watch` takes it then. Raises RefusedError if the VM is not off, or if it would
+    overwrite an image of a checkpoint.
     """
     with context.vm(vm_name) as vm:
         taken = _checkpoint(context, vm)
         with context.locked(vm, "start"):
             recover_all(context, vm)
             _require_off(vm)
+            if context.catalog.checkpoints.tree(vm.key).checkpoints and not vm.facts().managed_save:
+                survey(context, vm, patient=True).require_no_overwriting(vm.heads())
             with context.phase("start"):
                 vm.start()
         return Started(vm.name, taken)
@@ -60,5 +64,7 @@ def _require_off(vm: Vm) -> None:
     power = vm.facts().power
     if power is PowerState.PAUSED:
         raise RefusedError(f"{vm.name} is paused, not off", hint=f"let it run on: virsh resume {vm.name}")
+    if power is PowerState.PANICKED:
+        raise RefusedError(f"the guest of {vm.name} panicked", hint=f"end the VM first: virsh destroy {vm.name}")
     if power is not PowerState.OFF:
         raise RefusedError(f"{vm.name} is not off, so it cannot be started", hint=f"see its state: virsh domstate {vm.name}")

@@ -1,4 +1,5 @@
-"""Takes an automatic checkpoint when a VM starts, and removes it when the VM's guest has shut down."""
+"""Takes an automatic checkpoint when a VM starts, and removes it when the VM's guest has shut down. Meanwhile has checkpoints
+booted aside (server/proving.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import Enum
 
@@ -24,6 +25,8 @@ from quiesce.model.settings import Settings, Type
 from quiesce.model.tree import Checkpoint, Kind, Tree
 from quiesce.operations.checkpoint import checkpoint
 from quiesce.operations.delete import delete
+from quiesce.server.proving import Prover
+from quiesce.server.said import Said, Say, Severity
 from quiesce.wire.messages import PORT_NAME
 
 PATIENCE_S = 600.0
@@ -37,24 +40,6 @@ RECONNECT_S = 5.0
 STOP_TIMEOUT_S = 60.0
 """Longest wait for running checkpoints when the service stops, in seconds. Then they are killed, and the VM's next operation
 recovers them."""
-
-
-class Severity(Enum):
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-@dataclass(frozen=True)
-class Said:
-    """A line for the service's log."""
-
-    severity: Severity
-    text: str
-
-
-Say = Callable[[Said], None]
-"""Called from any thread."""
 
 
 class Decision(Enum):
@@ -124,9 +109,11 @@ class _Service:
         self._todo: dict[str, deque[Lifecycle]] = {}
         self._workers: set[threading.Thread] = set()
         self._window = threading.Lock()
+        self._prover = Prover(context, stop, say)
 
     def listen(self, events: LifecycleEvents) -> None:
         """Handles events until `stop` is set. Raises HypervisorError when the connection is lost."""
+        self._prover.begin(events.host_id)
         for event in events.present():
             self._put(events.host_id, event)
         while not self._stop.is_set():
@@ -142,6 +129,7 @@ class _Service:
             if worker.is_alive():
                 text = f"{worker.name}: its checkpoint was interrupted; the VM's next operation recovers it"
                 self._say(Said(Severity.WARNING, text))
+        self._prover.end(max(0.0, deadline - time.monotonic()))
 
     def _put(self, host: str, event: Lifecycle) -> None:
         with self._lock:

@@ -10,18 +10,24 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from xml.etree.ElementTree import ParseError
 
 import libvirt
 
 from quiesce.hypervisor import storage_xml
 from quiesce.hypervisor.connection import translated
+from quiesce.hypervisor.storage_xml import Rights
 from quiesce.model.chains import Image
 from quiesce.model.errors import BusyError, HypervisorError, NameTakenError, NotFoundError, RefusedError
+from quiesce.storage import tables
+from quiesce.storage.digests import ContentDigest
 from quiesce.storage.port import MIN_FREE, START, Copied, ReportProgress, Room, no_space, too_large
 
 LEAST = 1024 * 1024
 """Space for the metadata of a small file, in bytes."""
 CHUNK = 256 * 1024
+HOLE = -3
+"""What virStreamRecvFlags returns at a hole."""
 LISTINGS = 20
 """Most reads of a directory in a row until no file appeared or vanished during one of them."""
 PATIENCE_S = 60.0
@@ -48,8 +54,9 @@ class Directory:
             raise no_space(self.path, free, needed, what)
 
     def volumes(self) -> list[Image]:
-        """Every file in the directory that libvirt can read, all as of one time. Raises BusyError if files appear or vanish
-        during each of LISTINGS reads.
+        """Every file in the directory that libvirt can read, all as of one time. Leaves out files whose names are not UTF-8:
+        quiesce makes none, and a definition cannot name them. Raises BusyError if files appear or vanish during each of
+        LISTINGS reads.
 
         While somebody else refreshes the pool, libvirt's list may lack files that exist. So two lists, one before and one after
         reading the files, must have the same names.
@@ -57,31 +64,40 @@ class Directory:
         with translated(f"listing {self.path}"):
             for _ in range(LISTINGS):
                 found = {}
-                for volume in self.pool.listAllVolumes():
+                for name, volume in self._named():
                     with _unless_gone():
-                        found[volume.name()] = storage_xml.volume(volume.XMLDesc(0))
-                if found.keys() == set(self.pool.listVolumes()):
+                        found[name] = _described(volume)
+                if found.keys() == {name for name, _ in self._named()}:
                     return list(found.values())
                 refresh(self.pool)  # until then, libvirt's list has files that were removed without libvirt
         raise BusyError(
             f"the files in {self.path} could not be listed: files appear or vanish all the time", hint="try again later"
         )
 
+    def _named(self) -> Iterator[tuple[str, libvirt.virStorageVol]]:
+        for volume in self.pool.listAllVolumes():
+            with suppress(UnicodeDecodeError):
+                yield volume.name(), volume
+
     def volume(self, name: str) -> Image:
         """Raises NotFoundError."""
         found = self._lookup(name)
         with translated(f"reading {self.path}/{name}"):
-            return storage_xml.volume(found.XMLDesc(0))
+            return _described(found)
 
-    def create_overlay(self, name: str, capacity: int, backing_path: str, backing_format: str) -> str:
+    def create_overlay(
+        self, name: str, capacity: int, backing_path: str, backing_format: str, rights: Rights | None = None
+    ) -> str:
         """Makes an overlay and returns its path. Raises NoSpaceError; then nothing is left of the overlay."""
-        self.require_room(MIN_FREE, "an overlay")
-        self._create(storage_xml.overlay_volume(name, capacity, backing_path, backing_format), name, MIN_FREE)
+        self._create(storage_xml.overlay_volume(name, capacity, backing_path, backing_format, rights), name, MIN_FREE)
         return posixpath.join(self.path, name)
 
     def create_flat(self, name: str, capacity: int) -> str:
         """Makes an empty image without a backing file and returns its path."""
-        self._create(storage_xml.flat_volume(name, capacity), name, LEAST)
+        volume = self._create(storage_xml.flat_volume(name, capacity), name, LEAST)
+        if capacity % storage_xml.KIB:
+            with translated(f"making {self.path}/{name} as large as the disk"):
+                volume.resize(capacity, libvirt.VIR_STORAGE_VOL_RESIZE_SHRINK)
         return posixpath.join(self.path, name)
 
     def fill(self, name: str, size: int, pieces: Iterable[bytes]) -> libvirt.virStorageVol:
@@ -92,11 +108,7 @@ class Directory:
         RefusedError if others than root, or this user, may."""
         with translated(f"looking at the rights of {self.path}"):
             owner, mode = storage_xml.pool_rights(self.pool.XMLDesc(0))
-        if owner not in (0, os.geteuid()) or mode & 0o022:
-            raise RefusedError(
-                f"other users can put links into {self.path}, which belongs to user {owner} and has mode {mode:o}",
-                hint="take a directory that belongs to root, and that nobody else can write to",
-            )
+        require_own(self.path, owner, mode)
         volume = self._create(storage_xml.raw_volume(name, size), name, size + LEAST)
         with self._stream(f"writing {self.path}/{name}") as stream:
             volume.upload(stream, 0, size, 0)
@@ -106,10 +118,16 @@ class Directory:
                     view = view[stream.send(bytes(view[:CHUNK])) :]
         return volume
 
-    def copy_in(self, name: str, volume: libvirt.virStorageVol, size: int) -> None:
+    def rights(self, name: str) -> Rights | None:
+        """None if there is no such file, or libvirt does not tell."""
+        with suppress(libvirt.libvirtError):
+            return storage_xml.rights(self.pool.storageVolLookupByName(name).XMLDesc(0))
+        return None
+
+    def copy_in(self, name: str, volume: libvirt.virStorageVol, size: int, rights: Rights | None = None) -> None:
         """Makes a small file with the content of `volume`. libvirt opens the new file once, with O_EXCL
         (storageBackendCreateRaw), so no link in the directory is followed. Raises NameTakenError."""
-        self._create(storage_xml.raw_volume(name, size), name, size + LEAST, volume)
+        self._create(storage_xml.raw_volume(name, size, rights), name, size + LEAST, volume)
 
     @contextmanager
     def _stream(self, what: str) -> Iterator[libvirt.virStream]:
@@ -150,6 +168,34 @@ class Directory:
             progress(done, size)
         return digest.hexdigest()
 
+    def tables(self, name: str, format: str) -> str:
+        """As quiesce.storage.port.Storage.tables."""
+        volume, size = self._lookup(name), self.size(name)
+
+        def read(offset: int, length: int) -> bytes:
+            # libvirt refuses an offset at the end, and takes the length 0 for all that follows.
+            length = max(0, min(length, size - offset))
+            return b"".join(self._received(name, volume, offset, length)) if length else b""
+
+        return tables.digest(read, size, format)
+
+    def content(self, name: str, progress: Callable[[int, int], None]) -> str:
+        """As quiesce.storage.port.Storage.content. libvirt sends the file without its holes."""
+        volume, size = self._lookup(name), self.size(name)
+        found = ContentDigest()
+        with self._stream(f"reading {self.path}/{name}") as stream:
+            volume.download(stream, 0, 0, libvirt.VIR_STORAGE_VOL_DOWNLOAD_SPARSE_STREAM)
+            while True:
+                piece = stream.recvFlags(CHUNK, libvirt.VIR_STREAM_RECV_STOP_AT_HOLE)
+                if isinstance(piece, bytes) and piece:
+                    found.data(piece)
+                elif piece == HOLE:
+                    found.hole(stream.recvHole())
+                else:
+                    break
+                progress(found.length, size)
+        return found.hexdigest()
+
     def delete(self, name: str) -> None:
         """Removes a file; does nothing if it does not exist. Raises BusyError if somebody else is writing it."""
         try:
@@ -175,9 +221,11 @@ class Directory:
 
     def pieces(self, name: str, length: int = 0) -> Iterator[bytes]:
         """The first `length` bytes of the file; 0: all."""
-        volume = self._lookup(name)
+        return self._received(name, self._lookup(name), 0, length)
+
+    def _received(self, name: str, volume: libvirt.virStorageVol, offset: int, length: int) -> Iterator[bytes]:
         with self._stream(f"reading {self.path}/{name}") as stream:
-            volume.download(stream, 0, length, 0)
+            volume.download(stream, offset, length, 0)
             while piece := stream.recv(CHUNK):
                 yield piece
 
@@ -196,6 +244,27 @@ class Directory:
                     self.pool.refresh(0)
                 raise no_space(self.path, Room(*self.room()).usable, needed, name) from error
             raise HypervisorError(f"making {self.path}/{name}: {message}") from error
+
+
+def require_own(path: str, owner: int, mode: int) -> None:
+    """Raises RefusedError if others than root, or this user, may write to the directory: they could replace what is made in
+    it. `mode`: its rights."""
+    if owner not in (0, os.geteuid()) or mode & 0o022:
+        raise RefusedError(
+            f"other users can put links into {path}, which belongs to user {owner} and has mode {mode:o}",
+            hint="take a directory that belongs to root, and that nobody else can write to",
+        )
+
+
+def _described(volume: libvirt.virStorageVol) -> Image:
+    """A file. If the name of its backing file cannot be in XML, no QEMU of ours wrote its header: it is a raw image in which a
+    guest wrote it, or a file that is no concern of quiesce's."""
+    try:
+        return storage_xml.volume(volume.XMLDesc(0))
+    except (UnicodeDecodeError, ParseError):
+        _, _, allocation = volume.info()
+        size = int(volume.infoFlags(libvirt.VIR_STORAGE_VOL_GET_PHYSICAL)[2])
+        return Image(str(volume.path()), "raw", None, size, int(allocation), "", size)
 
 
 @contextmanager

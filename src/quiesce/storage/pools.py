@@ -7,6 +7,7 @@ import posixpath
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO
 
 import libvirt
@@ -14,12 +15,16 @@ import libvirt
 from quiesce.catalog import lock
 from quiesce.hypervisor import storage_xml
 from quiesce.hypervisor.connection import Host, translated
+from quiesce.hypervisor.storage_xml import Rights
+from quiesce.local.client import OTHERS_LIMIT_S
 from quiesce.model.errors import HypervisorError
 from quiesce.storage.directories import Directory, refresh
 
 POOL_PREFIX = "quiesce-pool-"
-STAGING = "/run/quiesce/staging"
-"""A directory of root's on the host of a system daemon."""
+_STAGING = "/quiesce/staging"
+STAGING = f"/run{_STAGING}"
+"""A directory of root's on the host of a system daemon. No other user can put anything there."""
+STAGED = ".qcow2"
 
 
 @contextmanager
@@ -54,6 +59,26 @@ def directories(host: Host, *wanted: tuple[str, bool]) -> Iterator[tuple[Directo
             with suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # if another process uses a pool, that process removes all
                 _remove_pools(host)
+                _remove_staged()
+
+
+@contextmanager
+def staging(host: Host) -> Iterator[Directory]:
+    """A directory on this machine in which nobody but us makes files, whose names end with STAGED. What a killed process left
+    there is removed by the next one."""
+    with directory(host, _staging(), build=True) as found:
+        yield found
+
+
+def _staging() -> str:
+    return f"{lock.directory_for_this_user()}/staging"
+
+
+def _remove_staged() -> None:
+    """To be called when no process of this user has a pool. Files without STAGED are left: processes of other machines put them
+    there."""
+    for file in Path(_staging()).glob(f"*{STAGED}"):
+        file.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -88,11 +113,11 @@ def _lock_file() -> Iterator[IO[str]]:
         yield file
 
 
-def write(host: Host, path: str, content: bytes, *, build: bool = False) -> None:
+def write(host: Host, path: str, content: bytes, *, build: bool = False, rights: Rights | None = None) -> None:
     """Makes or replaces a small file. `build` as for `directory`."""
     with _target(host, path, build) as (target, name, staging):
         target.delete(name)  # neither an upload nor a copy shortens an existing file
-        _put(target, name, content, staging)
+        _put(target, name, content, staging, rights)
 
 
 def write_new(host: Host, path: str, content: bytes, *, build: bool = False) -> None:
@@ -117,13 +142,13 @@ def _target(host: Host, path: str, build: bool) -> Iterator[tuple[Directory, str
             yield target, name, staging
 
 
-def _put(target: Directory, name: str, content: bytes, staging: Directory | None) -> None:
+def _put(target: Directory, name: str, content: bytes, staging: Directory | None, rights: Rights | None = None) -> None:
     if staging is None:
         target.fill(name, len(content), [content])
         return
     file = secrets.token_hex(8)
     try:
-        target.copy_in(name, staging.fill(file, len(content), [content]), len(content))
+        target.copy_in(name, staging.fill(file, len(content), [content]), len(content), rights)
     finally:
         staging.delete(file)
 
@@ -144,7 +169,7 @@ def _make_pool(host: Host, path: str, build: bool) -> None:
     with translated(f"opening the directory {path} as a storage pool"):
         pool = _find(host, path)
         if pool is None:
-            mode = "0700" if path == STAGING else None
+            mode = "0700" if path.endswith(_STAGING) else None
             xml = storage_xml.directory_pool(f"{POOL_PREFIX}{secrets.token_hex(4)}", path, mode)
             host.connection.storagePoolCreateXML(xml, libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD if build else 0)
         elif not pool.isActive():
@@ -153,12 +178,17 @@ def _make_pool(host: Host, path: str, build: bool) -> None:
 
 def _find(host: Host, path: str) -> libvirt.virStoragePool | None:
     with translated("listing the storage pools"):
+        others: dict[str, libvirt.virStoragePool] = {}
         for pool in host.connection.listAllStoragePools():
             with suppress(libvirt.libvirtError):
-                found = storage_xml.pool_directory(pool.XMLDesc(0))
-                if found and host.spell(found) == path:
-                    return pool
-    return None
+                if found := storage_xml.pool_directory(pool.XMLDesc(0)):
+                    if found == path:
+                        return pool
+                    others[found] = pool
+    if path.endswith(_STAGING):
+        return None  # nobody gives it another name, and directories of others may not answer
+    spelled = host.spell_together(others, OTHERS_LIMIT_S)
+    return next((pool for found, pool in others.items() if spelled.get(found) == path), None)
 
 
 def _remove_pools(host: Host) -> None:

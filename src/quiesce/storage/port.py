@@ -5,9 +5,10 @@ files, it is a directory. tests/unit/test_storage.py is the contract that every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol
 
 from quiesce.model.chains import Chains, Image
@@ -33,6 +34,8 @@ class Room:
     free: int
     size: int
     """Space in all; 0 if the storage does not tell."""
+    read_only: bool = False
+    """Whether the filesystem is mounted read-only, as far as the storage tells."""
 
     @property
     def usable(self) -> int:
@@ -43,16 +46,30 @@ class Room:
 
 @dataclass(frozen=True)
 class Listing:
-    """The content of some places."""
+    """Some images."""
 
     images: Mapping[str, Image]
-    """Every image and every other file in the places, by identity."""
+    """By identity."""
     unreadable: Mapping[str, str]
     """Places that could not be read, and why."""
 
     @property
     def chains(self) -> Chains:
         return Chains({name: image.backing for name, image in self.images.items()})
+
+
+@dataclass(frozen=True)
+class Overlays:
+    """Which images have a backing file."""
+
+    below: Mapping[str, str]
+    """The backing file of each image that has one, by identity."""
+    named: Mapping[str, str]
+    """The identity of each file of others that was asked for, by the name that was given."""
+    unreadable: Mapping[str, str]
+    """Places that could not be read, and why."""
+    silent: Mapping[str, str] = field(default_factory=dict)
+    """Places of others that do not answer, and what was seen of them."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +83,17 @@ class Copied:
     """The first bytes, at most START."""
 
 
+@dataclass(frozen=True)
+class Aside:
+    """A file in the quarantine of its place (storage/quarantine.py)."""
+
+    path: str
+    original: str
+    """Where the file was."""
+    since: datetime
+    """UTC."""
+
+
 class Merger(Protocol):
     """Commits and copies images that no running VM has open."""
 
@@ -77,9 +105,20 @@ class Merger(Protocol):
         """Commits `top` into `base`, both in the chain of `image`. The overlay of `top` in this chain then has `base` as its
         backing file. Raises BusyError if somebody else has one of them open."""
 
-    def copy(self, image: str, destination: str, progress: ReportProgress, /) -> None:
-        """Copies the content of `image`, backing files included, into the existing image `destination`. Raises BusyError if
-        somebody else has one of them open."""
+    def copy(self, image: str, format: str, size: int, destination: str, progress: ReportProgress, /) -> None:
+        """Copies the content of `image`, which has this format and this virtual size in bytes, backing files included, into the
+        existing image `destination`. Raises BusyError if somebody else has one of them open."""
+
+    def copy_top(
+        self, image: str, destination: str, progress: ReportProgress, then: Callable[[], None] | None = None, /
+    ) -> None:
+        """Copies `image`, without its backing files, into the existing overlay `destination`, whose backing file has the same
+        content as that of `image`. Calls `then` as `commit_active`. Raises BusyError as `copy`."""
+
+    def pull(self, image: str, base: str | None, progress: ReportProgress, /) -> None:
+        """Copies what the images between `image` and `base`, an image in its chain, have into `image`, which then has `base` as
+        its backing file; None: no backing file. Only for an image that nobody needs yet: if the storage fails, the image may be
+        worthless. When this returns, it is complete. Raises BusyError as `copy`."""
 
 
 class Storage(Protocol):
@@ -88,6 +127,9 @@ class Storage(Protocol):
     def identity(self, name: str) -> str:
         """The one name of an image. Two names of the same image have the same identity; names of different images do not.
         Example: /a//vda.qcow2 and /b/vda.qcow2 are the same image if /b is a symbolic link to /a."""
+
+    def identities(self, names: Iterable[str]) -> set[str]:
+        """The identity of each."""
 
     def knows(self, name: str) -> bool:
         """Whether the name can be that of an image in this storage. At an image that the storage does not know, for example an
@@ -99,12 +141,24 @@ class Storage(Protocol):
     def inside(self, place: str, name: str) -> str:
         """The identity of the image called `name` in the place. The image may not exist yet."""
 
-    def look(self, images: Iterable[str]) -> Listing:
-        """Everything in the places of these images and of all their backing files."""
+    def look(self, images: Iterable[str], raw: Iterable[str] = ()) -> Listing:
+        """Those of these images, and of all their backing files, that are there. `raw`: images that are declared raw, whatever
+        their first bytes look like (model.chains.as_declared)."""
+
+    def overlays(
+        self, places: Iterable[str], others: Iterable[str], raw: Iterable[str] = (), *, again: bool = False
+    ) -> Overlays:
+        """The images in these places that have a backing file, and the chains of `others`: files of other VMs, as definitions
+        name them. `raw`: those that are declared raw, and so have no backing file. Has as many files to read as there are in
+        the places, so only what removes or merges images, or examines the whole host, asks for it. `again`: it was asked a
+        moment ago, and only new files need be read."""
 
     def contents(self, place: str, *, make: bool = False) -> Mapping[str, Image]:
         """Everything in one place. `make`: makes the place if it does not exist. Raises BusyError if files appear or vanish
         meanwhile."""
+
+    def names(self, place: str, prefix: str, suffix: str) -> Sequence[str]:
+        """The identity of everything in the place whose name begins and ends so."""
 
     def room(self, place: str) -> Room: ...
 
@@ -112,8 +166,8 @@ class Storage(Protocol):
         """Raises NotFoundError."""
 
     def make_overlay(self, name: str, capacity: int, backing: str, backing_format: str, /) -> None:
-        """Makes an overlay of `backing`. `capacity`: virtual size, in bytes. Raises NoSpaceError if less than MIN_FREE bytes
-        are free; then nothing is left of the overlay."""
+        """Makes an overlay of `backing`, with the owner, group and mode of `backing`. `capacity`: virtual size, in bytes.
+        Raises NoSpaceError if less than MIN_FREE bytes are free; then nothing is left of the overlay."""
 
     def make_flat(self, name: str, capacity: int) -> None:
         """Makes an empty image without a backing file. `capacity`: virtual size, in bytes."""
@@ -123,17 +177,35 @@ class Storage(Protocol):
     def remove(self, name: str) -> None:
         """Removes a file; does nothing if it does not exist. Raises BusyError if somebody else is writing it."""
 
+    def set_aside(self, name: str, now: datetime) -> Aside:
+        """Moves a file into the quarantine of its place. Raises NotFoundError; RefusedError if this storage cannot move
+        files."""
+
+    def aside(self, place: str) -> list[Aside]:
+        """The files in the quarantine of the place, oldest first."""
+
+    def drop_aside(self, aside: Aside) -> None:
+        """Removes a file from the quarantine."""
+
     def has(self, name: str) -> bool: ...
 
     def read(self, name: str, most: int = MAX_SMALL) -> bytes:
         """The content of a small file. Raises NotFoundError; RefusedError if the file has more than `most` bytes."""
 
+    def read_each(self, names: Sequence[str], most: int) -> Mapping[str, bytes]:
+        """The content of those of these small files that can be read and have at most `most` bytes."""
+
     def start(self, name: str) -> bytes:
         """The first START bytes of a file, or all. Raises NotFoundError."""
 
-    def write(self, name: str, content: bytes, *, make_place: bool = False) -> None:
+    def backing_format(self, name: str) -> str | None:
+        """The format of the backing file, if the image records it. libvirt lists the one that it guesses. Raises
+        NotFoundError."""
+
+    def write(self, name: str, content: bytes, *, make_place: bool = False, like: str | None = None) -> None:
         """Makes or replaces a small file, whoever may write in its place: never writes through a symbolic link, nor into a file
-        that somebody else made. `make_place`: makes the place if it does not exist."""
+        that somebody else made. `make_place`: makes the place if it does not exist. `like`: a file whose owner,
+        group and mode the new one gets; otherwise it is its maker's alone."""
 
     def create(self, name: str, content: bytes, *, make_place: bool = False) -> None:
         """Makes a small file. Raises NameTakenError if something has this name; then nothing was changed."""
@@ -147,6 +219,13 @@ class Storage(Protocol):
 
     def size(self, name: str) -> int:
         """Length of a file in bytes, whatever its format. Raises NotFoundError."""
+
+    def tables(self, name: str, format: str) -> str:
+        """A digest of what the file says about where its data is, as quiesce.storage.tables: cheap, and another one after the
+        image got, lost or moved data. `format`: what the image is, as it is declared. Raises NotFoundError."""
+
+    def content(self, name: str, progress: ReportProgress) -> str:
+        """A digest of all bytes of the file, as quiesce.storage.digests; reads all of them. Raises NotFoundError."""
 
     def sha256(self, name: str, progress: ReportProgress) -> str:
         """The SHA-256 of the file's bytes, in hexadecimal. Raises NotFoundError."""

@@ -1,10 +1,11 @@
-"""The header of a qcow2 image, before QEMU sees the image. Pure: bytes in. The format is in QEMU's docs/interop/qcow2."""
+"""The header of a qcow2 image, without QEMU. Pure: bytes in. The format is in QEMU's docs/interop/qcow2."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
 
+from quiesce.local.headers import BACKING_FORMAT
 from quiesce.model.errors import UsageError
 
 MAX_CAPACITY = 64 * 2**40
@@ -14,15 +15,27 @@ _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 _KNOWN_EXTENSIONS = {0x6803F857}
 """The names of features, a text."""
 _NAMED_EXTENSIONS = {
-    0xE2792ACA: "a backing file",
+    BACKING_FORMAT: "a backing file",
     0x44415441: "an external data file",
     0x0537BE77: "encryption",
     0x23852875: "bitmaps",
 }
 _NAMED_FEATURES = ("it was not closed", "it is corrupt", "an external data file", "another compression", "extended L2 entries")
-_MAX_L1 = 32 * 2**20
+MAX_L1 = 32 * 2**20
 _MAX_REFCOUNT_TABLE = 8 * 2**20
 """QEMU's limits, in bytes."""
+
+
+HEADER_BYTES = _HEADER.size
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tables of an image are, in bytes of its file."""
+
+    cluster: int
+    l1_offset: int
+    l1_entries: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,26 @@ def largest_file(capacity: int) -> int:
 def capacity(start: bytes) -> int:
     """The virtual size that the header says, in bytes; 0 if there is no header."""
     return int(_HEADER.unpack_from(start)[5]) if len(start) >= _HEADER.size else 0
+
+
+def has_no_data(start: bytes, size: int) -> bool:
+    """Whether the image is as QEMU makes an empty one: nothing follows its L1 table, which QEMU puts last. `start`: its first
+    bytes; `size`: its length in bytes."""
+    tables = layout(start)
+    if tables is None or _Header(*_HEADER.unpack_from(start)).nb_snapshots:
+        return False
+    end = tables.l1_offset + 8 * tables.l1_entries
+    return size <= -(-end // tables.cluster) * tables.cluster
+
+
+def layout(start: bytes) -> Layout | None:
+    """Where the tables are; None: the file is no qcow2 image, or one that QEMU does not open."""
+    if len(start) < _HEADER.size or start[:4] != _MAGIC:
+        return None
+    header = _Header(*_HEADER.unpack_from(start))
+    if not 9 <= header.cluster_bits <= 21:
+        return None
+    return Layout(1 << header.cluster_bits, header.l1_table_offset, header.l1_size)
 
 
 def check_header(name: str, start: bytes, *, size: int, capacity: int) -> None:
@@ -115,7 +148,7 @@ def _tables_problem(header: _Header, size: int) -> str | None:
     cluster = 1 << header.cluster_bits
     needed = -(-header.size // (cluster * (cluster // 8)))
     l1, refcounts = header.l1_size * 8, header.refcount_table_clusters * cluster
-    if not needed <= header.l1_size <= max(2 * needed, 1024) or l1 > _MAX_L1:
+    if not needed <= header.l1_size <= max(2 * needed, 1024) or l1 > MAX_L1:
         return f"its L1 table has {header.l1_size} entries, and needs {needed}"
     if not 0 < refcounts <= _MAX_REFCOUNT_TABLE:
         return f"its refcount table has {header.refcount_table_clusters} clusters"

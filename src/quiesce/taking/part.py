@@ -33,21 +33,20 @@ class Part:
         self._created = datetime.now(UTC)
         self._context = context
         self._vm = vm
-        self._beside = str(plan.disks[0].path)
+        self._place = plan.places[plan.disks[0].target]
+        self._sizes: dict[str, int] = {}
+        """Virtual size of each disk, in bytes, by target."""
         self._state: dict[Role, bytes] = {}
         self._warnings: list[str] = []
 
     def make_overlays(self) -> None:
         with self._context.phase("make overlays"):
+            storage = self._context.storage(self._vm.host)
             for disk in self.plan.disks:
+                size = self._sizes[disk.target] = self._vm.capacity(disk.target)
+                path = images.new_path(storage, self._vm.name, self.plan.places[disk.target], disk.target, "qcow2")
                 self.overlays[disk.target] = images.make_overlay(
-                    self._context,
-                    self._vm,
-                    self.journal,
-                    disk.target,
-                    self._vm.capacity(disk.target),
-                    str(disk.path),
-                    disk.format,
+                    self._context, self._vm, self.journal, disk.target, size, str(disk.path), disk.format, path
                 )
 
     @contextmanager
@@ -57,6 +56,7 @@ class Part:
         before = machine_files.read(self._context, self._vm)
         yield
         self._state = machine_files.read(self._context, self._vm)
+        self._warnings += machine_files.left_out(self._vm, self._state)
         names = {Role.NVRAM: "the UEFI variables", Role.TPM: "the TPM's state"}
         for role in Role:
             if before.get(role) != self._state.get(role):
@@ -65,12 +65,12 @@ class Part:
                 )
 
     def new_file(self, role: Role) -> str:
-        """A new path beside the VM's first disk, recorded in the catalog. The caller makes the file next."""
-        return images.note_new(self._context, self._vm, self._beside, "machine", role.value)
+        """A new path beside the first overlay, recorded in the catalog. The caller makes the file next."""
+        return images.note_new(self._context, self._vm, self._place, "machine", role.value)
 
     def checkpoint(self, evidence: Evidence, group: GroupPart | None = None) -> Checkpoint:
-        """The checkpoint that is to be recorded. Writes the UEFI variables and the TPM's state beside its disks."""
-        warnings = [*evidence.warnings, *self._warnings]
+        """The checkpoint that is to be recorded. Writes the UEFI variables and the TPM's state beside the first overlay."""
+        warnings = [*evidence.warnings, *self._warnings, *self.plan.facts.outside]
         if self.plan.excluded:
             warnings.append(f"disk {', '.join(self.plan.excluded)} is left out, with all that applications keep there")
         node = Checkpoint(
@@ -83,10 +83,13 @@ class Part:
             kind=evidence.kind,
             consistency=evidence.consistency,
             required=self.plan.settings.require,
-            disks=tuple(DiskImage(disk.target, str(disk.path), disk.format) for disk in self.plan.disks),
+            disks=tuple(
+                DiskImage(disk.target, str(disk.path), disk.format, self._sizes[disk.target]) for disk in self.plan.disks
+            ),
             parent=self.plan.parent,
             off=evidence.off,
             excluded=self.plan.excluded,
+            place=self._place,
             files=evidence.files + self._write_state(),
             stall_us=evidence.stall_us,
             writers=evidence.writers,
@@ -114,7 +117,7 @@ class Part:
 
     def _write_state(self) -> tuple[MachineFile, ...]:
         return tuple(
-            MachineFile(role, machine_files.keep(self._context, self._vm, self.journal, role, content, self._beside))
+            MachineFile(role, machine_files.keep(self._context, self._vm, self.journal, role, content, self._place))
             for role, content in self._state.items()
         )
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quiesce.context import Context
+from quiesce.disks import places
 from quiesce.disks.head import standing_of
 from quiesce.disks.survey import survey
 from quiesce.hypervisor.domain_xml import Disk
 from quiesce.hypervisor.vm import Facts, PowerState, Vm
-from quiesce.model.errors import ConsistencyError, NameTakenError, RefusedError
+from quiesce.model.errors import ConsistencyError, RefusedError
+from quiesce.model.events import Warned
 from quiesce.model.grades import Consistency
 from quiesce.model.settings import Settings, Type
 from quiesce.model.standing import Standing
 from quiesce.taking import requirements
+from quiesce.taking.readable import require_named_chains_agree, require_readable_chains
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Plan:
     """Targets of the disks that it leaves out."""
     parent: str | None
     """The checkpoint that the VM is based on."""
+    places: Mapping[str, str]
+    """The directory for the overlay of each disk, by target."""
     changed: Mapping[str, str]
     """Images below, which earlier checkpoints read and another program changed: a sentence for each path. The checkpoint is
     crash-consistent at best."""
@@ -58,16 +64,26 @@ def plan(context: Context, vm: Vm, name: str, settings: Settings, exclude: tuple
     disks = requirements.disks_to_switch(facts, excluded)
     _require_power(facts, settings)
     requirements.require_nothing_in_the_way(facts)
+    require_own_images(context, vm, disks)
     found = survey(context, vm)
-    if found.tree.has_name(name):
-        raise NameTakenError(f"{vm.name} has a checkpoint named {name!r} already", hint="choose another --name")
-    found.require_known_chain({disk.target: str(disk.path) for disk in disks})
-    requirements.require_short_chains(disks, found.chains, context.emit)
+    found.tree.require_free_name(name, vm.name, hint="choose another --name")
+    overlaid = {disk.target: str(disk.path) for disk in disks}
+    requirements.require_short_paths(overlaid)
+    found.require_known_chain(overlaid)
+    require_named_chains_agree(context, vm, found, overlaid)
+    require_readable_chains(context, vm, found, overlaid)
+    requirements.require_short_chains(overlaid, found)
+    if warning := requirements.changing_names(disks):
+        context.emit(Warned(warning))
     changed = found.changed_for(str(disk.path) for disk in disks)
     _require_unchanged(vm, changed, settings.require)
-    planned = Plan(name, settings, facts, disks, tuple(dict.fromkeys(excluded)), found.tree.head_parent, changed)
+    left_out = tuple(dict.fromkeys(excluded))
+    directories = overlay_places(context, vm, overlaid, settings)
+    planned = Plan(name, settings, facts, disks, left_out, found.tree.head_parent, directories, changed)
     if planned.off:
         require_worth(vm, standing_of(context, vm, planned.images), settings.require)
+        if warning := requirements.lost_bitmaps(facts, "a checkpoint of the VM while it is off"):
+            context.emit(Warned(warning))
     if settings.type is Type.STANDARD and excluded:
         raise RefusedError(
             f"a standard checkpoint cannot leave out disk {', '.join(excluded)}: a restore resumes the guest with its old"
@@ -75,6 +91,51 @@ def plan(context: Context, vm: Vm, name: str, settings: Settings, exclude: tuple
             hint="do not exclude it (see `quiesce settings`), or use --type production",
         )
     return planned
+
+
+def overlay_places(context: Context, vm: Vm, overlaid: Mapping[str, str], settings: Settings) -> dict[str, str]:
+    """The directory for the overlay of each of these images, by target: the one that is set; or that of the image; for a block
+    device, that of another disk of the VM. Raises RefusedError if there is none, or if it cannot be used."""
+    storage = context.storage(vm.host)
+    otherwise = places.first(storage, vm.heads().values())
+    found = {target: places.for_overlay(storage, path, settings.overlays, otherwise) for target, path in overlaid.items()}
+    if homeless := [target for target, place in found.items() if place is None]:
+        raise RefusedError(
+            f"disk {', '.join(homeless)} of {vm.name} is a block device, and nothing says in which directory the overlays go,"
+            " the files that take what is written after the checkpoint",
+            hint=f"choose one with enough space: quiesce settings {shlex.quote(vm.name)} --overlays DIRECTORY; or give"
+            " --overlays with this checkpoint",
+            details={"disks": homeless},
+        )
+    chosen = {target: place for target, place in found.items() if place is not None}
+    for place in sorted(set(chosen.values())):
+        places.require_place(storage, place)
+    return chosen
+
+
+def require_own_images(context: Context, vm: Vm, disks: tuple[Disk, ...]) -> None:
+    """Raises RefusedError if the VM writes images of another VM that has checkpoints: somebody defined that VM anew, with
+    another UUID, or gave its disk to this one. A checkpoint of this VM would change the chains of those checkpoints."""
+    theirs = context.catalog.checkpoints.of_others(vm.key, [str(disk.path) for disk in disks])
+    if not theirs:
+        return
+    names, other = ", ".join(f"{node.vm_name}@{node.name}" for node in theirs), theirs[0]
+    frozen = {path for node in theirs for path in node.paths()}
+    if vm.host.has(other.vm_uuid):
+        hint = f"give {vm.name} a disk of its own: qemu-img convert; or undefine {other.vm_name}, if it is the same VM"
+    elif frozen & {disk.path for disk in disks}:
+        hint = (
+            f"do not start {vm.name}: it would overwrite checkpoints. If it is the same VM, defined anew, `quiesce doctor"
+            f" {vm.name}` says how it gets its checkpoints and its last disks back"
+        )
+    else:
+        hint = f"if it is the same VM, defined anew: `quiesce doctor {vm.name} --repair` gives the checkpoints to it"
+    raise RefusedError(
+        f"the disks of {vm.name} ({vm.uuid}) are images of the VM {other.vm_name} ({other.vm_uuid}), which has the checkpoints"
+        f" {names}",
+        hint=hint,
+        details={"vm": other.vm_uuid, "checkpoints": [node.id for node in theirs]},
+    )
 
 
 def _require_power(facts: Facts, settings: Settings) -> None:

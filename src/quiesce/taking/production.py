@@ -99,7 +99,7 @@ def host_disks(vm: Vm, facts: Facts, excluded: Sequence[str]) -> tuple[HostDisk,
     """The disks of a running VM, and whether a checkpoint without the excluded ones has them."""
     found = []
     for disk in facts.disks:
-        if disk.device not in ("cdrom", "floppy"):
+        if not disk.removable:
             try:
                 size = vm.capacity(disk.target)
             except HypervisorError:  # of a kind that no checkpoint can have

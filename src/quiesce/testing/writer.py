@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from quiesce.writer import OUTCOMES, SOCKET, Failed, Report, Writer, run
+from quiesce.writer import GRADES, OUTCOMES, SOCKET, Failed, Report, Writer, run
 
 PHASES = ("identify", "prepare", "hold", "release", "post-checkpoint")
 LEVELS = ("front-end", "back-end", "system")
@@ -34,11 +34,13 @@ class Counter:
 
     def __init__(self, path: str | None) -> None:
         self.value = 0
+        self.found = 0
+        """The number that was in the file at the start."""
         self._free = threading.Lock()
         self._held = False
         if path is not None:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            self.value = int(os.pread(self._file, 20, 0) or 0)
+            self.value = self.found = int(os.pread(self._file, 20, 0) or 0)
             threading.Thread(target=self._count, daemon=True).start()
 
     def hold(self, timeout_s: float) -> None:
@@ -96,6 +98,10 @@ class TestWriter(Writer):
     def post_checkpoint(self, kept: bool) -> Report:
         return self._phase("post-checkpoint", kept=kept)
 
+    def verify(self) -> Report:
+        """In a copy of a checkpoint: the number in the file is the position of the checkpoint, unless the hold was a lie."""
+        return Report(position={"sequence": self._counter.found})
+
     def _phase(self, phase: str, work: Callable[[], None] = lambda: None, **arguments: int) -> Report:
         options = self._options
         self._log(phase, arguments)
@@ -110,7 +116,7 @@ class TestWriter(Writer):
             raise Failed(options.outcome, f"told to fail at {phase}")
         if phase not in options.lie:
             work()
-        return Report(position={"sequence": self._counter.value})
+        return Report(grade=options.grade, position={"sequence": self._counter.value})
 
     def _log(self, phase: str, arguments: dict[str, int]) -> None:
         if self._options.log:
@@ -134,6 +140,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", metavar="FILE", help="writes an increasing number to FILE, unless held")
     parser.add_argument("--log", metavar="FILE", help="appends a line for each call; in /run or /dev/shm, which never freeze")
     parser.add_argument("--outcome", choices=OUTCOMES[1:], default="retryable", help="outcome of --fail")
+    parser.add_argument("--grade", choices=GRADES, help="the grade that it claims; without this option, none")
     parser.add_argument("--socket", default=SOCKET, help="the agent's socket")
     for option, text in {
         "--fail": "says that it failed",

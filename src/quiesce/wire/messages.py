@@ -18,6 +18,7 @@ from typing import Any, Optional
 
 from quiesce.model.grades import Level
 from quiesce.model.reports import Filesystem, WriterReport
+from quiesce.model.starts import FailedUnit, Start
 from quiesce.wire.framing import ProtocolError
 from quiesce.wire.schema import from_wire
 
@@ -42,6 +43,7 @@ class Op(str, Enum):
     POST_CHECKPOINT = "post-checkpoint"
     ABORT = "abort"
     STATUS = "status"
+    VERIFY = "verify"
 
 
 class State(str, Enum):
@@ -160,6 +162,22 @@ class PostCheckpoint:
 
 
 @dataclass(frozen=True)
+class Verify:
+    trial: str
+    """The id of the copy, which the host gave it in its SMBIOS data. The agent refuses another, and in any other machine."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """How everything started in a copy of a checkpoint."""
+
+    starts: tuple[Start, ...]
+    failed_units: tuple[FailedUnit, ...] = ()
+    boot_ms: Optional[int] = None
+    """When systemd had started everything, in milliseconds since the kernel started; None: it had not."""
+
+
+@dataclass(frozen=True)
 class Status:
     state: State
     deadline_left_ms: Optional[int] = None
@@ -193,6 +211,7 @@ ARGUMENTS: dict[Op, type[Any]] = {
     Op.POST_CHECKPOINT: PostCheckpoint,
     Op.ABORT: Nothing,
     Op.STATUS: Nothing,
+    Op.VERIFY: Verify,
 }
 
 RESULTS: dict[Op, type[Any]] = {
@@ -206,6 +225,7 @@ RESULTS: dict[Op, type[Any]] = {
     Op.POST_CHECKPOINT: Status,
     Op.ABORT: Status,
     Op.STATUS: Status,
+    Op.VERIFY: Verified,
 }
 
 _ID = "id"

@@ -101,6 +101,9 @@ class Requester:
     def status(self, timeout: float) -> messages.Status:
         return self._call(Op.STATUS, messages.Nothing(), timeout)
 
+    def verify(self, trial: str, timeout: float) -> messages.Verified:
+        return self._call(Op.VERIFY, messages.Verify(trial), timeout)
+
     def close(self) -> None:
         self._transport.close()
 

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Optional, Protocol
 
 from quiesce.agent import bounds, identity, limits, looks, processes
@@ -14,10 +15,13 @@ from quiesce.agent.undos import Undo
 from quiesce.agent.writers.account import Account
 from quiesce.model.grades import Grade, Level
 from quiesce.model.reports import OpenFiles, Outcome, WriterReport
+from quiesce.model.starts import Start
 
 IDENTIFY_TIMEOUT_S = 10.0
 """Longest wait for one application to identify itself, in seconds."""
 POST_CHECKPOINT_TIMEOUT_S = 15.0
+START_PATIENCE_S, START_POLL_S = 60.0, 1.0
+"""How long, and how often, an application is asked in a copy of a checkpoint that does not answer, in seconds."""
 LET_GO_TIMEOUT_S = 5.0
 """Longest wait for one application's own answers while it is let go, in seconds."""
 
@@ -47,7 +51,8 @@ class ApplicationWriter:
         identify                                  at any time; no side effects
         prepare, hold, release, post_checkpoint   an attempt, in this order
         abort                                     at any time, more than once
-        post_restore, verify                      on a machine that was restored
+        post_restore                              on a machine that was restored
+        verify                                    in a copy of a checkpoint that was booted aside
 
     A hold must end by itself when this process dies, as a session's locks do when the session closes. Where it does not, `undo`
     tells the dead-man how to end it. No trace of a hold may be on disk, where a restore would find it.
@@ -75,6 +80,8 @@ class ApplicationWriter:
         """What went wrong, with its phase and outcome; None if nothing did."""
         self.last_error: Optional[str] = None
         self.required = True
+        self.check: tuple[str, ...] = ()
+        """The administrator's command that checks the application in a copy of a checkpoint."""
         self.not_accounted_for: Optional[OpenFiles] = None
         self.nil_redo = False
         """Whether the host, or the guest's configuration, asks that no transaction is in flight and nothing is left to replay.
@@ -127,8 +134,11 @@ class ApplicationWriter:
     def on_post_restore(self) -> None:
         """Called on a machine that was restored, before the application is used."""
 
-    def on_verify(self) -> None:
-        """Called on a machine that was restored. Raises WriterError if the application is not as its grade promised."""
+    def on_verify(self, start: Start, deadline_ns: int) -> Start:
+        """Called in a copy of a checkpoint that is booted aside, instead of an attempt. Returns `start` with how the
+        application started and what its own checks say. Raises WriterError if something is wrong with it, in the application's
+        words."""
+        return start
 
     def undo(self) -> Optional[Undo]:
         """What the dead-man has to do to let the application go if this process dies; None if its death is enough. Asked for
@@ -225,7 +235,7 @@ class ApplicationWriter:
             self._downgrade(f"not held: {reason}")
 
     def pass_over(self, reason: str) -> None:
-        """Like `forgo`, but while filesystems are frozen: it is let go later, with all the others."""
+        """Like `forgo`, but without letting it go: for one whose hold is over, or whose filesystem is frozen."""
         if not self.error:
             self._downgrade(f"not held: {reason}")
 
@@ -255,6 +265,23 @@ class ApplicationWriter:
                 self.on_post_checkpoint(kept)
         except Exception as error:  # noqa: BLE001 - nothing here can change whether there is a checkpoint
             self.warnings.append(f"post-checkpoint: {self._words(error)}")
+
+    def verify(self, deadline_ns: int) -> Start:
+        """How the application started in a copy of a checkpoint. Never raises. The checks may take until the deadline. Tries
+        again for START_PATIENCE_S while the application does not answer: it may not be up yet, though its service is."""
+        give_up_ns = min(deadline_ns, deadline_in_ns(START_PATIENCE_S))
+        while True:
+            start = Start(self.id, self.application, self.version, required=self.required, stateless=self.stateless)
+            with self._phase("verify", deadline_ns):
+                start = self.on_verify(start, deadline_ns)
+            final = not self.error or self.outcome in (Outcome.NON_RETRYABLE, Outcome.INCONSISTENT)
+            if final or time.monotonic_ns() + START_POLL_S * 1e9 >= give_up_ns:
+                break
+            self.abort()
+            time.sleep(START_POLL_S)
+        if self.error:
+            start = replace(start, failure=self.reason)
+        return replace(start, version=self.version)
 
     def report(self) -> WriterReport:
         report = WriterReport(
@@ -333,6 +360,13 @@ _OUT_OF = (errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 def deadline_in_ns(seconds: float) -> int:
     """The CLOCK_MONOTONIC time, in nanoseconds, that is `seconds` from now."""
     return time.monotonic_ns() + int(seconds * 1e9)
+
+
+def share_of(deadline_ns: int, waiting: int) -> int:
+    """The deadline of the next of so many that wait: half of the time that is left, while others wait. So one that does not
+    answer leaves some to the others."""
+    now = time.monotonic_ns()
+    return deadline_ns if waiting < 2 else now + max(0, deadline_ns - now) // 2
 
 
 def left_s(deadline_ns: int) -> float:

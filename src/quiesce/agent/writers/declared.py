@@ -40,9 +40,9 @@ COMMAND_TIMEOUT_S = 30.0
 MAX_HOLD_S = 3600
 _WRITER = {
     *("name", "level", "required", "stateless", "crashsafe", "holdtimeoutsec", "paths", "application"),
-    *("unit", "action", "cgroup", "prepare", "hold", "release", "position"),
+    *("unit", "action", "cgroup", "prepare", "hold", "release", "position", "verify"),
 }
-_MATCH = {"writer", "required", "holdtimeoutsec", "level", "action", "grade"}
+_MATCH = {"writer", "required", "holdtimeoutsec", "level", "action", "grade", "verify"}
 
 
 class _ConfigurationError(Exception):
@@ -159,7 +159,7 @@ def _tune(found: list[ApplicationWriter], section: configparser.SectionProxy) ->
         if fnmatchcase(writer.id, pattern):
             unit = getattr(writer, "unit", "")
             if _stops(section) and unit:
-                tuned = StoppedService(writer.id, unit, writer.application)
+                tuned = StoppedService(writer.id, unit, writer.application, writer)
                 tuned.level, tuned.required = writer.level, writer.required
                 tuned.keeps(writer.paths())
             _apply(tuned, section)
@@ -176,6 +176,7 @@ def _stops(section: configparser.SectionProxy) -> bool:
 
 def _apply(writer: ApplicationWriter, section: configparser.SectionProxy) -> None:
     writer.required = section.getboolean("required", writer.required)
+    writer.check = tuple(shlex.split(section.get("verify", ""))) or writer.check
     if "grade" in section:
         writer.nil_redo = RequiredGrade(section["grade"]) is RequiredGrade.NIL_REDO
     if "level" in section:

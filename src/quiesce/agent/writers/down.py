@@ -5,10 +5,14 @@ Only services that ran since the machine started are listed: systemd knows nothi
 
 from __future__ import annotations
 
-from quiesce.agent import systemd
+from dataclasses import replace
+
+from quiesce.agent import logs, systemd
+from quiesce.agent.writers import start_log
 from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
+from quiesce.model.starts import Start
 
 UNITS = {
     "mariadb.service": "mariadb",
@@ -72,6 +76,9 @@ class Down(ApplicationWriter):
                 Grade.CRASH,
             )
         self.grade, self.reason = Grade.CLEAN, "it is down; it was shut down cleanly"
+
+    def on_verify(self, start: Start, deadline_ns: int) -> Start:
+        return replace(start, running=False, evidence=tuple(start_log.trouble_in(logs.of_unit(self._unit).splitlines())))
 
     def on_release(self) -> None:
         self.on_identify(0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import select
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Optional
 
 from quiesce.agent.programs import Program, Programs, Registration
@@ -18,6 +18,7 @@ from quiesce.agent.sockets import peer_of
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_in_ns, left_s
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
+from quiesce.model.starts import Did, Start
 from quiesce.wire.framing import ProtocolError, from_line, to_line
 from quiesce.wire.schema import from_wire
 
@@ -107,6 +108,16 @@ class External(_Registered):
         if attempt and self._program.open:
             self._ask("post-checkpoint", deadline_in_ns(POST_CHECKPOINT_TIMEOUT_S), kept=kept)
 
+    def on_verify(self, start: Start, deadline_ns: int) -> Start:
+        """What the program says its application found at its start: the grade that this proves, and the position."""
+        answer = self._ask("verify", deadline_ns)
+        did = Did.UNKNOWN
+        if answer.grade:
+            did = Did.NOTHING if answer.grade in (Grade.CLEAN, Grade.NIL_REDO) else Did.REDO
+        checks = ("by its program's own account",) if answer.grade or answer.position else ()
+        evidence = tuple(filter(None, (_cut(answer.reason),)))
+        return replace(start, did=did, position=dict(answer.position), checks=checks, evidence=evidence)
+
     def _note(self, answer: ProgramAnswer) -> None:
         self.grade, self.reason = Grade.CLEAN if self.stateless else answer.grade or Grade.HELD, _cut(answer.reason)
         self.position = dict(answer.position)  # its position now; if it gives none, an earlier one does not count
@@ -128,7 +139,7 @@ class External(_Registered):
         if answer.outcome is not Outcome.STABLE:
             worth = answer.grade if answer.grade is Grade.CRASH else Grade.REFUSED
             raise WriterError(_cut(answer.reason) or f"it gives no reason why it cannot {do}", answer.outcome, worth)
-        if answer.grade and not answer.grade.vouched:
+        if answer.grade and not answer.grade.vouched and do != "verify":  # there, it tells of a recovery
             raise WriterError(
                 _cut(answer.reason) or f"the program itself grades it {answer.grade.value}", Outcome.NON_RETRYABLE, answer.grade
             )

@@ -18,7 +18,8 @@ HEADER = 12288
 _CHECKPOINTS = (4096, 8192)
 _FORMAT_10_8 = 0x50687973
 _ENCRYPTED = 1 << 31
-_CHUNK = 256 * 1024
+_CHUNK = 4096
+"""Bytes that are read at first: a mini-transaction has some hundred as a rule."""
 MAX_WALK = 1024 * 1024
 """Most bytes that are looked through for the end, in some 100 ms. The caller knows a place a few milliseconds before."""
 _VARINT_SIZES = ((0x80, 1), (0xC0, 2), (0xE0, 3), (0xF0, 4), (0x100, 5))
@@ -41,6 +42,8 @@ class InnodbLog:
                 raise InnodbLogError(f"its log is of format {form:#x}")
             self._nonce = 8 if form & _ENCRYPTED else 0
             self._capacity = os.fstat(self._file).st_size - HEADER
+            if self._capacity <= 0:
+                raise InnodbLogError("its log has no room for records")
         except BaseException:
             self.close()
             raise

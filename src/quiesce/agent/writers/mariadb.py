@@ -21,10 +21,12 @@ from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_
 from quiesce.agent.writers.mariadb_files import OtherTables, aria_log, elsewhere
 from quiesce.agent.writers.mariadb_locked import CHECKPOINT, MAX_TABLES, OWN_TABLES, LockedServer, complete_other_tables, refuse
 from quiesce.agent.writers.mariadb_session import GONE, Session, TooManyConnectionsError, code_of, connect
+from quiesce.agent.writers.mariadb_start import mariadb_started
 from quiesce.agent.writers.mariadb_status import named, prepared_transactions, read_position
 from quiesce.agent.writers.mariadb_still import StandingServer
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
+from quiesce.model.starts import Start
 
 PREPARE_FLUSH_S = 2.0
 RELEASE_TIMEOUT_S = 2.0
@@ -365,6 +367,10 @@ class DatabaseServer(ApplicationWriter):
                 if session:
                     session.close()
             self._control = self._flusher = self._still = None
+
+    def on_verify(self, start: Start, deadline_ns: int) -> Start:
+        self._control = self._connect()
+        return mariadb_started(start, self._process.pid, self._control, deadline_ns)
 
     def paths(self) -> list[str]:
         directory = str(self.data_directory)

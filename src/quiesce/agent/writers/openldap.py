@@ -12,15 +12,18 @@ import glob
 import os
 import re
 import struct
+from dataclasses import replace
 
-from quiesce.agent import files, identity, looks, processes
+from quiesce.agent import commands, files, identity, looks, processes
 from quiesce.agent.processes import Process
-from quiesce.agent.writers.base import ApplicationWriter, WriterError
+from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.agent.writers.unsupported import Unreached
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
+from quiesce.model.starts import Did, Start
 
+SLAPTEST, SLAPCAT = "/usr/sbin/slaptest", "/usr/sbin/slapcat"
 _META = struct.Struct("=16xII8xQ")
 """An LMDB meta page: magic, version, map size (liblmdb's mdb.c: MDB_page, MDB_meta)."""
 _MAGIC = 0xBEEFC0DE
@@ -76,6 +79,21 @@ class Slapd(FrozenCgroup):
     def on_hold(self, deadline_ns: int) -> None:
         super().on_hold(deadline_ns)
         self._note_position()
+
+    def on_verify(self, start: Start, deadline_ns: int) -> Start:
+        """Whether its configuration and every entry can be read, and its last commit. LMDB has no recovery to tell of."""
+        self._note_position()
+        read = 0
+        for command in ((SLAPTEST, "-u", "-Q"), *((SLAPCAT, "-n", str(number)) for number in self._numbers())):
+            if os.access(command[0], os.X_OK):
+                commands.run_command(command, left_s(deadline_ns), None, limit=0)
+                read += 1
+        checks = (f"slaptest, and slapcat of {read - 1} databases: every entry can be read",) if read > 1 else ()
+        return replace(start, did=Did.NOTHING, position=dict(self.position), checks=checks)
+
+    def _numbers(self) -> list[int]:
+        """Of its databases, as slapcat counts them: 0 is the configuration, 1 the first other one."""
+        return list(range(1, len(self._databases) + 1))
 
     def paths(self) -> list[str]:
         return [os.path.dirname(path) for path in self._databases]

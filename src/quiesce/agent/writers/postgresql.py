@@ -27,11 +27,13 @@ from quiesce.agent.writers.postgresql_files import (
 from quiesce.agent.writers.postgresql_hold import ClusterHold
 from quiesce.agent.writers.postgresql_nil_redo import NilRedo
 from quiesce.agent.writers.postgresql_session import close, connect, sqlstate_of, user_of, words_of
+from quiesce.agent.writers.postgresql_start import postgresql_started
 from quiesce.agent.writers.postgresql_still import StandingCluster
 from quiesce.agent.writers.postgresql_stopped import StoppedCluster
 from quiesce.agent.writers.unsupported import Unanswered
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
+from quiesce.model.starts import Start
 
 MIB = 1024 * 1024
 CHECKPOINT_ROOM = 16 * MIB
@@ -212,6 +214,12 @@ class Cluster(ApplicationWriter):
             self._chosen.close()
         close(self._control)
         self._control = None
+
+    def on_verify(self, start: Start, deadline_ns: int) -> Start:
+        if self._postmaster.container:
+            raise WriterError("it runs in a container; its writer cannot reach it yet", Outcome.NON_RETRYABLE)
+        self._control = self._connect(deadline_ns)
+        return postgresql_started(start, self._postmaster, self._control, deadline_ns)
 
     def paths(self) -> list[str]:
         return paths_of(self._postmaster.directory)

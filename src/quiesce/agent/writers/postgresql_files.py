@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
@@ -100,9 +101,12 @@ def unlogged_databases(directory: str) -> set[str]:
 
 
 def read_control_file(directory: str, uid: Optional[int] = None) -> tuple[int, int, int, int]:
-    """(system identifier, state, checkpoint LSN, redo LSN); catalog/pg_control.h, this part unchanged since 11."""
+    """(system identifier, state, checkpoint LSN, redo LSN); catalog/pg_control.h, this part unchanged since 11. Raises OSError,
+    also if the file is too short."""
     path = os.path.join(directory, "global", "pg_control")
     data = files.read_bytes(path, 48, uid)
+    if len(data) < 48:
+        raise OSError(errno.ENODATA, "it is too short for a control file", path)
     system, _control_version, _catalog_version, state = struct.unpack_from("=QIIi", data)
     checkpoint, redo = struct.unpack_from("=QQ", data, 32)
     return system, state, checkpoint, redo

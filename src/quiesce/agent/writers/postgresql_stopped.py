@@ -7,9 +7,11 @@ from typing import Optional
 
 from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.agent.writers.postgresql_files import cluster_id, paths_of, read_control_file, read_version
+from quiesce.agent.writers.postgresql_start import postgresql_did_not_start
 from quiesce.agent.writers.wal import format_lsn
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
+from quiesce.model.starts import Start
 
 _CONTROL_STATES = {1: "shut down", 2: "shut down in recovery"}
 
@@ -51,6 +53,9 @@ class StoppedCluster(ApplicationWriter):
 
     def on_release(self) -> None:
         self.on_identify(0)
+
+    def on_verify(self, start: Start, deadline_ns: int) -> Start:
+        return postgresql_did_not_start(start, self._directory)
 
     def paths(self) -> list[str]:
         return paths_of(self._directory)

@@ -8,16 +8,20 @@ the window, which takes seconds, and would not change the grade.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+from dataclasses import replace
 
-from quiesce.agent import commands, identity, processes
+from quiesce.agent import commands, identity, logs, processes
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.agent.writers.frozen import FrozenCgroup
 from quiesce.agent.writers.unsupported import Unreached
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
+from quiesce.model.starts import Did, Start
 
+LOGS = "/var/log/rabbitmq/rabbit@*.log"
 RABBITMQCTL = "/usr/sbin/rabbitmqctl"
 MAX_ANSWER = 16 << 20
 """Most that is read of what it says, in characters."""
@@ -66,6 +70,20 @@ class RabbitMq(FrozenCgroup):
         fleeting = [queue["name"] for queue in queues if not queue["durable"]]
         if fleeting:
             self.warnings.append(f"queue {fleeting[0]!r} and its messages are gone after any restart: it is not durable")
+
+    def on_verify(self, start: Start, deadline_ns: int) -> Start:
+        """By what its log says of its indices, and by whether it can list its queues."""
+        queues = json.loads(_ask(deadline_ns, "--formatter", "json", "list_queues", "name", "messages", "durable"))
+        lines = [line for path in glob.glob(LOGS) for line in logs.end_of(path).splitlines()]
+        begun = [number for number, line in enumerate(lines) if "Starting RabbitMQ" in line]
+        rebuilt = [line for line in lines[begun[-1] if begun else 0 :] if "rebuilding indices from scratch" in line]
+        count = sum(int(queue["messages"]) for queue in queues)
+        return replace(
+            start,
+            did=Did.REDO if rebuilt else Did.NOTHING if begun else Did.UNKNOWN,
+            checks=(f"it lists {len(queues)} queues with {count} messages",),
+            evidence=tuple(rebuilt[:4]),
+        )
 
     def paths(self) -> list[str]:
         return ["/var/lib/rabbitmq"]

@@ -27,9 +27,11 @@ from quiesce.agent.writers.base import ApplicationWriter, WriterError, deadline_
 from quiesce.agent.writers.redis_configuration import differs_at_start, read_settings
 from quiesce.agent.writers.redis_info import Info, moved_between, not_written, position_in, rewriting, saving
 from quiesce.agent.writers.redis_room import why_no_room
+from quiesce.agent.writers.redis_start import redis_started
 from quiesce.agent.writers.resp import Client, RespError
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
+from quiesce.model.starts import Start
 
 OLDEST = (6, 2)
 """The first version that can pause writers alone. An older one pauses every client, the agent among them."""
@@ -298,6 +300,12 @@ class RedisServer(ApplicationWriter):
             finally:
                 client.close()
         self._paused_until_ns = 0
+
+    def on_verify(self, start: Start, deadline_ns: int) -> Start:
+        self._client = self._log_in(deadline_ns)
+        info, log, directory = self._info(deadline_ns), self._setting("logfile", deadline_ns), self._setting("dir", deadline_ns)
+        self.version = info.get("valkey_version") or info.get("redis_version", "unknown")
+        return redis_started(start, self.pid, info, log, directory)
 
     def paths(self) -> list[str]:
         directories = [self.data_directory or "", self._append_directory]

@@ -30,7 +30,7 @@ def _read(path: str, settings: dict[str, str], seen: list[str]) -> None:
             words = shlex.split(line)
         except ValueError:  # a quotation mark in a comment
             continue
-        if len(words) == 2 and words[0].lower() == "include":
+        if len(words) == 2 and words[0].lower() == "include" and "\0" not in words[1]:
             for included in sorted(looks.at(words[1], glob.glob, words[1])):
                 if included not in seen and len(seen) < MAX_INCLUDES:
                     _read(included, settings, seen)

@@ -13,8 +13,8 @@ import os
 import sqlite3
 import struct
 import time
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from typing import Optional
 from urllib.parse import quote
 
@@ -26,6 +26,7 @@ from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.agent.writers.unsupported import Unanswered
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
+from quiesce.model.starts import Did, Start
 
 MAGIC = b"SQLite format 3\0"
 MAX_TRIES = 12
@@ -124,6 +125,18 @@ def _connect(path: str, descriptor: int) -> sqlite3.Connection:
 
 def _is_busy(error: sqlite3.OperationalError) -> bool:
     return "locked" in str(error) or "busy" in str(error)
+
+
+def _integrity(connection: sqlite3.Connection, deadline_ns: int) -> list[str]:
+    """What SQLite finds wrong; `ok` if nothing. Raises sqlite3.OperationalError if it could not look."""
+    connection.set_progress_handler(lambda: int(time.monotonic_ns() > deadline_ns), 100_000)
+    try:
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        return [text for (text,) in connection.execute("PRAGMA integrity_check(5)")]
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:  # it is damaged so much that it cannot be read
+        return [str(error)]
 
 
 class Sqlite(ApplicationWriter):
@@ -240,6 +253,22 @@ class Sqlite(ApplicationWriter):
                 file.connection.execute("ROLLBACK")
         if self._cgroup:
             self._cgroup.thaw()
+
+    def on_verify(self, start: Start, deadline_ns: int) -> Start:
+        """Whether each file is sound, and at which commit. Before the service opened it, SQLite may have rolled a transaction
+        back; nothing tells that afterwards."""
+        position = {}
+        for path in self._paths:
+            uid, descriptor = self._open(path)
+            with linux.as_user(uid), closing(_connect(path, descriptor)) as connection:
+                said = _integrity(connection, deadline_ns)
+            counter, pages = struct.unpack(">II", os.pread(descriptor, 8, 24))
+            os.close(descriptor)
+            if said != ["ok"]:
+                raise WriterError(f"{path}: integrity_check: {'; '.join(said)}", Outcome.INCONSISTENT)
+            position[path] = f"change {counter} pages {pages}"
+        checks = (f"integrity_check: {len(position)} files are ok",)
+        return replace(start, did=Did.NOTHING, position=position, checks=checks)
 
     def paths(self) -> list[str]:
         return sorted({os.path.dirname(looks.real(path)) for path in self._paths})

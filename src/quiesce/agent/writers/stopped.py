@@ -10,6 +10,7 @@ from quiesce.agent.writers.account import Account
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s
 from quiesce.model.grades import Grade
 from quiesce.model.reports import Outcome
+from quiesce.model.starts import Start
 
 START_TIMEOUT_S = 90.0
 
@@ -19,8 +20,10 @@ class StoppedService(ApplicationWriter):
 
     outlives = True
 
-    def __init__(self, id: str, unit: str, application: str = "service") -> None:
+    def __init__(self, id: str, unit: str, application: str = "service", known: Optional[ApplicationWriter] = None) -> None:
+        """`known`: the writer that knows the application, and would hold it otherwise."""
         super().__init__(id)
+        self._known = known
         self.application = application
         self.unit = unit
         self._stopped = False
@@ -62,7 +65,12 @@ class StoppedService(ApplicationWriter):
             raise WriterError(f"{self.unit} was started during the window: it is {state}", Outcome.INCONSISTENT)
 
     def on_abort(self) -> None:
+        if self._known:
+            self._known.on_abort()
         self._start()
+
+    def on_verify(self, start: Start, deadline_ns: int) -> Start:
+        return self._known.on_verify(start, deadline_ns) if self._known else start
 
     def _start(self) -> None:
         """Does not wait until the service is up: other writers wait to be released."""
