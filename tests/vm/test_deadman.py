@@ -147,11 +147,11 @@ def unfinished(quiesce: Quiesce) -> int:
 def test_host_process_killed(machine: Machine, quiesce: Quiesce, frozen: Callable[[], Frozen], standstill: Standstill) -> None:
     """The agent sees the port hang up and releases at once, long before the deadline."""
     window = frozen()
-    time.sleep(0.5)
+    time.sleep(1)
     window.process.kill()
     assert window.process.wait() == -signal.SIGKILL
-    assert_released_in_time(machine, standstill, at_least_ms=500)
-    assert standstill.longest_ms(machine, ticker.waits(machine)) < 2000
+    assert_released_in_time(machine, standstill, at_least_ms=300)  # a client may have asked long after the freeze
+    assert standstill.longest_ms(machine, ticker.waits(machine)) < 2500
     assert unfinished(quiesce) == 1
     assert quiesce("doctor", machine.name, "--repair", expect=MENDED)[0]["state"] == "mended"
     assert_nothing_left(machine, quiesce)
