@@ -10,8 +10,8 @@ import dataclasses
 import types
 from collections.abc import Callable
 from enum import Enum
-from functools import cache
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from functools import cache, partial
+from typing import Any, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
 
 MAX_INT = 2**63 - 1
 
@@ -55,76 +55,138 @@ def encode(value: Any) -> Any:
 
 def decode(cls: type[T], value: Any, bounds: Bounds | None = None) -> T:
     """A `cls` from a JSON object. Raises CodecError for an unknown field, a missing one, and a value of another type."""
-    return _Decoder(bounds).dataclass(cls, value, cls.__name__)
+    try:
+        return _dataclass(cls, value, bounds)
+    except _MisfitError as misfit:
+        raise CodecError(f"{cls.__name__}{misfit.where}: {misfit.reason}") from None
+
+
+class _MisfitError(Exception):
+    """A value does not fit. `where` is made while the error passes through the values around it, so that a value that fits
+    costs nothing for it."""
+
+    def __init__(self, reason: str, where: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.where = where
+
+    def below(self, where: str) -> _MisfitError:
+        return _MisfitError(self.reason, where + self.where)
+
+
+_Decoder = Callable[[Any, Optional[Bounds]], Any]
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
+def _decoder(kind: Any) -> _Decoder:
+    """The function that decodes values of this type."""
+    if kind is str:
+        return _string
+    if kind is int:
+        return _integer
+    if kind is bool:
+        return _boolean
+    origin = get_origin(kind)
+    if origin in _UNIONS:
+        return partial(_optional, _decoder(next(argument for argument in get_args(kind) if argument is not type(None))))
+    if origin is tuple:
+        return partial(_tuple, _decoder(get_args(kind)[0]))
+    if origin is dict:
+        return partial(_dictionary, _decoder(get_args(kind)[1]))
+    return partial(_enum if issubclass(kind, Enum) else _dataclass, kind)
 
 
-class _Decoder:
-    def __init__(self, bounds: Bounds | None) -> None:
-        self._bounds = bounds
+@cache
+def _fields(cls: type) -> dict[str, tuple[_Decoder, bool]]:
+    """By name, how to decode each field, and whether it must be there."""
+    hints = get_type_hints(cls)
+    return {
+        field.name: (
+            _decoder(hints[field.name]),
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
+        )
+        for field in dataclasses.fields(cls)
+    }
 
-    def dataclass(self, cls: type[T], value: Any, where: str) -> T:
-        if not isinstance(value, dict):
-            raise CodecError(f"{where}: not an object")
-        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        unknown = len(value.keys() - fields.keys())
-        if unknown:
-            raise CodecError(f"{where}: {unknown} unknown field(s)")
-        hints = _hints(cls)  # type: ignore[arg-type]
-        arguments = {}
-        for name, field in fields.items():
-            if name in value:
-                arguments[name] = self.decode(hints[name], value[name], f"{where}.{name}")
-            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-                raise CodecError(f"{where}.{name}: missing")
-        return cls(**arguments)
 
-    def decode(self, kind: Any, value: Any, where: str) -> Any:
-        if kind is str:
-            return self._string(value, where)
-        if kind is int:
-            if not isinstance(value, int) or isinstance(value, bool) or abs(value) > MAX_INT:
-                raise CodecError(f"{where}: not a 64-bit integer")
-            return value
-        if kind is bool:
-            if not isinstance(value, bool):
-                raise CodecError(f"{where}: not true or false")
-            return value
-        origin = get_origin(kind)
-        if origin in _UNIONS:
-            inner = next(argument for argument in get_args(kind) if argument is not type(None))
-            return None if value is None else self.decode(inner, value, where)
-        if origin is tuple:
-            self._require(value, list, where, "a list", "items")
-            return tuple(self.decode(get_args(kind)[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-        if origin is dict:
-            self._require(value, dict, where, "an object", "entries")
-            return {
-                self.decode(str, key, f"{where} key"): self.decode(get_args(kind)[1], item, f"{where} value")
-                for key, item in value.items()
-            }
-        if isinstance(kind, type) and issubclass(kind, Enum):
+def _dataclass(cls: type[T], value: Any, bounds: Bounds | None) -> T:
+    if not isinstance(value, dict):
+        raise _MisfitError("not an object")
+    fields = _fields(cls)  # type: ignore[arg-type]
+    if unknown := len(value.keys() - fields.keys()):
+        raise _MisfitError(f"{unknown} unknown field(s)")
+    arguments = {}
+    for name, (decoder, required) in fields.items():
+        if name in value:
             try:
-                return kind(value)
-            except (ValueError, TypeError):
-                raise CodecError(f"{where}: not one of {', '.join(str(item.value) for item in kind)}") from None
-        return self.dataclass(kind, value, where)
+                arguments[name] = decoder(value[name], bounds)
+            except _MisfitError as misfit:
+                raise misfit.below(f".{name}") from None
+        elif required:
+            raise _MisfitError("missing", f".{name}")
+    return cls(**arguments)
 
-    def _string(self, value: Any, where: str) -> str:
-        if not isinstance(value, str):
-            raise CodecError(f"{where}: not a string")
-        if self._bounds is None:
-            return value
-        if len(value) > self._bounds.string:
-            raise CodecError(f"{where}: not a string of at most {self._bounds.string} characters")
-        return self._bounds.text(value)
 
-    def _require(self, value: Any, kind: type[Any], where: str, what: str, unit: str) -> None:
-        if not isinstance(value, kind):
-            raise CodecError(f"{where}: not {what}")
-        if self._bounds is not None and len(value) > self._bounds.items:
-            raise CodecError(f"{where}: not {what} of at most {self._bounds.items} {unit}")
+def _string(value: Any, bounds: Bounds | None) -> str:
+    if not isinstance(value, str):
+        raise _MisfitError("not a string")
+    if bounds is None:
+        return value
+    if len(value) > bounds.string:
+        raise _MisfitError(f"not a string of at most {bounds.string} characters")
+    return bounds.text(value)
+
+
+def _integer(value: Any, _bounds: Bounds | None) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > MAX_INT:
+        raise _MisfitError("not a 64-bit integer")
+    return value
+
+
+def _boolean(value: Any, _bounds: Bounds | None) -> bool:
+    if not isinstance(value, bool):
+        raise _MisfitError("not true or false")
+    return value
+
+
+def _enum(kind: type[Enum], value: Any, _bounds: Bounds | None) -> Enum:
+    try:
+        return kind(value)
+    except (ValueError, TypeError):
+        raise _MisfitError(f"not one of {', '.join(str(item.value) for item in kind)}") from None
+
+
+def _optional(decoder: _Decoder, value: Any, bounds: Bounds | None) -> Any:
+    return None if value is None else decoder(value, bounds)
+
+
+def _tuple(decoder: _Decoder, value: Any, bounds: Bounds | None) -> tuple[Any, ...]:
+    _require(value, list, bounds, "a list", "items")
+    found = []
+    try:
+        for item in value:
+            found.append(decoder(item, bounds))
+    except _MisfitError as misfit:
+        raise misfit.below(f"[{len(found)}]") from None
+    return tuple(found)
+
+
+def _dictionary(decoder: _Decoder, value: Any, bounds: Bounds | None) -> dict[str, Any]:
+    _require(value, dict, bounds, "an object", "entries")
+    found, part = {}, " key"
+    try:
+        for key, item in value.items():
+            part = " key"
+            name = _string(key, bounds)
+            part = " value"
+            found[name] = decoder(item, bounds)
+    except _MisfitError as misfit:
+        raise misfit.below(part) from None
+    return found
+
+
+def _require(value: Any, kind: type[Any], bounds: Bounds | None, what: str, unit: str) -> None:
+    if not isinstance(value, kind):
+        raise _MisfitError(f"not {what}")
+    if bounds is not None and len(value) > bounds.items:
+        raise _MisfitError(f"not {what} of at most {bounds.items} {unit}")

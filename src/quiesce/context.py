@@ -15,6 +15,7 @@ from quiesce.guests import linux, vss
 from quiesce.guests.port import Guest
 from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.events import LifecycleEvents
+from quiesce.hypervisor.glances import Glance, glances
 from quiesce.hypervisor.vm import Facts, Vm
 from quiesce.model.errors import CancelledError, UsageError
 from quiesce.model.events import Emit, PhaseFinished, PhaseStarted, Progress
@@ -54,6 +55,10 @@ class Context:
             yield host
         finally:
             host.close()
+
+    def glances(self, host: Host) -> list[Glance]:
+        """All VMs of the host. Raises HypervisorError."""
+        return glances(host)
 
     def power_changes(self) -> LifecycleEvents:
         """The events of the host's VMs, from now on. To be closed. Raises HypervisorError."""

@@ -11,6 +11,7 @@ from quiesce.context import Context
 from quiesce.guests.port import Guest
 from quiesce.guests.scripted import ScriptedGuest
 from quiesce.hypervisor.events import Lifecycle
+from quiesce.hypervisor.glances import Glance
 from quiesce.hypervisor.vm import Facts
 from quiesce.model.errors import NotFoundError
 from quiesce.model.names import TRIAL_PREFIX
@@ -50,6 +51,10 @@ class FakeContext(Context):
                 yield vm
                 return
         raise NotFoundError(f"no VM named {name!r}")
+
+    def glances(self, host: Any) -> list[Glance]:
+        found = (vm.facts() for vm in host.vms)
+        return [Glance(facts.name, facts.uuid, facts.power, facts.channels) for facts in found]
 
     def power_changes(self) -> Any:
         return FakeEvents(self.fake)

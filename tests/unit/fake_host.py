@@ -14,7 +14,7 @@ from quiesce.hypervisor.definition import Boot
 from quiesce.hypervisor.events import Lifecycle, PowerChange
 from quiesce.hypervisor.lookups import Presence
 from quiesce.hypervisor.needs import Need
-from quiesce.hypervisor.vm import Facts, Glance, PowerState
+from quiesce.hypervisor.vm import Facts, PowerState
 from quiesce.model.errors import HypervisorError, NotFoundError
 from quiesce.model.keys import VmKey
 from quiesce.model.names import TRIAL_PREFIX
@@ -206,10 +206,6 @@ class FakeVm:
             job=self.job,
             managed_save=self.managed_save,
         )
-
-    def glance(self) -> Glance:
-        facts = self.facts()
-        return Glance(facts.power, facts.channels)
 
     # -- as it is
 

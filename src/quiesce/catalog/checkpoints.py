@@ -59,6 +59,11 @@ class Checkpoints:
             nodes, wrong = _readable(connection.execute(_of(key)).all())
             return Tree.of(nodes, _head(connection, key)), wrong
 
+    def has_any(self, key: VmKey) -> bool:
+        """Whether the VM has checkpoints, hidden ones too."""
+        with self._database.transaction() as connection:
+            return connection.scalar(_of(key).with_only_columns(checkpoints.c.id).limit(1)) is not None
+
     def untouched(self, key: VmKey) -> Untouched | None:
         """What the last restore or merge recorded of the VM's images; None if there is no such record."""
         query = sa.select(heads.c.untouched).where(heads.c.host == key.host, heads.c.vm_uuid == key.uuid)

@@ -238,8 +238,15 @@ def read_manifest(context: Context, host: Host, path: str) -> Loaded:
 
 
 def manifest_path(context: Context, vm: Vm, node: Checkpoint) -> str:
+    return manifest_paths(context, vm, [node])[node.id]
+
+
+def manifest_paths(context: Context, vm: Vm, nodes: Iterable[Checkpoint]) -> dict[str, str]:
+    """By the checkpoint's id."""
     storage = context.storage(vm.host)
-    return storage.inside(places.of_checkpoint(storage, node), manifest.name(node.id))
+    names = {node.id: posixpath.join(places.of_checkpoint(storage, node), manifest.name(node.id)) for node in nodes}
+    paths = storage.identities(names.values())
+    return {id: paths[name] for id, name in names.items()}
 
 
 def forget_checkpoint(context: Context, vm: Vm, node: Checkpoint) -> None:

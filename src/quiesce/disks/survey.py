@@ -271,7 +271,7 @@ def survey(context: Context, vm: Vm, *, patient: bool = False) -> Survey:
     named = frozenset(vm.chain())
     expected = {*head.values(), *(path for node in tree.nodes for path in node.paths())}
     raw = vm.raw_images() | recorded_raw(tree)
-    mine = storage.identities((*expected, *made, *named))
+    mine = set(storage.identities((*expected, *made, *named)).values())
     found = _require_not_empty(storage, storage.look(mine, raw), expected, made)
     found = _require_ends(storage, found, mine)
     if not patient:

@@ -73,12 +73,20 @@ class Facts:
     own: Own = NOTHING
 
 
-@dataclass(frozen=True)
-class Glance:
-    """What a list of VMs shows of each."""
+def settled(name: str, ask: Callable[[], T]) -> T:
+    """The answer about the state of the VM of this name. Raises HypervisorError, NotFoundError."""
+    with translated(f"reading the state of {name}"):
+        for _ in range(TRIES):
+            with suppress(libvirt.libvirtError):  # it was started or stopped between two questions; or it is gone
+                return ask()
+            time.sleep(SETTLE_S)
+        return ask()
 
-    power: PowerState
-    channels: Mapping[str, domain_xml.Channel]
+
+def power_state(domain: libvirt.virDomain, code: int | None = None) -> PowerState:
+    """`code`: a virDomainState, if libvirt was asked before."""
+    power = _STATES.get(domain.state()[0] if code is None else code, PowerState.OTHER)
+    return PowerState.OFF if power is PowerState.PANICKED and not domain.isActive() else power
 
 
 class Vm:
@@ -105,26 +113,10 @@ class Vm:
 
     def facts(self) -> Facts:
         """Raises HypervisorError, NotFoundError."""
-        return self._settled(self._facts)
-
-    def glance(self) -> Glance:
-        """Without the VM's disks, so that no storage is asked. Raises HypervisorError, NotFoundError."""
-        return self._settled(lambda: Glance(self._power(), domain_xml.channels(self.domain.XMLDesc(0))))
-
-    def _settled(self, ask: Callable[[], T]) -> T:
-        with translated(f"reading the state of {self.name}"):
-            for _ in range(TRIES):
-                with suppress(libvirt.libvirtError):  # it was started or stopped between two questions; or it is gone
-                    return ask()
-                time.sleep(SETTLE_S)
-            return ask()
-
-    def _power(self) -> PowerState:
-        power = _STATES.get(self.domain.state()[0], PowerState.OTHER)
-        return PowerState.OFF if power is PowerState.PANICKED and not self.domain.isActive() else power
+        return settled(self.name, self._facts)
 
     def _facts(self) -> Facts:
-        power = self._power()
+        power = power_state(self.domain)
         xml = self.domain.XMLDesc(0)
         found = self.host.disks(xml)
         return Facts(

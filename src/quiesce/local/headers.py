@@ -50,6 +50,14 @@ def header(start: bytes, read: Callable[[int, int], bytes]) -> Header:
     return ("raw", None, None, None, True) if start[:6] == b"LUKS\xba\xbe" else RAW
 
 
+def names_backing(start: bytes) -> bool:
+    """Whether the name of the backing file of a qcow2 image, if it has one, is among these first bytes."""
+    if start[:4] != b"QFI\xfb" or len(start) < 20:
+        return False
+    offset, length = struct.unpack_from(">QI", start, 8)
+    return bool(offset + length <= len(start))
+
+
 def backing_format(start: bytes) -> str | None:
     """The format of the backing file that the header of a qcow2 image records, if it does. `start`: the first bytes of the
     file."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from quiesce.local.headers import RAW, START, Header, header
+from quiesce.local.headers import RAW, START, Header, header, names_backing
 from quiesce.local.opening import ACCESS_LIST, CHUNK, Progress, open_directory, open_file, open_own
 
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -95,6 +95,7 @@ def _overlays(directory: str, again: bool, progress: Progress) -> tuple[list[tup
     files with several names. With `again`, only files that are new since the last time are opened."""
     known, found = _known.get(directory, {}) if again else {}, {}
     by_backing: dict[_Below, list[str]] = {}
+    parsed: dict[bytes, _Below | None] = {}
     links = []
     with open_directory(directory) as place, os.scandir(place) as entries:
         for entry in entries:
@@ -108,7 +109,7 @@ def _overlays(directory: str, again: bool, progress: Progress) -> tuple[list[tup
                 links.append(name)
                 continue
             elif entry.is_file(follow_symlinks=False):
-                several, below = _glance(place, name)
+                several, below = _glance(place, name, parsed)
                 if several:
                     links.append(name)
                     continue
@@ -121,9 +122,9 @@ def _overlays(directory: str, again: bool, progress: Progress) -> tuple[list[tup
     return list(by_backing.items()), links
 
 
-def _glance(place: int, name: str) -> tuple[bool, _Below | None]:
+def _glance(place: int, name: str, parsed: dict[bytes, _Below | None]) -> tuple[bool, _Below | None]:
     """Whether the file has several names, or else its backing file. There may be tens of thousands of files, so nothing is done
-    here that most of them do not need."""
+    here that most of them do not need. `parsed`: what earlier headers say; clones of one template begin with the same bytes."""
     try:
         descriptor = os.open(name, _READ, dir_fd=place)
     except OSError:  # it is gone, or nobody may read it
@@ -131,7 +132,17 @@ def _glance(place: int, name: str) -> tuple[bool, _Below | None]:
             return os.stat(name, dir_fd=place, follow_symlinks=False).st_nlink > 1, None
         return False, None
     try:
-        return (True, None) if os.fstat(descriptor).st_nlink > 1 else (False, _backing(_read_header(descriptor)))
+        if os.fstat(descriptor).st_nlink > 1:
+            return True, None
+        start = os.pread(descriptor, START, 0)
+        if start[:3] not in (b"QFI", b"QED"):  # no other format that we know has a backing file
+            return False, None
+        if start not in parsed:
+            below = _backing(header(start, lambda offset, length: os.pread(descriptor, length, offset)))
+            if not names_backing(start):
+                return False, below
+            parsed[start] = below
+        return False, parsed[start]
     except OSError:
         return False, None
     finally:

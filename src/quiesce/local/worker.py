@@ -12,6 +12,7 @@ import marshal
 import os
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -23,6 +24,8 @@ DONE, FAILED, PROGRESS = 0, 1, 2
 TASKS: dict[str, Callable[..., Any]] = {**looking.TASKS, **changing.TASKS}
 LONG: dict[str, Callable[..., Any]] = {**looking.LONG, **changing.LONG}
 """Tasks that tell of their progress, so that they may take longer than one answer."""
+SIGN_S = 0.1
+"""Shortest time between two signs of progress, in seconds: each wakes quiesce up."""
 
 
 def work(life: int) -> None:
@@ -38,13 +41,27 @@ def _answers(name: str, each: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, 
     for arguments in each:
         try:
             if name in LONG:
-                yield DONE, LONG[name](*arguments, lambda done, size: _say((PROGRESS, (done, size))))
+                yield DONE, LONG[name](*arguments, _signs())
             else:
                 yield DONE, TASKS[name](*arguments)
         except OSError as error:
             yield FAILED, (error.errno or errno.EIO, error.strerror or str(error))
         except ValueError as error:  # no file can have this name
             yield FAILED, (errno.EINVAL, str(error))
+
+
+def _signs() -> Callable[[int, int], None]:
+    """Tells of the progress of one task."""
+    told = time.monotonic()
+
+    def progress(done: int, size: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= SIGN_S:
+            told = now
+            _say((PROGRESS, (done, size)))
+
+    return progress
 
 
 def _say(message: tuple[int, Any]) -> None:

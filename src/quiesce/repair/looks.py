@@ -184,7 +184,7 @@ def _snapshots(vm: Vm) -> Iterator[Fault]:
 
 def _manifests(context: Context, rounds: Rounds, vm: Vm, found: Survey) -> Iterator[Fault]:
     storage, definitions = context.storage(vm.host), context.catalog.checkpoints.domain_xmls(vm.key)
-    paths = {node.id: images.manifest_path(context, vm, node) for node in found.tree.nodes}
+    paths = images.manifest_paths(context, vm, found.tree.nodes)
     there = storage.read_each(list(paths.values()), manifest.MAX_BYTES)
     for node in found.tree.nodes:
         expected = images.described(node, definitions[node.id], found.fingerprints)

@@ -54,7 +54,7 @@ def _undo_imports(context: Context, vm_uuid: str, imports: list[Interrupted]) ->
 def redefined(context: Context, vm: Vm, lost_ones: Callable[[], list[Lost]]) -> Lost | None:
     """The lost VM whose images `vm` writes, or that had the name and an image of `vm`: somebody defined the VM anew, with
     another UUID. None if `vm` has checkpoints of its own."""
-    if context.catalog.checkpoints.tree(vm.key).nodes:
+    if context.catalog.checkpoints.has_any(vm.key):
         return None
     heads = set(vm.heads().values())
     written = context.catalog.checkpoints.of_others(vm.key, sorted(heads))

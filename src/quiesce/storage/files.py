@@ -31,8 +31,8 @@ class FileStorage:
     def identity(self, name: str) -> str:
         return self._host.spell(name)
 
-    def identities(self, names: Iterable[str]) -> set[str]:
-        return {self.identity(name) for name in names}
+    def identities(self, names: Iterable[str]) -> dict[str, str]:
+        return {name: self.identity(name) for name in names}
 
     def knows(self, name: str) -> bool:
         return name.startswith("/") and not self._host.is_device(name)

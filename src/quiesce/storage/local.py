@@ -56,10 +56,10 @@ class LocalStorage:
     def identity(self, name: str) -> str:
         return self._host.spell(name)
 
-    def identities(self, names: Iterable[str]) -> set[str]:
+    def identities(self, names: Iterable[str]) -> dict[str, str]:
         wanted = list(names)
         self._host.spell_together(wanted, LIMIT_S)  # all in one question to the worker
-        return {self.identity(name) for name in wanted}
+        return {name: self.identity(name) for name in wanted}
 
     def knows(self, name: str) -> bool:
         return name.startswith("/") and not self._host.is_device(name)
@@ -143,10 +143,10 @@ class LocalStorage:
                 continue
             by_backing, links = answer
             spelled = self._below(place, [text for (text, _), _ in by_backing])
-            found |= {
-                posixpath.join(place, name): (spelled[text], is_raw) for (text, is_raw), names in by_backing for name in names
-            }
-            linked |= {posixpath.join(place, name) for name in links}
+            inside = f"{place.rstrip('/')}/"
+            for (text, is_raw), names in by_backing:
+                found |= dict.fromkeys([inside + name for name in names], (spelled[text], is_raw))
+            linked |= {inside + name for name in links}
         asked = {name for name in {*others, *linked} if name.startswith("/")}
         named = self._host.spell_together(asked, OTHERS_LIMIT_S)
         silent = {posixpath.dirname(name): "its storage does not answer" for name in asked - named.keys()}

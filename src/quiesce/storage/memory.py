@@ -148,8 +148,8 @@ class MemoryStorage:
         directory, file = posixpath.split(name)
         return posixpath.join(self.links.get(directory, directory), file)
 
-    def identities(self, names: Iterable[str]) -> set[str]:
-        return {self.identity(name) for name in names}
+    def identities(self, names: Iterable[str]) -> dict[str, str]:
+        return {name: self.identity(name) for name in names}
 
     def knows(self, name: str) -> bool:
         return name.startswith("/") and not name.startswith("/dev/")

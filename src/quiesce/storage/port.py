@@ -128,8 +128,8 @@ class Storage(Protocol):
         """The one name of an image. Two names of the same image have the same identity; names of different images do not.
         Example: /a//vda.qcow2 and /b/vda.qcow2 are the same image if /b is a symbolic link to /a."""
 
-    def identities(self, names: Iterable[str]) -> set[str]:
-        """The identity of each."""
+    def identities(self, names: Iterable[str]) -> dict[str, str]:
+        """The identity of each, by name."""
 
     def knows(self, name: str) -> bool:
         """Whether the name can be that of an image in this storage. At an image that the storage does not know, for example an
