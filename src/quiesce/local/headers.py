@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 START = 4096
 """Bytes at the beginning of an image that have its header and, as QEMU writes it, the name of its backing file."""
+GLANCE = 1024
+"""Bytes at the beginning of a qcow2 image that have all this, nearly always: see `names_backing`."""
 BACKING_FORMAT = 0xE2792ACA
 """The header extension of qcow2 that has the format of the backing file."""
 _QCOW2_V2 = 72
@@ -51,7 +53,8 @@ def header(start: bytes, read: Callable[[int, int], bytes]) -> Header:
 
 
 def names_backing(start: bytes) -> bool:
-    """Whether the name of the backing file of a qcow2 image, if it has one, is among these first bytes."""
+    """Whether these first bytes are of a qcow2 image and have the name of its backing file, if it has one. The header's extensions
+    are before the name."""
     if start[:4] != b"QFI\xfb" or len(start) < 20:
         return False
     offset, length = struct.unpack_from(">QI", start, 8)

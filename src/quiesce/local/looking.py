@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from quiesce.local.headers import RAW, START, Header, header, names_backing
+from quiesce.local.headers import GLANCE, RAW, START, Header, header, names_backing
 from quiesce.local.opening import ACCESS_LIST, CHUNK, Progress, open_directory, open_file, open_own
 
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -91,8 +91,8 @@ _known: dict[str, dict[str, tuple[int, _Below | None]]] = {}
 
 
 def _overlays(directory: str, again: bool, progress: Progress) -> tuple[list[tuple[_Below, list[str]]], list[str]]:
-    """By backing file, the images in the directory that have one; and what in it may have another name: symbolic links, and
-    files with several names. With `again`, only files that are new since the last time are opened."""
+    """By backing file, the images in the directory that have one; and which overlays in it may have another name: symbolic
+    links, and files with several names. With `again`, only files that are new since the last time are opened."""
     known, found = _known.get(directory, {}) if again else {}, {}
     by_backing: dict[_Below, list[str]] = {}
     parsed: dict[bytes, _Below | None] = {}
@@ -105,14 +105,14 @@ def _overlays(directory: str, again: bool, progress: Progress) -> tuple[list[tup
                 below = known[name][1]
             elif not _in_utf8(name):
                 continue
-            elif entry.is_symlink():
-                links.append(name)
-                continue
             elif entry.is_file(follow_symlinks=False):
                 several, below = _glance(place, name, parsed)
                 if several:
                     links.append(name)
                     continue
+            elif entry.is_symlink():
+                links.append(name)
+                continue
             found[name] = (inode, below)
             if len(found) % SIGN_EVERY == 0:
                 progress(len(found), 0)
@@ -123,8 +123,9 @@ def _overlays(directory: str, again: bool, progress: Progress) -> tuple[list[tup
 
 
 def _glance(place: int, name: str, parsed: dict[bytes, _Below | None]) -> tuple[bool, _Below | None]:
-    """Whether the file has several names, or else its backing file. There may be tens of thousands of files, so nothing is done
-    here that most of them do not need. `parsed`: what earlier headers say; clones of one template begin with the same bytes."""
+    """Whether the file may be an overlay that has several names, or else its backing file. There may be tens of thousands of
+    files, so nothing is done here that most of them do not need. `parsed`: what earlier headers say; clones of one template
+    begin with the same bytes."""
     try:
         descriptor = os.open(name, _READ, dir_fd=place)
     except OSError:  # it is gone, or nobody may read it
@@ -132,21 +133,26 @@ def _glance(place: int, name: str, parsed: dict[bytes, _Below | None]) -> tuple[
             return os.stat(name, dir_fd=place, follow_symlinks=False).st_nlink > 1, None
         return False, None
     try:
-        if os.fstat(descriptor).st_nlink > 1:
-            return True, None
-        start = os.pread(descriptor, START, 0)
+        start = os.pread(descriptor, GLANCE, 0)
         if start[:3] not in (b"QFI", b"QED"):  # no other format that we know has a backing file
             return False, None
-        if start not in parsed:
-            below = _backing(header(start, lambda offset, length: os.pread(descriptor, length, offset)))
-            if not names_backing(start):
-                return False, below
-            parsed[start] = below
-        return False, parsed[start]
+        if not names_backing(start):
+            below = _backing(_read_header(descriptor))
+        elif start in parsed:
+            below = parsed[start]
+        else:
+            below = parsed[start] = _backing(header(start, _nothing_more))
+        if below and os.fstat(descriptor).st_nlink > 1:
+            return True, None
+        return False, below
     except OSError:
         return False, None
     finally:
         os.close(descriptor)
+
+
+def _nothing_more(_offset: int, _length: int) -> bytes:
+    return b""
 
 
 def _backing_files(directory: str, names: list[str]) -> list[_Below | None]:
