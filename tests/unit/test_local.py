@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import struct
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from quiesce.local import client
+from quiesce.local import client, halves
 from quiesce.local.client import TaskFailed, Worker
 from quiesce.local.headers import RAW, header
 from quiesce.local.looking import TASKS
@@ -167,6 +168,46 @@ def test_headers_are_read_as_qemu_writes_them(worker, tmp_path):
     assert {name for name, _ in worker.one("listing", str(tmp_path), progress=lambda *_: None)} == {
         "base.qcow2", "one.qcow2", "two.qcow2", "three.qed", "raw", "link.qcow2", "fifo",
     }  # fmt: skip
+
+
+def header_alone(path: Path, backing: str, at: int = 112) -> None:
+    """An image of which there is only the header. `at`: where the name of the backing file is."""
+    name = backing.encode()
+    fields = (3, at, len(name), 16, 2**20, 0, 2, 196608, 65536, 1, 0, 0, 0, 0, 0, 4, 104)
+    path.write_bytes(struct.pack(">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", *fields).ljust(at, b"\0") + name)
+
+
+def test_many_images_are_looked_at_like_few(worker, tmp_path):
+    """Broken: of a directory with thousands of images, an overlay in one half would not be seen."""
+    paths = [tmp_path / f"{number:05}.qcow2" for number in range(halves.MANY + 100)]
+    for number, path in enumerate(paths):
+        if number % 100:
+            path.write_bytes(b"raw" * 500)
+        else:
+            header_alone(path, f"base{number % 3}", 112 if number % 200 else 2000)
+    for number in (0, 1, halves.MANY):  # two of them are overlays
+        (tmp_path / f"link{number}").hardlink_to(paths[number])
+    heard = []
+    found, links = worker.one("overlays", str(tmp_path), False, progress=lambda *sign: heard.append(sign))
+    linked = {paths[number].name for number in (0, halves.MANY)}
+    assert {backing: sorted(names) for backing, names in found} == {
+        (f"base{rest}", False): [
+            path.name
+            for number, path in enumerate(paths)
+            if not number % 100 and number % 3 == rest and path.name not in linked
+        ]
+        for rest in range(3)
+    }
+    assert sorted(links) == sorted([*linked, "link0", f"link{halves.MANY}"])
+    assert heard
+
+
+def test_a_second_process_that_fails_is_no_empty_directory(monkeypatch, tmp_path):
+    """Broken: half of a directory's overlays would be overlooked, and an image merged that they need."""
+    monkeypatch.setattr(halves, "MANY", 2)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())  # which cannot be closed as a file
+    with pytest.raises(OSError, match="second process"):
+        halves.each(["a", "b"], lambda items, _: list(items), lambda *_: None)
 
 
 def encrypted(path: Path, options: str) -> None:

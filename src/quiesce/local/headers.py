@@ -53,8 +53,8 @@ def header(start: bytes, read: Callable[[int, int], bytes]) -> Header:
 
 
 def names_backing(start: bytes) -> bool:
-    """Whether these first bytes are of a qcow2 image and have the name of its backing file, if it has one. The header's extensions
-    are before the name."""
+    """Whether these first bytes are of a qcow2 image and have the name of its backing file, if it has one. The header's
+    extensions are before the name."""
     if start[:4] != b"QFI\xfb" or len(start) < 20:
         return False
     offset, length = struct.unpack_from(">QI", start, 8)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from quiesce.local import halves
 from quiesce.local.headers import GLANCE, RAW, START, Header, header, names_backing
 from quiesce.local.opening import ACCESS_LIST, CHUNK, Progress, open_directory, open_file, open_own
 
@@ -94,32 +95,43 @@ def _overlays(directory: str, again: bool, progress: Progress) -> tuple[list[tup
     """By backing file, the images in the directory that have one; and which overlays in it may have another name: symbolic
     links, and files with several names. With `again`, only files that are new since the last time are opened."""
     known, found = _known.get(directory, {}) if again else {}, {}
-    by_backing: dict[_Below, list[str]] = {}
-    parsed: dict[bytes, _Below | None] = {}
-    links = []
+    new: dict[str, int] = {}
+    links: list[str] = []
     with open_directory(directory) as place, os.scandir(place) as entries:
-        for entry in entries:
+        for number, entry in enumerate(entries):
+            if number % SIGN_EVERY == 0:
+                progress(number, 0)
             name, inode = entry.name, entry.inode()
-            below = None
             if name in known and known[name][0] == inode:
-                below = known[name][1]
+                found[name] = known[name]
             elif not _in_utf8(name):
                 continue
             elif entry.is_file(follow_symlinks=False):
-                several, below = _glance(place, name, parsed)
-                if several:
-                    links.append(name)
-                    continue
+                new[name] = inode
             elif entry.is_symlink():
                 links.append(name)
-                continue
+        glances = halves.each(list(new), lambda names, tell: _glances(place, names, tell), progress)
+    for (name, inode), (several, below) in zip(new.items(), glances, strict=True):
+        if several:
+            links.append(name)
+        else:
             found[name] = (inode, below)
-            if len(found) % SIGN_EVERY == 0:
-                progress(len(found), 0)
-            if below:
-                by_backing.setdefault(below, []).append(name)
     _known[directory] = found
+    by_backing: dict[_Below, list[str]] = {}
+    for name, (_, below) in found.items():
+        if below:
+            by_backing.setdefault(below, []).append(name)
     return list(by_backing.items()), links
+
+
+def _glances(place: int, names: Sequence[str], progress: Progress) -> list[tuple[bool, _Below | None]]:
+    found = []
+    parsed: dict[bytes, _Below | None] = {}
+    for name in names:
+        found.append(_glance(place, name, parsed))
+        if len(found) % SIGN_EVERY == 0:
+            progress(len(found), 0)
+    return found
 
 
 def _glance(place: int, name: str, parsed: dict[bytes, _Below | None]) -> tuple[bool, _Below | None]:
@@ -133,22 +145,26 @@ def _glance(place: int, name: str, parsed: dict[bytes, _Below | None]) -> tuple[
             return os.stat(name, dir_fd=place, follow_symlinks=False).st_nlink > 1, None
         return False, None
     try:
-        start = os.pread(descriptor, GLANCE, 0)
-        if start[:3] not in (b"QFI", b"QED"):  # no other format that we know has a backing file
-            return False, None
-        if not names_backing(start):
-            below = _backing(_read_header(descriptor))
-        elif start in parsed:
-            below = parsed[start]
-        else:
-            below = parsed[start] = _backing(header(start, _nothing_more))
-        if below and os.fstat(descriptor).st_nlink > 1:
-            return True, None
-        return False, below
+        return _seen(descriptor, parsed)
     except OSError:
         return False, None
     finally:
         os.close(descriptor)
+
+
+def _seen(descriptor: int, parsed: dict[bytes, _Below | None]) -> tuple[bool, _Below | None]:
+    start = os.pread(descriptor, GLANCE, 0)
+    if start[:3] not in (b"QFI", b"QED"):  # no other format that we know has a backing file
+        return False, None
+    if not names_backing(start):
+        below = _backing(_read_header(descriptor))
+    elif start in parsed:
+        below = parsed[start]
+    else:
+        below = parsed[start] = _backing(header(start, _nothing_more))
+    if below and os.fstat(descriptor).st_nlink > 1:
+        return True, None
+    return False, below
 
 
 def _nothing_more(_offset: int, _length: int) -> bytes:

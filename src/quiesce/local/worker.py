@@ -57,7 +57,7 @@ def _signs() -> Callable[[int, int], None]:
     def progress(done: int, size: int) -> None:
         nonlocal told
         now = time.monotonic()
-        if now - told >= SIGN_S:
+        if now - told >= SIGN_S or done == size:
             told = now
             _say((PROGRESS, (done, size)))
 
