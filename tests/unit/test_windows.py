@@ -303,6 +303,43 @@ def test_a_refusal_of_the_freeze_names_the_writer_for_the_production_code(guest)
     assert (writer.id, writer.grade, writer.outcome) == ("vss", Grade.CRASH, Outcome.RETRYABLE)
 
 
+# -- a copy that is booted aside
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vss_module, "VSS_STARTS_S", 0.5)
+    monkeypatch.setattr(vss_module, "VSS_PAUSE_S", 0.01)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_copy_whose_vss_comes_up_late_is_waited_for(guest):
+    """Broken: a sound checkpoint would be called failed, because Windows starts some services late."""
+    answers = [refuse("VSS_E_PROVIDER_NOT_REGISTERED"), refuse("VSS_E_PROVIDER_NOT_REGISTERED")]
+    guest.on_freeze = lambda: answers.pop()() if answers else 3
+    (start,) = VssGuest("web1", guest).verify("trial", 60).starts
+    assert (start.failure, start.checks) == (None, ("the guest answers, and VSS held all its volumes",))
+    assert not guest.held
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_copy_whose_vss_never_holds_has_failed(guest):
+    """Broken: a checkpoint whose VSS is broken would be proven, or have no proof; the guest's words would be lost."""
+    guest.on_freeze = refuse("DoSnapshotSet exited without Frozen event")
+    (start,) = VssGuest("web1", guest).verify("trial", 60).starts
+    assert "DoSnapshotSet exited without Frozen event" in str(start.failure)
+    assert start.checks == ()
+    assert not guest.counts_as_frozen
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_copy_without_vss_is_not_judged(guest):
+    """Broken: it would be called failed, although nothing is known."""
+    guest.vss = False
+    with pytest.raises(AgentError, match="offers no VSS"):
+        VssGuest("web1", guest).verify("trial", 60)
+
+
 # -- whose way it is
 
 

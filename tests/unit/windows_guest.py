@@ -34,7 +34,8 @@ def silence() -> int:
 
 @dataclass
 class Guest:
-    """A QemuAgent with a Windows behind it. It answers a freeze and the first thaw as told, and later thaws truthfully."""
+    """A QemuAgent with a Windows behind it. It answers a freeze, and the first thaw after it, as told; later
+    thaws truthfully."""
 
     on_freeze: Callable[[], int] = three
     on_thaw: Callable[[], int] = three
@@ -84,8 +85,10 @@ class Guest:
         self._answer_in_time(timeout)
         self.diary.append("thaw")
         was, self.held, self.counts_as_frozen = self.counts_as_frozen, False, False
+        if not was:
+            return 0
         how, self.on_thaw = self.on_thaw, answer(0)
-        return how() if was else 0
+        return how()
 
     def freeze_status(self, timeout: float) -> str:
         self._answer_in_time(timeout)

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import libvirt
 import pytest
 
-from lab import Image, Machine, SavedMachine, ticker
+from lab import Image, Machine, SavedMachine, ticker, windows_guest
 from lab.standstill import Standstill
 from lab.waits import longest_wait_ms
 from lab.windows import windows
@@ -174,3 +175,37 @@ def test_a_linux_guest_with_qemu_ga_alone_is_refused(plain: Machine, quiesce: Qu
     for verb in ("checkpoint", "writers"):
         assert "quiesce guest install" in quiesce.fails(verb, plain.name, code=5)
     assert_nothing_left(plain, quiesce)
+
+
+ROLE = "/usr/local/lib/windows_guest.py"
+HERE = "/run/original"
+"""There is such a file in the VM, and none in a copy, which starts with an empty /run."""
+LINUX_ALONE = f"[Unit]\nConditionPathExists={HERE}\n"
+ROLE_UNIT = f"""
+[Unit]
+ConditionPathExists=!{HERE}
+[Service]
+ExecStart=/usr/bin/python3 -I {ROLE} ok 600
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_checkpoint_through_vss_is_booted_aside(plain: Machine, quiesce: Quiesce) -> None:
+    """Broken: a copy of a Windows guest, which has no agent of ours, could not be verified."""
+    plain.write_file(ROLE, Path(windows_guest.__file__).read_bytes())
+    plain.write_file("/etc/systemd/system/windows.service", ROLE_UNIT.encode())
+    plain.run("mkdir /etc/systemd/system/qemu-guest-agent.service.d")
+    plain.write_file("/etc/systemd/system/qemu-guest-agent.service.d/copy.conf", LINUX_ALONE.encode())
+    plain.run(f"touch {HERE} && systemctl daemon-reload && systemctl enable windows && sync", timeout=120)
+    with windows(plain, "ok"):
+        quiesce("checkpoint", plain.name, "--name", "one")
+    found = quiesce("verify", f"{plain.name}@one", timeout=800)
+    print(found)
+    assert (found["proof"]["state"], found["differs"], found["recorded"]) == ("proven", False, True)
+    (writer,) = found["proof"]["writers"]
+    assert (writer["id"], writer["state"]) == ("vss", "proven")
+    assert writer["checks"] == ["the guest answers, and VSS held all its volumes"]
+    assert_writes_go_on(plain)

@@ -42,6 +42,10 @@ VSS_HOLD_S = 10.0
 """VSS's own limit for holding volumes, in seconds. It cannot be changed."""
 VSS_COMPLETE_S = 60.0
 """Longest thaw, in seconds. VSS releases the volumes at its beginning, and then completes its backup."""
+VSS_STARTS_S = 240.0
+"""How long a guest that has just come up may need until VSS holds its volumes, in seconds: Windows starts some services two
+minutes after the others."""
+VSS_PAUSE_S = 5.0
 LET_GO_S = 60.0
 """How long we ask an agent to thaw that does not answer, in seconds."""
 ANSWER_S = 5.0
@@ -216,13 +220,34 @@ class VssGuest:
         return Status(State.IDLE)
 
     def verify(self, _trial: str, timeout: float) -> Verified:
-        """That the guest came up, and that VSS holds all volumes and lets them go: nobody tells how an application started."""
-        self.identify(timeout)
-        self.freeze(timeout)
-        unbroken = self.thaw(timeout).unbroken
-        failure = None if unbroken else self._writer.reason
-        checks = ("the guest answers, and VSS held all its volumes",) if unbroken else ()
+        """That the guest came up, and that VSS holds all volumes and lets them go: nobody tells how an application started.
+        Waits up to VSS_STARTS_S until it does. Raises AgentError if VSS is not available then."""
+        deadline = time.monotonic() + min(timeout, VSS_STARTS_S)
+        while True:
+            last = time.monotonic() >= deadline
+            try:
+                failure = self._why_not_held(timeout)
+            except AgentError:
+                if last:
+                    raise
+            else:
+                if last or failure is None:
+                    break
+            time.sleep(VSS_PAUSE_S)
+        checks = () if failure else ("the guest answers, and VSS held all its volumes",)
         return Verified((Start("vss", self._writer.application, self._writer.version, failure=failure, checks=checks),))
+
+    def _why_not_held(self, timeout: float) -> str | None:
+        """In the words of VSS; None: it did. Raises AgentError if VSS says nothing."""
+        try:
+            self.identify(timeout)
+            self.freeze(timeout)
+            return None if self.thaw(timeout).unbroken else self._writer.reason
+        except AgentError as error:
+            self.abort(timeout)
+            if isinstance(error, GuestRefusedError):
+                return error.reason
+            raise
 
     def abort(self, _timeout: float) -> Status:
         """Takes up to LET_GO_S: a freeze that had no answer in time may still take effect. Raises AgentError if the guest does
