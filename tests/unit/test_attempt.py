@@ -114,11 +114,12 @@ def test_the_window_begins_with_the_first_hold_and_ends_with_the_last_release(wo
     before = time.monotonic_ns()
     attempt.hold(Level.FRONT_END, soon())
     left = attempt.left_ms()
+    took_ns = time.monotonic_ns() - before
     assert left is not None
-    assert WINDOW_MS - 500 < left <= WINDOW_MS
+    assert WINDOW_MS - took_ns / 1_000_000 - 1 <= left <= WINDOW_MS
     attempt.hold(Level.BACK_END, soon())
     [(_, deadline)] = world.told("arm")
-    assert 0 <= deadline - before - WINDOW_MS * 1_000_000 - DEADMAN_GRACE_NS < 500_000_000
+    assert 0 <= deadline - before - WINDOW_MS * 1_000_000 - DEADMAN_GRACE_NS <= took_ns
     attempt.release(Level.BACK_END)
     assert attempt.left_ms() is not None
     assert attempt.state is State.HELD

@@ -88,7 +88,9 @@ def test_members_of_a_batch_go_at_once():
 
 def test_each_step_is_given_what_is_left_of_the_window():
     """Broken: a step could take longer than the guest's own deadline allows."""
+    began = time.monotonic()
     report, _, fakes = go(lambda _: 0.01, window_s=5.0)
+    took = time.monotonic() - began
     times = [
         fakes["b"].timeouts[step]
         for step in (
@@ -97,7 +99,7 @@ def test_each_step_is_given_what_is_left_of_the_window():
             WindowStep(Action.SWITCH, "b"),
         )
     ]
-    assert 5.0 >= times[0] > times[1] > times[2] > 3.0
+    assert 5.0 >= times[0] > times[1] > times[2] >= 5.0 - took
     assert report.outcome.all_switched
 
 

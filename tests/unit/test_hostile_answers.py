@@ -65,10 +65,8 @@ def _identified(protocol: str, directory: Path, monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_server_that_sends_a_byte_now_and_then_has_no_more_time_than_a_silent_one(protocol, tmp_path, monkeypatch, impatient):
     """Broken: a process named `mariadbd` would keep the agent, and the real databases that it holds, as long as it likes."""
-    started = time.monotonic()
-    with within(20):
+    with within(5):
         found = _identified(protocol, tmp_path, monkeypatch, hostile.drips(SAYS[protocol]))
-    assert time.monotonic() - started < 5
     assert found.outcome is Outcome.TIMEOUT
     assert found.grade is (Grade.CLEAN if found.stateless else Grade.REFUSED)
     assert f"process {os.getpid()} of user root, " in str(found.last_error)
@@ -139,15 +137,13 @@ def test_a_conversation_has_so_much_memory_and_no_more():
 def test_the_earlier_deadline_counts_and_a_librarys_own_may_be_shorter():
     """Broken: a library that sets its own time-out would undo the limit, or the limit undo a shorter one."""
     ours, theirs = socket.socketpair()
-    with theirs, sockets.Connection(fileno=ours.detach()) as connection:
-        started = time.monotonic()
+    with theirs, sockets.Connection(fileno=ours.detach()) as connection, within(5):
         with limits.until(deadline_in_ns(0.2)), limits.until(deadline_in_ns(60)), pytest.raises(TimeoutError):
             connection.settimeout(60)
             connection.recv(1)
         connection.settimeout(0.1)
         with limits.until(deadline_in_ns(60)), pytest.raises(TimeoutError):
             connection.recv_into(bytearray(1))
-        assert time.monotonic() - started < 5
 
 
 # -- any bytes, over every protocol that the agent speaks
@@ -203,7 +199,6 @@ def test_whatever_a_server_answers_it_becomes_a_typed_outcome_in_time(protocol, 
                 while connection.recv(65536):
                     connection.sendall(pieces[-1] if pieces else b"")
 
-        started = time.monotonic()
         with hostile.serving(path_of(protocol, Path(directory)), behave):
             writer = writer_of(protocol, Path(directory), monkeypatch)
             writer.guarded = True
@@ -215,7 +210,6 @@ def test_whatever_a_server_answers_it_becomes_a_typed_outcome_in_time(protocol, 
             writer.release()
             writer.abort()
             report = writer.report()
-        assert time.monotonic() - started < 10
         assert isinstance(report.grade, Grade)
         assert isinstance(report.outcome, Outcome)
         json.dumps(to_wire(report)).encode("ascii")

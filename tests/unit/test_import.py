@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.standstill import within
 from quiesce.catalog import exported
 from quiesce.catalog.store import Catalog
 from quiesce.model.errors import NameTakenError, QuiesceError, UsageError
@@ -170,14 +170,14 @@ def attempt(honest: tuple[World, dict[str, Any], list[FakeVm]], change: Callable
     world.host.storage.files = {path: copy.copy(file) for path, file in files.items()}
     world.host.vms = list(vms)
     change(world)
-    before, started = state(world), time.monotonic()
-    try:
-        import_vm(world.context, "/e", to="/t", name="web2")
-    except QuiesceError:
-        assert state(world) == before
-    else:
-        assert world.content(world.host.vms[-1]) == {0: "at first"}
-    assert time.monotonic() - started < 10
+    before = state(world)
+    with within(10):
+        try:
+            import_vm(world.context, "/e", to="/t", name="web2")
+        except QuiesceError:
+            assert state(world) == before
+        else:
+            assert world.content(world.host.vms[-1]) == {0: "at first"}
     with world.catalog.database.transaction() as connection:
         assert connection.execute(sa.text("SELECT count(*) FROM operations WHERE finished IS NULL")).scalar() == 0
 
