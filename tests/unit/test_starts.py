@@ -159,6 +159,7 @@ def test_mariadb_tells_what_it_recovered(monkeypatch):
             ("shop.t", "check", "status", "Operation failed"),
         ],
         [("shop.t", "check", "Warning", "InnoDB: Index PRIMARY is corrupted"), ("shop.t", "check", "error", "Corrupt")],
+        [("shop.t", "check", "Warning", "Tablespace is missing for table 'shop/t'"), ("shop.t", "check", "error", "Corrupt")],
         [("shop.t", "check", "status", "Operation failed")],
     ],
 )

@@ -186,6 +186,9 @@ def test_the_kernels_words_about_filesystems(line, did, failed, quick, monkeypat
     assert (found.did, bool(found.failure)) == (did, failed)
 
 
+NAMED = ("/srv/a is inode #12", "/srv is inode #12")
+
+
 def test_damaged_inodes_are_named_with_the_kernels_words(quick, monkeypatch):
     """Broken: a checkpoint with a damaged filesystem would be called proven, as long as no service needs what is damaged."""
     order, error = [], "EXT4-fs error (device vda): ext4_readdir:1: inode #12: comm python3: path /srv: checksum"
@@ -193,7 +196,7 @@ def test_damaged_inodes_are_named_with_the_kernels_words(quick, monkeypatch):
     def read(_until_ns: int, wanted: frozenset[tuple[str, int]] = frozenset()) -> InodesRead:
         order.append("named" if wanted else "read")
         assert wanted <= {("vda", 12)}
-        return InodesRead(9, 1, ("/srv/a: Bad message",), ("the time was over",), ("/srv is inode #12",) if wanted else ())
+        return InodesRead(9, 1, ("/srv/a: Bad message",), ("the time was over",), NAMED if wanted else ())
 
     monkeypatch.setattr(inodes, "read_inodes", read)
     monkeypatch.setattr(verification, "_kernel_log", lambda: order.append("log") or [error])

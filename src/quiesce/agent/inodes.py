@@ -185,12 +185,12 @@ class _Reader:
                 f"{_path(mount, [each.name for each in stack[1:]])}: more than {MAX_DEPTH} directories in each other"
             )
             return None
-        descriptor = os.open(entry.name, _READ, dir_fd=above.descriptor)
-        opened = os.fstat(descriptor)
-        if (opened.st_dev, opened.st_ino) != (found.st_dev, found.st_ino):  # something was mounted there just now
-            os.close(descriptor)
-            return None
-        return _Directory(descriptor, entry.name, found.st_dev)
+        below = _Directory(os.open(entry.name, _READ, dir_fd=above.descriptor), entry.name, found.st_dev)
+        opened = os.fstat(below.descriptor)
+        if (opened.st_dev, opened.st_ino) == (found.st_dev, found.st_ino):
+            return below
+        below.close()  # something was mounted there just now
+        return None
 
     def _is_subvolume(self, name: str, device: int, above: _Directory, mount: Mount) -> bool:
         """Whether it is another tree of the same filesystem, and was not read."""

@@ -102,7 +102,8 @@ def _filesystems(until_ns: int) -> Start:
     trouble, recovered = ([line for line in lines if pattern.search(line)] for pattern in (_TROUBLE, _RECOVERED))
     if wanted := frozenset((match[1], int(match[2])) for match in map(_INODE.search, trouble) if match):
         read = replace(read, named=inodes.read_inodes(until_ns, wanted=wanted).named)
-    damaged = [*read.damaged, *read.named]
+    known = {text.rpartition(": ")[0] for text in read.damaged}
+    damaged = [*read.damaged, *(text for text in read.named if text.rpartition(" is inode ")[0] not in known)]
     check = f"{read.inodes:,} inodes and their directories, of {read.filesystems} filesystem{'s'[: read.filesystems != 1]}"
     return Start(
         FILESYSTEMS,

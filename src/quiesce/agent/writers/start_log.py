@@ -26,11 +26,11 @@ _CLEAN = ("database system was shut down at", "database system was shut down in 
 _UNREADABLE = re.compile(r"could not (?:read from|open) (?:WAL|log|file \"pg_wal)|could not locate a valid checkpoint record")
 _TROUBLE = re.compile(r"\b(?:FATAL|PANIC)\b|\[ERROR\]|marked as crashed|corrupt", re.IGNORECASE)
 _LOST = re.compile(
-    r"InnoDB: (?:Tablespace \d+ was not found at|Could not find a valid tablespace file for|Cannot open datafile for read-only"
-    r"|Ignoring (?:tablespace|data file) )|doesn't exist in engine"
+    r"InnoDB: (?:Tablespace \d+ was not found at|Could not find a valid tablespace file for|Cannot open datafile for read-only)"
+    r"(?!.*#sql)|doesn't exist in engine"
 )
-"""How InnoDB names a tablespace whose file is missing, or another table's. Source: storage/innobase/log/log0recv.cc,
-fil/fil0fil.cc, handler/ha_innodb.cc."""
+"""How InnoDB names a tablespace whose file is missing; not those of an ALTER TABLE that did not end, which it removes itself.
+Source: storage/innobase/log/log0recv.cc, fil/fil0fil.cc, fsp/fsp0file.cc."""
 _PROMPT = "the database system is starting up"
 """What a client is told that comes too early: no trouble."""
 
