@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +76,13 @@ class Bare:
             self.domain.destroy()
         self.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
         self.connection.close()
+
+
+def restart_libvirt() -> None:
+    """Kills libvirtd and starts it again. Connections are broken then."""
+    os.kill(int(Path("/run/libvirtd.pid").read_text()), signal.SIGKILL)
+    time.sleep(0.2)
+    subprocess.run(["script/bootstrap"], check=True, stderr=subprocess.DEVNULL)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lab.network import left_behind, network
+from lab.network import left_behind, mac_address, network
+from lab.standstill import wait_for
 
 OWNER = """
 import time
@@ -34,4 +35,13 @@ def test_a_bridge_whose_owner_was_killed_is_removed() -> None:
             assert not theirs.exists()
             assert Path("/sys/class/net", ours.bridge).is_dir()
             assert next_one.bridge != ours.bridge
+    assert left_behind() == []
+
+
+def test_whoever_sends_on_a_bridge_is_heard() -> None:
+    """Broken: a test that hears no frame of a copy would prove nothing."""
+    with network() as net, net.listening() as heard:
+        net.send_as(mac_address(7))
+        wait_for(lambda: mac_address(7) in heard)
+        assert mac_address(8) not in heard
     assert left_behind() == []

@@ -14,6 +14,7 @@ from quiesce.agent.commands import CommandError
 from quiesce.agent.programs import Programs
 from quiesce.agent.writers import mariadb_start, postgresql_start
 from quiesce.agent.writers.base import WriterError, deadline_in_ns
+from quiesce.agent.writers.down import Down
 from quiesce.agent.writers.mariadb_start import mariadb_started
 from quiesce.agent.writers.postgresql_files import Postmaster
 from quiesce.agent.writers.postgresql_start import postgresql_did_not_start, postgresql_started
@@ -158,6 +159,7 @@ def test_mariadb_tells_what_it_recovered(monkeypatch):
             ("shop.t", "check", "status", "Operation failed"),
         ],
         [("shop.t", "check", "Warning", "InnoDB: Index PRIMARY is corrupted"), ("shop.t", "check", "error", "Corrupt")],
+        [("shop.t", "check", "Warning", "Tablespace is missing for table 'shop/t'"), ("shop.t", "check", "error", "Corrupt")],
         [("shop.t", "check", "status", "Operation failed")],
     ],
 )
@@ -165,6 +167,43 @@ def test_a_damaged_table_is_named(check, monkeypatch):
     """Broken: a removed or damaged file of InnoDB would pass."""
     with pytest.raises(WriterError, match=r"CHECK TABLE shop\.t: "):
         mariadb([], monkeypatch, check)
+
+
+NOT_FOUND = "[ERROR] InnoDB: Could not find a valid tablespace file for shop/t."
+
+
+def test_a_lost_file_is_named_in_innodbs_words(monkeypatch):
+    """Broken: nobody would learn which tablespace has lost its file, or a lost one pass if there is no time for CHECK TABLE."""
+    lines: list[str] = []
+    monkeypatch.setattr(mariadb_start, "_log", lambda *_: "\n".join([NOT_FOUND, BEGUN, *lines, READY]))
+    assert mariadb([], monkeypatch).failure is None  # an earlier start's
+
+    def check(_control: object, _deadline_ns: int) -> tuple[int, None]:
+        lines.append(NOT_FOUND)  # the server opens a table's file when it is asked for the table
+        raise WriterError("CHECK TABLE shop.t: Error: no", Outcome.INCONSISTENT)
+
+    with monkeypatch.context() as patch, pytest.raises(WriterError) as raised:
+        patch.setattr(mariadb_start, "_check_tables", check)
+        mariadb([], monkeypatch)
+    assert str(raised.value) == f"CHECK TABLE shop.t: Error: no; {NOT_FOUND}"
+    with pytest.raises(WriterError, match="Could not find") as raised:
+        mariadb([], monkeypatch, seconds=-1)
+    assert raised.value.outcome is Outcome.INCONSISTENT
+
+
+def test_a_server_that_does_not_start_names_the_file_that_it_lacks(monkeypatch):
+    """Broken: the proof would have the last lines alone, which only say that the server gives up."""
+    end = [
+        "[ERROR] Plugin 'InnoDB' registration failed.",
+        "[ERROR] Unknown/unsupported storage engine: InnoDB",
+        "[ERROR] Aborting",
+    ]
+    lines = ["[ERROR] InnoDB: Tablespace 7 was not found at ./shop/t.ibd.", *end]
+    monkeypatch.setattr(logs, "of_unit", lambda _: "\n".join(lines))
+    down = Down("mariadb.service", "mariadb", {})
+    found = down.on_verify(Start("mariadb:mariadb.service", "mariadb"), 0)
+    assert (found.running, found.failure) == (False, f"did not start: {lines.pop(0)}")
+    assert down.on_verify(Start("mariadb:mariadb.service", "mariadb"), 0).failure is None
 
 
 def test_a_table_that_cannot_be_checked_is_no_damage(monkeypatch):

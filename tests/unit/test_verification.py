@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from quiesce.agent import trial, verification
+from quiesce.agent import inodes, trial, verification
+from quiesce.agent.inodes import InodesRead
 from quiesce.agent.writers import base
 from quiesce.agent.writers.base import ApplicationWriter, WriterError
 from quiesce.model.reports import Outcome
@@ -96,6 +97,7 @@ def quick(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(verification, "_wait_for_boot", lambda _: 5)
     monkeypatch.setattr(verification, "_failed_units", tuple)
     monkeypatch.setattr(verification, "_kernel_log", list)
+    monkeypatch.setattr(inodes, "read_inodes", lambda *_, **__: InodesRead(7, 1, (), ()))
     monkeypatch.setattr(trial, "CHECKS", str(tmp_path))
     monkeypatch.setattr(base, "START_PATIENCE_S", 0.0)
     return tmp_path
@@ -138,7 +140,7 @@ def test_a_slow_check_leaves_time_for_the_others(quick):
     writers = [Application(f"shop:{number}") for number in range(3)]
     now = time.monotonic_ns()
     told(*writers, seconds=60)
-    assert [round((writer.deadline_ns - now) / 1e9) for writer in writers] == [30, 30, 60]
+    assert [round((writer.deadline_ns - now) / 1e9) for writer in writers] == [27, 27, 54]
 
 
 def test_the_administrators_checks(quick):
@@ -182,6 +184,33 @@ def test_the_kernels_words_about_filesystems(line, did, failed, quick, monkeypat
     monkeypatch.setattr(verification, "_kernel_log", lambda: ["Linux version 6", line])
     found = told()[FILESYSTEMS]
     assert (found.did, bool(found.failure)) == (did, failed)
+
+
+NAMED = ("/srv/a is inode #12", "/srv is inode #12")
+
+
+def test_damaged_inodes_are_named_with_the_kernels_words(quick, monkeypatch):
+    """Broken: a checkpoint with a damaged filesystem would be called proven, as long as no service needs what is damaged."""
+    order, error = [], "EXT4-fs error (device vda): ext4_readdir:1: inode #12: comm python3: path /srv: checksum"
+
+    def read(_until_ns: int, wanted: frozenset[tuple[str, int]] = frozenset()) -> InodesRead:
+        order.append("named" if wanted else "read")
+        assert wanted <= {("vda", 12)}
+        return InodesRead(9, 1, ("/srv/a: Bad message",), ("the time was over",), NAMED if wanted else ())
+
+    monkeypatch.setattr(inodes, "read_inodes", read)
+    monkeypatch.setattr(verification, "_kernel_log", lambda: order.append("log") or [error])
+    application = Application("shop:1")
+    application.on_abort = lambda: order.append("application")
+    found = told(application)[FILESYSTEMS]
+    assert found.failure == f"/srv/a: Bad message; /srv is inode #12; {error}"
+    assert (found.checks, found.notes) == ((), ("the time was over",))
+    assert order == ["application", "read", "log", "named"]
+
+
+def test_what_was_read_is_told(quick):
+    """Broken: nobody would learn whether the filesystems were read."""
+    assert told()[FILESYSTEMS].checks == ("7 inodes and their directories, of 1 filesystem",)
 
 
 def test_an_answer_always_fits(quick):

@@ -13,7 +13,8 @@ import pytest
 
 import lab.ready
 from lab import Image, Machine
-from lab.network import SERVICE, UNIT, Network, network
+from lab.network import SERVICE, UNIT, Network, mac_address, network
+from lab.standstill import wait_for
 from tests.host import Quiesce
 from tests.vm.test_verify import domains, proof_of
 
@@ -59,7 +60,7 @@ def plugged_in(bridge: str) -> Iterator[set[str]]:
 def prepare(machine: Machine, net: Network, number: int) -> None:
     """Gives the machine a card from its next start on; its copy is the first to start."""
     machine.domain.attachDeviceFlags(
-        f"<interface type='bridge'><mac address='52:54:00:18:00:{number:02x}'/><source bridge='{net.bridge}'/>"
+        f"<interface type='bridge'><mac address='{mac_address(number)}'/><source bridge='{net.bridge}'/>"
         "<model type='virtio'/></interface>",
         libvirt.VIR_DOMAIN_AFFECT_CONFIG,
     )
@@ -83,13 +84,17 @@ def test_copies_of_a_group_see_each_other_and_nobody_else(applications: Image, q
         quiesce("group", "checkpoint", "shop", "--name", "then", "--window", "30", timeout=300)
         db.sql("INSERT INTO orders VALUES (8)")  # the copy of web asks the copy, not production
         began = time.monotonic()
-        with plugged_in(net.bridge) as seen:
+        with plugged_in(net.bridge) as seen, net.listening() as heard:
             result = quiesce("group", "verify", "shop@then", timeout=800)
+            overheard = heard & {mac_address(WEB), mac_address(DB)}
+            net.send_as(mac_address(WEB))
+            wait_for(lambda: mac_address(WEB) in heard)  # a frame of theirs would have been heard
         print(f"took {time.monotonic() - began:.0f} s: {result}")
         assert (result["state"], result["differs"], result["together"]) == ("proven", False, True)
         proofs = {each["checkpoint"]["vm"]: each["proof"] for each in result["members"]}
         assert proof_of(proofs[web.name], "check:orders")["evidence"] == ["7 orders in the copy of db"]
         assert seen == set(), "a copy is on production's network"
+        assert overheard == set(), "production's network had frames of a copy"
         for machine in (web, db):
             assert quiesce("show", f"{machine.name}@then")["proof"] == proofs[machine.name]
             assert not list(machine.directory.glob("quiesce-trial-*"))

@@ -134,9 +134,9 @@ def real(path: str) -> str:
         return path
 
 
-def apart(look: Callable[[], Any]) -> tuple[bool, Any]:
-    """Runs `look` in a child process. Returns whether it answered within LIMIT_S, and what it returned or raised. A child that
-    does not answer is killed, which takes effect when its system call returns, and left behind."""
+def apart(look: Callable[[], Any], limit_s: Optional[float] = None) -> tuple[bool, Any]:
+    """Runs `look` in a child process. Returns whether it answered within so many seconds (None: LIMIT_S), and what it returned
+    or raised. A child that does not answer is killed, which takes effect when its system call returns, and left behind."""
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
@@ -153,7 +153,7 @@ def apart(look: Callable[[], Any]) -> tuple[bool, Any]:
             os._exit(0)
     os.close(send)
     try:
-        data = _read_until(receive, time.monotonic() + LIMIT_S)
+        data = _read_until(receive, time.monotonic() + (LIMIT_S if limit_s is None else limit_s))
     finally:
         os.close(receive)
         os.kill(child, signal.SIGKILL)

@@ -25,6 +25,7 @@ NOT_OURS = "on the network or the host, not on this machine's disks"
 MAX_USERS, USERS_S = 400, 2.0
 """Most filesystems that are looked for in users' own namespaces, and the longest time for that, in seconds."""
 ELSEWHERE = "on a network block device, not on this machine's disks"
+READ_ONLY = "read-only"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def classify(mounts: Iterable[Mount]) -> list[Found]:
         elif not block_backed and mount.fstype != "zfs":
             continue
         elif mount.super_read_only:
-            skip = "read-only"
+            skip = READ_ONLY
         found.append(Found(tuple(group), skip))
     return found
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Callable, Optional
 
-from quiesce.agent import bounds, commands, linux, logs, processes, systemd, trial
+from quiesce.agent import bounds, commands, inodes, linux, logs, processes, systemd, trial
 from quiesce.agent.writers.base import ApplicationWriter, WriterError, left_s, share_of
 from quiesce.model.starts import CHECK, FILESYSTEMS, Did, FailedUnit, Start
 from quiesce.wire.framing import MAX_LINE
@@ -22,6 +22,9 @@ from quiesce.wire.messages import Verified
 from quiesce.wire.schema import to_wire
 
 MAX_UNITS, MAX_LINES, MAX_STARTS = 20, 12, 200
+FILESYSTEMS_SHARE = 10
+"""Of the time that is left when everything has started, one part in so many is kept for the filesystems. They are read last: so
+the applications' checks need not wait for it, and the kernel's log has what they met, too."""
 _TROUBLE = re.compile(
     r"EXT4-fs error|EXT4-fs .*(?:corrupt|errors? count|checksum)|XFS .*(?:corrupt|metadata I/O error|Unmount and run)"
     r"|BTRFS.*(?:error|corrupt)|I/O error, dev|Buffer I/O error",
@@ -29,6 +32,7 @@ _TROUBLE = re.compile(
 )
 _RECOVERED = re.compile(r"EXT4-fs .*(?:recovery complete|orphan cleanup)|EXT3-fs .*recovery complete")
 """XFS goes through its log after every freeze, also if there is nothing to do, so its lines tell nothing."""
+_INODE = re.compile(r"EXT4-fs error \(device ([^)]+)\).*? inode #(\d+)")
 
 
 def ask_all(discover: Callable[[], Sequence[ApplicationWriter]], until_ns: int) -> Verified:
@@ -36,17 +40,18 @@ def ask_all(discover: Callable[[], Sequence[ApplicationWriter]], until_ns: int) 
     is not checked, and says so."""
     boot_ms = _wait_for_boot(until_ns)
     found = discover()
-    starts = [_filesystems()]
+    starts = []
     checks = sorted(path for path in glob.glob(f"{trial.CHECKS}/*") if not path.endswith((".md", "~", ".disabled")))
     waiting = len(found) + len(checks)
+    applications_ns = until_ns - max(0, until_ns - time.monotonic_ns()) // FILESYSTEMS_SHARE
     for writer in found:
         if writer.not_accounted_for is None:
-            starts.append(_start_of(writer, share_of(until_ns, waiting)))
+            starts.append(_start_of(writer, share_of(applications_ns, waiting)))
         waiting -= 1
     for path in checks:
-        starts.append(_check(path, share_of(until_ns, waiting)))
+        starts.append(_check(path, share_of(applications_ns, waiting)))
         waiting -= 1
-    return Verified(_fitting(starts), _failed_units(), boot_ms)
+    return Verified(_fitting([_filesystems(until_ns), *starts]), _failed_units(), boot_ms)
 
 
 def _start_of(writer: ApplicationWriter, until_ns: int) -> Start:
@@ -90,16 +95,24 @@ def _checked(start: Start, command: Sequence[str], until_ns: int) -> Start:
     return replace(start, checks=(*start.checks, " ".join(command)), evidence=(*start.evidence, *lines))
 
 
-def _filesystems() -> Start:
-    """What the kernel said of them since it started."""
+def _filesystems(until_ns: int) -> Start:
+    """Whether every inode and every directory can be read, and what the kernel said since it started, of these and others."""
+    read = inodes.read_inodes(until_ns)
     lines = _kernel_log()
     trouble, recovered = ([line for line in lines if pattern.search(line)] for pattern in (_TROUBLE, _RECOVERED))
+    if wanted := frozenset((match[1], int(match[2])) for match in map(_INODE.search, trouble) if match):
+        read = replace(read, named=inodes.read_inodes(until_ns, wanted=wanted).named)
+    known = {text.rpartition(": ")[0] for text in read.damaged}
+    damaged = [*read.damaged, *(text for text in read.named if text.rpartition(" is inode ")[0] not in known)]
+    check = f"{read.inodes:,} inodes and their directories, of {read.filesystems} filesystem{'s'[: read.filesystems != 1]}"
     return Start(
         FILESYSTEMS,
         "filesystem",
         did=Did.REDO if recovered else Did.NOTHING,
-        failure="; ".join(trouble[:3]) or None,
-        evidence=tuple((trouble or recovered)[:MAX_LINES]),
+        failure="; ".join([*damaged[:3], *trouble[:3]]) or None,
+        checks=() if damaged or not read.inodes else (check,),
+        notes=read.unread,
+        evidence=(*damaged[: MAX_LINES // 2], *(trouble or recovered))[:MAX_LINES],
     )
 
 

@@ -78,7 +78,10 @@ class Down(ApplicationWriter):
         self.grade, self.reason = Grade.CLEAN, "it is down; it was shut down cleanly"
 
     def on_verify(self, start: Start, deadline_ns: int) -> Start:
-        return replace(start, running=False, evidence=tuple(start_log.trouble_in(logs.of_unit(self._unit).splitlines())))
+        lines = logs.of_unit(self._unit).splitlines()
+        lost = start_log.lost_files_in(lines)  # said long before the last line, which only tells that it gives up
+        failure = f"did not start: {'; '.join(lost[:3])}" if lost else None
+        return replace(start, running=False, failure=failure, evidence=tuple(start_log.trouble_in(lines)))
 
     def on_release(self) -> None:
         self.on_identify(0)

@@ -34,8 +34,9 @@ _FINE = ("status", "note", "info")
 
 
 def mariadb_started(base: Start, pid: int, control: Session, deadline_ns: int) -> Start:
-    """Of a running server. Raises WriterError if a table is damaged."""
-    seen = innodb_recovery_in(_log(pid, control, deadline_ns))
+    """Of a running server. Raises WriterError if a table is damaged, or its file missing."""
+    log_file = _log_file(control, deadline_ns)
+    seen = innodb_recovery_in(_log(pid, log_file))
     evidence = tuple(line for line in seen.lines if any(words in line for words in _TELLING))[:MAX_EVIDENCE]
     found = replace(base, evidence=evidence)
     if seen.starts:
@@ -45,19 +46,26 @@ def mariadb_started(base: Start, pid: int, control: Session, deadline_ns: int) -
         found = replace(found, did=Did.NOTHING, redo_to=seen.ends)
     else:
         found = replace(found, notes=("its log of this start was not found",))
-    if seen.damaged:
-        raise WriterError("; ".join(seen.damaged[:3]), Outcome.INCONSISTENT)
-    count, note = _check_tables(control, deadline_ns)
+    if seen.damaged or seen.lost:
+        raise WriterError("; ".join([*seen.damaged[:3], *seen.lost[:3]]), Outcome.INCONSISTENT)
+    try:
+        count, note = _check_tables(control, deadline_ns)
+    except WriterError as error:  # InnoDB opens a table's file when the table is asked for: its log may know more now
+        lost = innodb_recovery_in(_log(pid, log_file)).lost
+        raise WriterError("; ".join([str(error), *lost[:3]]), error.outcome) from None
     checks = (f"CHECK TABLE: {count} tables are OK",) if count else ()
     return replace(found, checks=checks, notes=(*found.notes, *((note,) if note else ())))
 
 
-def _log(pid: int, control: Session, deadline_ns: int) -> str:
+def _log_file(control: Session, deadline_ns: int) -> str:
+    """Empty if it writes to standard error."""
     variables = named(control, "VARIABLES", ("log_error", "datadir"), deadline_ns)
     path = variables.get("log_error", "")
-    if path and path != "stderr":
-        return logs.end_of(os.path.join(variables.get("datadir", "/"), path))
-    return logs.of_process(pid)
+    return os.path.join(variables.get("datadir", "/"), path) if path and path != "stderr" else ""
+
+
+def _log(pid: int, file: str) -> str:
+    return logs.end_of(file) if file else logs.of_process(pid)
 
 
 def _check_tables(control: Session, deadline_ns: int) -> tuple[int, Optional[str]]:

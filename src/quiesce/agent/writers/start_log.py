@@ -25,6 +25,12 @@ _SEGMENT_SIZES = [1 << bits for bits in range(20, 31)]
 _CLEAN = ("database system was shut down at", "database system was shut down in recovery at")
 _UNREADABLE = re.compile(r"could not (?:read from|open) (?:WAL|log|file \"pg_wal)|could not locate a valid checkpoint record")
 _TROUBLE = re.compile(r"\b(?:FATAL|PANIC)\b|\[ERROR\]|marked as crashed|corrupt", re.IGNORECASE)
+_LOST = re.compile(
+    r"InnoDB: (?:Tablespace \d+ was not found at|Could not find a valid tablespace file for|Cannot open datafile for read-only)"
+    r"(?!.*#sql)|doesn't exist in engine"
+)
+"""How InnoDB names a tablespace whose file is missing; not those of an ALTER TABLE that did not end, which it removes itself.
+Source: storage/innobase/log/log0recv.cc, fil/fil0fil.cc, fsp/fsp0file.cc."""
 _PROMPT = "the database system is starting up"
 """What a client is told that comes too early: no trouble."""
 
@@ -88,6 +94,8 @@ class InnodbRecovery:
     ends: Optional[str]
     damaged: tuple[str, ...]
     """What the server says of tables that it would have to repair."""
+    lost: tuple[str, ...]
+    """What the server says of tablespaces whose file is missing."""
     came_up: bool
     """The log has the whole start."""
     lines: tuple[str, ...]
@@ -100,9 +108,15 @@ def innodb_recovery_in(log: str) -> InnodbRecovery:
         _find(r"Starting crash recovery from checkpoint LSN=(\d+)", text),
         _find(r"End of log at LSN=(\d+)", text),
         tuple(line for line in last if "marked as crashed" in line or "corrupt" in line.lower()),
+        lost_files_in(last),
         "ready for connections" in text,
         tuple(last),
     )
+
+
+def lost_files_in(lines: Sequence[str]) -> tuple[str, ...]:
+    """The lines in which InnoDB names files that are missing, each once."""
+    return tuple(dict.fromkeys(line for line in lines if _LOST.search(line)))
 
 
 def trouble_in(lines: Sequence[str]) -> list[str]:
