@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from lab.standstill import within
 from quiesce.catalog import exported
 from quiesce.catalog.store import Catalog
-from quiesce.model.errors import NameTakenError, QuiesceError, UsageError
+from quiesce.hypervisor.lookups import Presence
+from quiesce.model.errors import NameTakenError, QuiesceError, RefusedError, UsageError
 from quiesce.model.names import CheckpointReference
 from quiesce.operations.export import export
 from quiesce.operations.import_ import import_vm
@@ -108,6 +109,33 @@ def test_images_do_not_go_into_the_export(stranger: World) -> None:
     with pytest.raises(UsageError, match="directory of the export"):
         import_vm(stranger.context, "/e/", to="//e", name="web2")
     assert state(stranger) == before
+
+
+def with_devices(world: World, more: str) -> None:
+    text = world.host.storage.files[DEFINITION].content
+    define(world, text.replace(b"</devices>", more.encode() + b"</devices>"))
+
+
+@pytest.mark.parametrize("lack", [Presence.MISSING, Presence.STOPPED])
+def test_what_the_host_lacks_for_the_new_vm_is_said_before_anything_is_copied(lack: Presence, stranger: World) -> None:
+    """Broken: hours later, when everything is copied, the VM would not start."""
+    with_devices(stranger, "<interface type='network'><source network='lan'/></interface>")
+    stranger.host.lacking["lan"] = lack
+    before = state(stranger)
+    with pytest.raises(RefusedError, match=r"web2 could not start: .*lan"):
+        import_vm(stranger.context, "/e", to="/t", name="web2", start=True)
+    assert state(stranger) == before
+    import_vm(stranger.context, "/e", to="/t", name="web2")
+    assert [text for text in stranger.warnings() if "lan" in text and "web2 does not start" in text]
+
+
+def test_another_emulator_than_in_the_export_is_announced(stranger: World) -> None:
+    """Broken: an administrator would not know that the VM runs with another QEMU than before."""
+    with_devices(stranger, "<emulator>/opt/qemu/qemu-kvm</emulator>")
+    import_vm(stranger.context, "/e", to="/t", name="web2")
+    (text,) = [text for text in stranger.warnings() if "emulator" in text and "in the export" in text]
+    assert "/opt/qemu/qemu-kvm" in text
+    assert "/usr/bin/qemu-system-x86_64" in text
 
 
 def test_a_file_that_somebody_makes_meanwhile_is_not_removed(stranger: World) -> None:

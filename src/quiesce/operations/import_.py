@@ -11,11 +11,13 @@ from functools import partial
 from quiesce.catalog.journal import Interrupted, Journal
 from quiesce.catalog.steps import CopyIn, Define, MakePlace
 from quiesce.context import Context
+from quiesce.disks.needs import look_for_needs_of_new
 from quiesce.hypervisor.connection import Host
 from quiesce.hypervisor.definition_of_import import Files, imported
 from quiesce.hypervisor.domain_xml import Identity
 from quiesce.hypervisor.vm import Vm
 from quiesce.model.errors import HypervisorError, NameTakenError, RefusedError, UsageError
+from quiesce.model.events import Warned
 from quiesce.model.keys import VmKey
 from quiesce.model.names import check_directory, check_vm_name, file_stem
 from quiesce.model.proof import Proof
@@ -80,6 +82,7 @@ def import_vm(
             identity = import_checks.check_identity(checked, name=name, uuid=str(uuid.uuid4()))
             _require_free(host, identity)
             plan = _plan(context, host, checked, identity, to, accept, same=same)
+            _look_at_the_rest(context, host, checked, plan, identity.name, accept, start=start)
             _verify(context, context.storage(host), checked)
         key = VmKey(host.id, identity.uuid)
         undo = partial(undo_import, context, host, key.uuid, of_others=plan.of_others)
@@ -137,6 +140,20 @@ def _plan(
             raise RefusedError(f"{place} has the state of a TPM already", hint="remove it if the VM that it belongs to is gone")
         new = (*new, *(missing and (place.rpartition("/")[0], place)))
     return _Plan(to, new, files, xml, tpm)
+
+
+def _look_at_the_rest(
+    context: Context, host: Host, checked: Checked, plan: _Plan, name: str, accept: Collection[str], *, start: bool
+) -> None:
+    """Raises RefusedError if the VM is to be started and the host lacks something for that."""
+    made = {plan.directory, *plan.files.disks.values(), plan.files.nvram, *plan.files.others}
+    look_for_needs_of_new(context, host, name, plan.xml, targets=plan.files.disks.keys(), made=made, starts=start)
+    emulators = {(element.text or "").strip() for element in checked.root.iterfind("./devices/emulator")}
+    if "emulator" not in accept:
+        for other in sorted(emulators - {checked.emulator}):
+            context.emit(
+                Warned(f"{name} gets the emulator {checked.emulator}, not {other} as in the export; --accept emulator keeps it")
+            )
 
 
 def _missing(storage: Storage, place: str) -> tuple[str, ...]:
