@@ -66,7 +66,7 @@ class Forest:
             self._qemu_io(target, command)
             self._qemu_io(target, "flush")
         else:
-            subprocess.run(["qemu-io", "-c", command, self.sources()[target]], check=True)
+            subprocess.run(["qemu-io", "-c", command, self.sources()[target]], check=True, capture_output=True)
 
     def _qemu_io(self, target: str, command: str) -> None:
         device = f"/machine/peripheral/virtio-disk{TARGETS.index(target)}/virtio-backend"
