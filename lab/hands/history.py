@@ -166,10 +166,10 @@ class History:
             if aside.exists() and not path.exists():
                 aside.rename(path)
         world.moved.clear()
-        domain = world.domain()
-        if domain is not None:
+        if running := world.domain():
             with contextlib.suppress(libvirt.libvirtError):
-                domain.destroy()
+                running.destroy()
+        if domain := world.domain():  # a transient one is gone
             for snapshot in domain.listAllSnapshots():
                 with contextlib.suppress(libvirt.libvirtError):
                     snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
