@@ -19,13 +19,16 @@ from quiesce.operations.doctor import doctor
 
 HANDS = 30
 HANDS_LONG = 2000
+SEED = 2913
+"""Of the short form, which tells whether a change broke something; the long form looks for what nobody has met."""
 
 
 @pytest.mark.timeout(4 * 3600)
 def test_what_others_do(request: pytest.FixtureRequest) -> None:
     """Broken: a hand of somebody else's makes a checkpoint lie, loses data, or keeps the VM from starting."""
     long = request.config.getoption("--long")
-    words = ["--hands", str(HANDS_LONG if long else HANDS), "--seed", str(random.randrange(2**32))]  # noqa: S311
+    seed = random.randrange(2**32) if long else SEED  # noqa: S311
+    words = ["--hands", str(HANDS_LONG if long else HANDS), "--seed", str(seed)]
     limit = [] if long else ["--seconds", "40", "--no-shrink"]
     done = subprocess.run(command(*words, *limit), cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stderr, done.stdout)
