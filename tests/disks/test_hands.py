@@ -19,7 +19,7 @@ from quiesce.operations.doctor import doctor
 
 HANDS = 30
 HANDS_LONG = 2000
-SEED = 2913
+SEED = 2911
 """Of the short form, which tells whether a change broke something; the long form looks for what nobody has met."""
 
 
