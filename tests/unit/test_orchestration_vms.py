@@ -32,6 +32,8 @@ class SeenDomain(FakeDomain):
         return definition({})
 
     def isActive(self) -> int:  # noqa: N802 - libvirt's own name
+        if self.error is not None:
+            self.XMLDesc(0)
         return 0
 
 
@@ -40,6 +42,7 @@ def test_a_vm_whose_state_cannot_be_read_is_listed_with_the_others(world, monkey
     states = {"web1": libvirt.VIR_ERR_INTERNAL_ERROR, "db1": libvirt.VIR_ERR_NO_DOMAIN, "db3": None, "db2": None}
     answers = [(SeenDomain(name, error), {"state.state": libvirt.VIR_DOMAIN_RUNNING}) for name, error in states.items()]
     answers.append((SeenDomain("db4", None), {"state.state": libvirt.VIR_DOMAIN_CRASHED}))
+    answers.append((SeenDomain("gone", libvirt.VIR_ERR_NO_DOMAIN), {"state.state": libvirt.VIR_DOMAIN_CRASHED}))
     answers.append((SeenDomain(f"{TRIAL_PREFIX}1", None), {"state.state": libvirt.VIR_DOMAIN_RUNNING}))
     host = SimpleNamespace(id=world.host.id, connection=SimpleNamespace(getAllDomainStats=lambda _: answers))
     monkeypatch.setattr(type(world.context), "glances", lambda _self, _host: glances(host))

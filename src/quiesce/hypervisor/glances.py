@@ -39,8 +39,12 @@ def glances(host: Host) -> list[Glance]:
 
 def _glance(domain: Any, answer: Mapping[str, Any]) -> Glance:
     name, uuid = str(domain.name()), str(domain.UUIDString())
-    try:
+
+    def ask() -> Glance:
         power = power_state(domain, answer.get("state.state"))
-        return Glance(name, uuid, power, settled(name, lambda: domain_xml.channels(domain.XMLDesc(0))))
+        return Glance(name, uuid, power, domain_xml.channels(domain.XMLDesc(0)))
+
+    try:
+        return settled(name, ask)
     except HypervisorError as error:
         return Glance(name, uuid, PowerState.OTHER, problem=error.message)
