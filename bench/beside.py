@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from bench.stall import measure, start
+from bench.stall import figures, measure, start
 from lab import Machine, build
 from lab.demo import Narrator, quiesce
 from lab.ready import ready
@@ -40,7 +38,11 @@ def main() -> int:
             took = time.monotonic() - began
             waits["one processor"].append(measure(notes, partial(_busy, took)))
             waits["nothing"].append(measure(notes, partial(time.sleep, took)))
-    print(json.dumps(_figures(waits) | {"rounds": rounds, "seconds of the last verify": round(took)}, indent=2))
+    print(
+        json.dumps(
+            figures(waits, "verify", "one processor") | {"rounds": rounds, "seconds of the last verify": round(took)}, indent=2
+        )
+    )
     return 0
 
 
@@ -51,14 +53,6 @@ def _busy(seconds: float) -> None:
     finally:
         program.kill()
         program.wait()
-
-
-def _figures(waits: dict[str, list[float]]) -> dict[str, Any]:
-    medians = {what: statistics.median(values) for what, values in waits.items()}
-    found: dict[str, Any] = {
-        what: {"median_ms": round(medians[what]), "max_ms": round(max(values))} for what, values in waits.items()
-    }
-    return found | {"ratio": round(medians["verify"] / medians["one processor"], 2)}
 
 
 if __name__ == "__main__":

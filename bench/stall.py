@@ -98,11 +98,16 @@ def compare(bench: Bench, notes: Notes, rounds: int) -> dict[str, Any]:
         waits["virsh --quiesce"].append(measure(notes, bench.theirs))
         bench.merge_theirs()
         waits["nothing"].append(measure(notes, lambda: time.sleep(2)))
+    return figures(waits, "quiesce", "virsh --quiesce")
+
+
+def figures(waits: dict[str, list[float]], ours: str, other: str) -> dict[str, Any]:
+    """Median and maximum of each, and the ratio of the medians of two."""
     medians = {what: statistics.median(values) for what, values in waits.items()}
     found: dict[str, Any] = {
         what: {"median_ms": round(medians[what]), "max_ms": round(max(values))} for what, values in waits.items()
     }
-    return found | {"ratio": round(medians["quiesce"] / medians["virsh --quiesce"], 2)}
+    return found | {"ratio": round(medians[ours] / medians[other], 2)}
 
 
 def main() -> int:
